@@ -1,0 +1,1 @@
+"""cri-jails: the Kubernetes CRI server for FreeBSD nodes."""

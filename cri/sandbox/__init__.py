@@ -1,0 +1,1 @@
+"""Pods and containers: their life cycles, and the port to the operating system that carries them."""

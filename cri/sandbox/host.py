@@ -1,0 +1,306 @@
+"""The port: what a node's operating system must offer to carry pods and containers.
+
+`linux/` and `freebsd/` implement it with kernels, `fake/` with a kernel in memory. The life cycles know nothing but
+this. Rules for an implementation:
+
+- A method that makes something undoes its own half-done work before it raises; the caller has recorded the object
+  before it calls, and undoes what was finished.
+- Methods that remove succeed on what is gone.
+- No method blocks the event loop; what may hang in the kernel runs in a thread.
+- Nothing here names a namespace or a jail: what only one kernel can do is a feature, told by `Features`, or refused
+  with `UnsupportedError`.
+"""
+
+from __future__ import annotations
+
+import abc
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cri.sandbox.spec import (
+    ContainerSpec,
+    Credentials,
+    DiskUsage,
+    ExitRecord,
+    ProcessSpec,
+    Resources,
+    SandboxSpec,
+    Started,
+    Usage,
+)
+
+
+class HostError(Exception):
+    """The operating system refused or failed; says at what, on which object, and why.
+
+    `errno` is the kernel's, where there is one.
+    """
+
+    def __init__(self, operation: str, subject: str, reason: str, errno: int | None = None) -> None:
+        super().__init__(f"{operation} {subject}: {reason}")
+        self.operation = operation
+        self.subject = subject
+        self.reason = reason
+        self.errno = errno
+
+
+class StartError(HostError):
+    """The process could not be started: no such file, user, or working directory, or no right to it."""
+
+
+class WardenGoneError(HostError):
+    """The sandbox's warden has died or cannot be reached; its containers have ended with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What this kernel can do, for Status and for validation (CRI RuntimeHandlerFeatures, RuntimeFeatures)."""
+
+    recursive_readonly_mounts: bool
+    supplemental_groups_policy: bool = True
+    user_namespaces: bool = False
+    mount_propagation: bool = False
+    host_pid: bool = False
+    """Containers may see the node's processes."""
+    host_ipc: bool = False
+    sysctls: bool = False
+    """A sandbox may have sysctls of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A finding about the node that Status reports."""
+
+    ok: bool
+    reason: str = ""
+    """CamelCase, for programs."""
+    message: str = ""
+    """For people; names the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerState:
+    """What a warden knows of a container."""
+
+    container_id: str
+    started: Started | None
+    exited: ExitRecord | None
+
+
+class Exec(abc.ABC):
+    """A process that was started beside a container's own, with the ends of its streams."""
+
+    pid: int
+
+    @abc.abstractmethod
+    async def wait(self) -> int:
+        """Wait for the end of the process; its exit code (128 plus the signal's number if a signal ended it)."""
+
+    @abc.abstractmethod
+    async def kill(self) -> None:
+        """KILL the process and everything in its session. Returns at once; succeeds on what has ended."""
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Let go of the process: it is killed if it still runs, and the warden forgets it."""
+
+
+class Warden(abc.ABC):
+    """The supervisor of one sandbox, which outlives the daemon. One connection to it."""
+
+    pid: int
+
+    @abc.abstractmethod
+    async def containers(self) -> Sequence[ContainerState]:
+        """All containers that this warden has started, for recovery."""
+
+    @abc.abstractmethod
+    async def start(self, container: ContainerSpec) -> Started:
+        """Start the container's first process.
+
+        Raises StartError when that process cannot be had, WardenGoneError when the warden is gone.
+        """
+
+    @abc.abstractmethod
+    async def exec(
+        self,
+        container_id: str,
+        process: ProcessSpec,
+        *,
+        stdin: int | None,
+        stdout: int | None,
+        stderr: int | None,
+    ) -> Exec:
+        """Start a process inside a running container, with these descriptors (the caller closes its own copies).
+
+        None is /dev/null. Raises StartError, WardenGoneError.
+        """
+
+    @abc.abstractmethod
+    async def signal(self, container_id: str, signal: int) -> None:
+        """Send a signal to the container's first process; succeeds if it has ended."""
+
+    @abc.abstractmethod
+    async def kill(self, container_id: str) -> None:
+        """KILL everything in the container, also what has left the first process's session. Succeeds if it ended."""
+
+    @abc.abstractmethod
+    async def reopen_log(self, container_id: str) -> None:
+        """Open the log file anew, between two lines. Raises HostError if it cannot be opened."""
+
+    @abc.abstractmethod
+    async def forget(self, container_id: str) -> None:
+        """Drop what the warden remembers of an ended container."""
+
+    @abc.abstractmethod
+    async def socket(self, family: int, type_: int, protocol: int = 0) -> socket.socket:
+        """Make a socket that belongs to the pod's network stack; the caller closes it."""
+
+    @abc.abstractmethod
+    async def exits(self) -> AsyncIterator[ExitRecord]:
+        """The containers' ends, each once, as they happen; ends when the warden is gone."""
+        yield  # type: ignore[misc]  # marks an asynchronous generator
+
+    @abc.abstractmethod
+    async def shutdown(self) -> None:
+        """KILL everything in the sandbox and end the warden; returns when it has ended."""
+
+    @abc.abstractmethod
+    async def disconnect(self) -> None:
+        """Close the connection; warden and containers go on."""
+
+
+class Snapshotter(abc.ABC):
+    """Unpacked layers, and the writable root filesystems made from them."""
+
+    kind: str
+    """As in the configuration: overlay, copy, zfs."""
+    parallel: bool
+    """Layers may be unpacked in any order; otherwise a layer's parent must be committed first."""
+    overlay_whiteouts: bool
+    """A layer is unpacked with overlayfs whiteouts instead of applied to its parent's content."""
+
+    @abc.abstractmethod
+    async def chains(self) -> Mapping[str, DiskUsage]:
+        """All committed chain ids."""
+
+    @abc.abstractmethod
+    async def begin(self, chain_id: str, parent: str | None) -> Path:
+        """An empty directory (or, without `overlay_whiteouts`, the parent's content) to unpack a layer into."""
+
+    @abc.abstractmethod
+    async def commit(self, chain_id: str) -> DiskUsage:
+        """Make the unpacked layer permanent, atomically."""
+
+    @abc.abstractmethod
+    async def abort(self, chain_id: str) -> None:
+        """Throw a begun layer away."""
+
+    @abc.abstractmethod
+    async def remove(self, chain_id: str) -> None:
+        """Remove a committed layer; nothing is made from it any more."""
+
+
+class NetworkStack(abc.ABC):
+    """A pod's network stack, as the network plugins see it (`cni_plugins.types.NetworkStack`)."""
+
+    move_target: int
+    """Where an interface is moved to: a namespace descriptor on Linux, a jid on FreeBSD."""
+
+    @abc.abstractmethod
+    def socket(self, family: int, type_: int, protocol: int = 0) -> socket.socket:
+        """A socket made inside the pod. Blocks; call it in a thread."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Let go of what `move_target` holds open."""
+
+
+class Host(abc.ABC):
+    """One node."""
+
+    name: str
+    """linux, freebsd, fake."""
+    features: Features
+    snapshots: Snapshotter
+
+    @abc.abstractmethod
+    async def open(self, lost: Callable[[str], None]) -> None:
+        """Get ready to carry pods; `lost` is called with a sandbox id when its warden dies unasked.
+
+        Must be called before anything starts threads that a fork could trip over (the spawner is forked here).
+        """
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Let go of everything; pods go on."""
+
+    @abc.abstractmethod
+    async def condition(self) -> Condition:
+        """Whether pods can be run, and if not, why."""
+
+    @abc.abstractmethod
+    async def create_sandbox(self, spec: SandboxSpec) -> Warden:
+        """Make the jail or the namespaces of a pod and start its warden."""
+
+    @abc.abstractmethod
+    async def find_warden(self, spec: SandboxSpec) -> Warden | None:
+        """The warden of a sandbox made by an earlier daemon, or None if it is gone."""
+
+    @abc.abstractmethod
+    def network_stack(self, spec: SandboxSpec, warden: Warden) -> NetworkStack:
+        """The pod's network stack, for the plugins."""
+
+    @abc.abstractmethod
+    async def stop_sandbox(self, spec: SandboxSpec, warden: Warden | None) -> None:
+        """End every process of the pod and give its kernel resources back, all but what its records need."""
+
+    @abc.abstractmethod
+    async def remove_sandbox(self, spec: SandboxSpec) -> None:
+        """Remove what is left of a stopped sandbox."""
+
+    @abc.abstractmethod
+    async def create_container(self, spec: ContainerSpec) -> None:
+        """Make root filesystem, limits and whatever else the warden needs to start the container."""
+
+    @abc.abstractmethod
+    async def stop_container(self, spec: ContainerSpec) -> None:
+        """Give back what an ended container no longer needs (mounts, limits)."""
+
+    @abc.abstractmethod
+    async def remove_container(self, spec: ContainerSpec) -> None:
+        """Remove the container's root filesystem and everything else of it. No process of it is left."""
+
+    @abc.abstractmethod
+    async def update_container(self, spec: ContainerSpec, resources: Resources) -> None:
+        """Apply new limits to a created or running container."""
+
+    @abc.abstractmethod
+    async def container_usage(self, spec: ContainerSpec) -> Usage:
+        """What a running container has used."""
+
+    @abc.abstractmethod
+    async def root_usage(self, spec: ContainerSpec) -> DiskUsage:
+        """What the container's writable root filesystem takes."""
+
+    @abc.abstractmethod
+    async def leftovers(self, sandboxes: Sequence[str], containers: Sequence[str]) -> Sequence[str]:
+        """Remove whatever of ours belongs to none of these; says what was removed."""
+
+
+__all__ = [
+    "Condition",
+    "ContainerState",
+    "Credentials",
+    "Exec",
+    "Features",
+    "Host",
+    "HostError",
+    "NetworkStack",
+    "Snapshotter",
+    "StartError",
+    "Warden",
+    "WardenGoneError",
+]

@@ -1,0 +1,242 @@
+"""What a sandbox, a container and a process are to be, in the words of no particular kernel.
+
+The life cycles (`pod.py`, `container.py`) make these values out of CRI messages; a host driver makes jails or
+namespaces out of them. They also travel to the warden as JSON, so this module imports the standard library only.
+Text that comes from users (arguments, environment, paths) may hold any bytes: it is kept as `str` with the
+`surrogateescape` error handler, as `os.fsdecode` does.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+class Sharing(enum.Enum):
+    """With whom a namespace is shared (CRI NamespaceMode)."""
+
+    POD = "pod"
+    CONTAINER = "container"
+    NODE = "node"
+    TARGET = "target"
+
+
+class Propagation(enum.Enum):
+    """Whether mounts made later cross a volume mount (CRI MountPropagation)."""
+
+    PRIVATE = "private"
+    HOST_TO_CONTAINER = "rslave"
+    BIDIRECTIONAL = "rshared"
+
+
+class GroupsPolicy(enum.Enum):
+    """Where a process's supplemental groups come from (CRI SupplementalGroupsPolicy)."""
+
+    MERGE = "merge"
+    STRICT = "strict"
+
+
+@dataclass(frozen=True, slots=True)
+class Namespaces:
+    """What the pod or container has of its own, and what it shares."""
+
+    network: Sharing = Sharing.POD
+    pid: Sharing = Sharing.CONTAINER
+    ipc: Sharing = Sharing.POD
+    target_id: str = ""
+    """The container whose processes are visible, when `pid` is TARGET."""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """A pod sandbox."""
+
+    id: str
+    name: str
+    namespace: str
+    directory: str
+    """State directory of the sandbox: exists, is ours alone, and survives the daemon and a reboot."""
+    runtime_directory: str
+    """Directory for the warden's socket: gone after a reboot."""
+    hostname: str = ""
+    namespaces: Namespaces = field(default_factory=Namespaces)
+    limits_parent: str = ""
+    """The accounting group that the kubelet made for the pod (CRI cgroup_parent); empty: one of our own."""
+    sysctls: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
+    privileged: bool = False
+    user: UserSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MountSpec:
+    """A file or directory of the node, shown inside the container."""
+
+    source: str
+    """Path on the node, links already resolved."""
+    target: str
+    """Path in the container; resolved by the driver without leaving the root filesystem."""
+    readonly: bool = False
+    recursive_readonly: bool = False
+    propagation: Propagation = Propagation.PRIVATE
+    options: tuple[str, ...] = ()
+    """Of noexec, nodev, nosuid."""
+    tmpfs: bool = False
+    """An empty memory filesystem instead of `source`."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """A device node of the node, shown inside the container."""
+
+    source: str
+    target: str
+    permissions: str = "rwm"
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Limits; None leaves a resource as it is (CRI LinuxContainerResources)."""
+
+    cpu_period: int | None = None
+    """Microseconds."""
+    cpu_quota: int | None = None
+    """Microseconds of CPU time in one period; -1 is no limit."""
+    cpu_shares: int | None = None
+    """Relative weight, 2 to 262144."""
+    memory_limit: int | None = None
+    """Bytes."""
+    memory_swap_limit: int | None = None
+    """Bytes of memory and swap together."""
+    pids_limit: int | None = None
+    cpuset_cpus: str | None = None
+    cpuset_mems: str | None = None
+    oom_score_adj: int | None = None
+    hugepage_limits: dict[str, int] = field(default_factory=dict)
+    unified: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class UserSpec:
+    """Who runs the process, as asked for; names are looked up in the files of the image by the driver."""
+
+    user: str = ""
+    """A name or a number, or NAME:GROUP as an image config has it; empty is root."""
+    group: int | None = None
+    supplemental_groups: tuple[int, ...] = ()
+    groups_policy: GroupsPolicy = GroupsPolicy.MERGE
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Who runs the process, as it came out (CRI LinuxContainerUser)."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSpec:
+    """A process of a container: its first one, or one of an exec."""
+
+    argv: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    """KEY=VALUE each."""
+    cwd: str = "/"
+    user: UserSpec = field(default_factory=UserSpec)
+    tty: bool = False
+    stdin: bool = False
+    stdin_once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Security:
+    """What the processes of a container may do."""
+
+    privileged: bool = False
+    readonly_root: bool = False
+    no_new_privileges: bool = False
+    add_capabilities: tuple[str, ...] = ()
+    """Without the CAP_ prefix; ALL stands for every one."""
+    drop_capabilities: tuple[str, ...] = ()
+    masked_paths: tuple[str, ...] = ()
+    readonly_paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """A container of a pod."""
+
+    id: str
+    sandbox_id: str
+    directory: str
+    """State directory of the container: exists, is ours alone; its `exit.json` is the exit record."""
+    layers: tuple[str, ...]
+    """Chain ids of the unpacked image, lowest first."""
+    process: ProcessSpec
+    namespaces: Namespaces = field(default_factory=Namespaces)
+    hostname: str = ""
+    mounts: tuple[MountSpec, ...] = ()
+    devices: tuple[DeviceSpec, ...] = ()
+    resources: Resources = field(default_factory=Resources)
+    security: Security = field(default_factory=Security)
+    log_path: str = ""
+    """Absolute path of the CRI log file; empty: output is dropped."""
+    limits_parent: str = ""
+    annotations: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A container's first process, as the warden started it."""
+
+    pid: int
+    started_at: int
+    """Nanoseconds since the epoch."""
+    credentials: Credentials
+
+
+@dataclass(frozen=True, slots=True)
+class ExitRecord:
+    """How a container ended; on disk before anybody is told."""
+
+    container_id: str
+    exit_code: int
+    """The exit status, or 128 plus the signal's number, as shells have it."""
+    finished_at: int
+    """Nanoseconds since the epoch."""
+    signal: int = 0
+    """The signal that ended it, or 0."""
+    oom_killed: bool = False
+    """The memory limit ended it."""
+    message: str = ""
+    """Why there is no true exit code, where there is none (a warden that died)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a container or pod has used so far."""
+
+    timestamp: int
+    """Nanoseconds since the epoch."""
+    cpu_nanoseconds: int = 0
+    memory_usage: int = 0
+    """Bytes, with the page cache."""
+    memory_working_set: int = 0
+    """Bytes that cannot be reclaimed at once; what eviction looks at."""
+    memory_rss: int = 0
+    memory_available: int | None = None
+    """Bytes left under the limit; None where there is no limit."""
+    page_faults: int = 0
+    major_page_faults: int = 0
+    swap_usage: int | None = None
+    processes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUsage:
+    """What a directory tree takes on disk."""
+
+    bytes: int
+    inodes: int
