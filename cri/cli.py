@@ -1,0 +1,80 @@
+"""The command `cri-jails`. Imports the standard library and the configuration only, until a command needs more."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cri import config as configuration
+from cri._version import __version__
+from cri.config import SETTINGS, Config, ConfigError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status: 0, 1 for a failure, 2 for wrong usage or configuration."""
+    options = _parser().parse_args(arguments)
+    if options.command == "version":
+        sys.stdout.write(f"cri-jails {__version__}\n")
+        return 0
+    try:
+        config = configuration.load(options.config, flags=_flags(options))
+    except ConfigError as error:
+        sys.stderr.write(f"cri-jails: {error}\n")
+        return 2
+    if options.command == "config":
+        sys.stdout.write(configuration.dump(config))
+        return 0
+    return _serve(config)
+
+
+def _serve(config: Config) -> int:
+    from cri import log, server  # noqa: PLC0415 - heavy, and only needed here
+
+    log.configure(config.log.level, config.log.format)
+    return server.run(config)
+
+
+def _parser() -> argparse.ArgumentParser:
+    settings = argparse.ArgumentParser(add_help=False)
+    settings.add_argument("--config", type=Path, metavar="FILE", help="configuration in TOML")
+    group = settings.add_argument_group(
+        "settings", "Each goes before its environment variable, which goes before the file."
+    )
+    for setting in SETTINGS:
+        default = f" (default: {_shown(setting.default)})" if setting.default else ""
+        group.add_argument(
+            setting.flag,
+            dest=setting.key,
+            metavar="VALUE",
+            help=f"{setting.help}{default}".replace("%", "%%"),
+        )
+
+    parser = argparse.ArgumentParser(
+        prog="cri-jails", description="The Kubernetes CRI server for FreeBSD nodes.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser(
+        "serve", parents=[settings], help="run the daemon in the foreground", allow_abbrev=False
+    )
+    config = commands.add_parser("config", help="look at the configuration", allow_abbrev=False)
+    actions = config.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser(
+        "dump",
+        parents=[settings],
+        help="print the effective configuration and where each value is from",
+        allow_abbrev=False,
+    )
+    commands.add_parser("version", help="print the version")
+    return parser
+
+
+def _flags(options: argparse.Namespace) -> dict[str, str]:
+    """The settings that were given as flags, by key."""
+    given = vars(options)
+    return {setting.key: given[setting.key] for setting in SETTINGS if given.get(setting.key) is not None}
+
+
+def _shown(value: object) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,402 @@
+"""The configuration: one table of settings, each from a flag, the environment, the file, or its default, in this order.
+
+The file is TOML. The setting `log.level` is the key `level` in the table `[log]`, the variable `CRI_JAILS_LOG_LEVEL`, and
+the flag `--log-level`. Registries are tables by name, `[registries."docker.io"]`, and live in the file alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cri.sockets import SocketError, check_path
+
+ENV_PREFIX = "CRI_JAILS_"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; names the place, the key, and what is expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """How the daemon logs."""
+
+    level: str
+    """debug, info, warning, error."""
+    format: str
+    """console, json."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    """How images are pulled."""
+
+    max_parallel_downloads: int
+    """Layers of one image at a time."""
+    idle_timeout: float
+    """Seconds without a single byte after which a download counts as dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """The pods' network."""
+
+    bridge: str
+    """Name of the bridge interface."""
+    subnet: str
+    """Prefix that pods get their addresses from, such as 10.88.0.0/16."""
+    mtu: int
+    """Bytes; 0 takes the kernel's default."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryConfig:
+    """How one registry is reached."""
+
+    mirrors: tuple[str, ...] = ()
+    """URLs to ask first, in this order."""
+    ca_file: Path | None = None
+    """Certificates (PEM) to trust instead of the system's."""
+    skip_verify: bool = False
+    """Take any certificate. For tests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the daemon runs with."""
+
+    state_dir: Path
+    """What survives a reboot: content, snapshots, the state database."""
+    runtime_dir: Path
+    """What does not: wardens, sockets."""
+    socket: Path
+    socket_group: str
+    """Name or number of the group that may connect; empty: the daemon's own."""
+    metrics_address: str
+    """HOST:PORT, or empty for none."""
+    host: str
+    """auto, linux, freebsd."""
+    snapshotter: str
+    """auto, overlay, copy, zfs."""
+    runtime_handlers: tuple[str, ...]
+    """Names of RuntimeClass handlers that pods may ask for, beside the unnamed default."""
+    log: LogConfig
+    image: ImageConfig
+    network: NetworkConfig
+    registries: Mapping[str, RegistryConfig]
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Where each value came from, by key."""
+
+    def metrics_endpoint(self) -> tuple[str, int] | None:
+        """Host and port for metrics, or None."""
+        return _endpoint(self.metrics_address) if self.metrics_address else None
+
+
+# The kinds of values. Each takes a value of the file, or the text of a flag or variable, and raises ValueError with what
+# it expects.
+
+Reader = Callable[[Any], Any]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a string")  # noqa: TRY004 - one kind of error for all expectations
+    return value
+
+
+def _path(value: Any) -> Path:
+    if not isinstance(value, str) or not value.startswith("/"):
+        raise ValueError("an absolute path")
+    return Path(value)
+
+
+def _whole(low: int, high: int) -> Reader:
+    def read(value: Any) -> int:
+        expected = f"a whole number from {low} to {high}"
+        if isinstance(value, str):
+            value = int(value) if value.isdecimal() else None
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(expected)
+        return value
+
+    return read
+
+
+def _seconds(value: Any) -> float:
+    try:
+        number = (
+            float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else -1.0
+        )
+    except ValueError:
+        number = -1.0
+    if not 0 < number < float("inf"):
+        raise ValueError("a number of seconds greater than 0")
+    return number
+
+
+def _flag(value: Any) -> bool:
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    if not isinstance(value, bool):
+        raise ValueError("true or false")  # noqa: TRY004
+    return value
+
+
+def _choice(*words: str) -> Reader:
+    def read(value: Any) -> str:
+        if value not in words:
+            raise ValueError("one of " + ", ".join(words))
+        return str(value)
+
+    return read
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise ValueError("a list of strings (in a flag or variable: separated by commas)")
+    return tuple(value)
+
+
+def _subnet(value: Any) -> str:
+    try:
+        return str(ipaddress.ip_network(_text(value)))
+    except ValueError:
+        raise ValueError("an address prefix such as 10.88.0.0/16, without host bits") from None
+
+
+def _address(value: Any) -> str:
+    if value:
+        _endpoint(_text(value))
+    return _text(value)
+
+
+def _interface(value: Any) -> str:
+    if (
+        not isinstance(value, str)
+        or not 0 < len(value.encode()) < 16
+        or "/" in value
+        or not value.isprintable()
+    ):
+        raise ValueError("an interface name of at most 15 characters")
+    return value
+
+
+def _endpoint(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("HOST:PORT, such as 127.0.0.1:9325, or nothing")
+    return host, int(port)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting."""
+
+    key: str
+    """Its place in the file, dotted."""
+    read: Reader
+    default: Any
+    help: str
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return ENV_PREFIX + self.key.replace(".", "_").upper()
+
+    @property
+    def flag(self) -> str:
+        """Its flag."""
+        return "--" + self.key.replace(".", "-").replace("_", "-")
+
+
+_FREEBSD = sys.platform.startswith("freebsd")
+
+SETTINGS: Sequence[Setting] = (
+    Setting(
+        "state_dir",
+        _path,
+        "/var/db/cri-jails" if _FREEBSD else "/var/lib/cri-jails",
+        "what survives a reboot",
+    ),
+    Setting("runtime_dir", _path, "/var/run/cri-jails", "sockets and wardens; emptied by a reboot"),
+    Setting("socket", _path, None, "the endpoint's unix socket (default: cri-jails.sock in runtime_dir)"),
+    Setting("socket_group", _text, "", "group that may connect, by name or number"),
+    Setting("metrics_address", _address, "", "HOST:PORT to serve Prometheus metrics on; empty: off"),
+    Setting("host", _choice("auto", "linux", "freebsd"), "auto", "the operating system's driver"),
+    Setting(
+        "snapshotter", _choice("auto", "overlay", "copy", "zfs"), "auto", "how layers become root filesystems"
+    ),
+    Setting("runtime_handlers", _texts, (), "names of RuntimeClass handlers to accept"),
+    Setting(
+        "log.level", _choice("debug", "info", "warning", "error"), "info", "the least level that is logged"
+    ),
+    Setting("log.format", _choice("console", "json"), "console", "for people or for machines"),
+    Setting("image.max_parallel_downloads", _whole(1, 64), 4, "layers of one image at a time"),
+    Setting("image.idle_timeout", _seconds, 60.0, "seconds without a byte that end a download"),
+    Setting("network.bridge", _interface, "cri0", "the pods' bridge interface"),
+    Setting("network.subnet", _subnet, "10.88.0.0/16", "addresses for pods"),
+    Setting("network.mtu", _whole(0, 65535), 0, "bytes; 0: the kernel's default"),
+)
+
+REGISTRY_SETTINGS: Mapping[str, Reader] = {"mirrors": _texts, "ca_file": _path, "skip_verify": _flag}
+"""The keys of a table `[registries."NAME"]`."""
+
+_BY_KEY = {setting.key: setting for setting in SETTINGS}
+_SECTIONS = {key.partition(".")[0] for key in _BY_KEY if "." in key}
+
+
+def load(
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, str] | None = None,
+) -> Config:
+    """Read the configuration. `flags` are by setting key. Raises ConfigError."""
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+
+    def take(key: str, value: Any, source: str) -> None:
+        values[key] = _read(_BY_KEY[key].read, key, value, source)
+        sources[key] = source
+
+    for setting in SETTINGS:
+        values[setting.key], sources[setting.key] = setting.default, "default"
+    contents = _parse(file) if file is not None else {}
+    registries = _registries(contents.pop("registries", {}), file, sources)
+    for key, value in _flatten(contents, file):
+        take(key, value, str(file))
+    for key, value in _variables(os.environ if environment is None else environment):
+        take(key, value, _BY_KEY[key].variable)
+    for key, value in (flags or {}).items():
+        take(key, value, _BY_KEY[key].flag)
+
+    values["state_dir"], values["runtime_dir"] = Path(values["state_dir"]), Path(values["runtime_dir"])
+    if values["socket"] is None:
+        values["socket"], sources["socket"] = values["runtime_dir"] / "cri-jails.sock", "runtime_dir"
+    try:
+        check_path(values["socket"])
+    except SocketError as error:
+        raise ConfigError(f"{sources['socket']}: {error}") from None
+    return Config(
+        log=LogConfig(**_section(values, "log")),
+        image=ImageConfig(**_section(values, "image")),
+        network=NetworkConfig(**_section(values, "network")),
+        registries=registries,
+        sources=sources,
+        **{key: value for key, value in values.items() if "." not in key},
+    )
+
+
+def dump(config: Config) -> str:
+    """The configuration as TOML, with the source of each value as a comment."""
+    lines: list[str] = []
+    section = ""
+    for setting in SETTINGS:
+        table, _, name = setting.key.rpartition(".")
+        if table != section:
+            lines += ["", f"[{table}]"]
+            section = table
+        value = getattr(getattr(config, table) if table else config, name)
+        lines.append(f"{name} = {_toml(value)}  # {config.sources.get(setting.key, 'given')}")
+    for registry, settings in config.registries.items():
+        lines += ["", f"[registries.{_toml(registry)}]"]
+        for name in REGISTRY_SETTINGS:
+            key = f'registries."{registry}".{name}'
+            if key in config.sources:
+                lines.append(f"{name} = {_toml(getattr(settings, name))}  # {config.sources[key]}")
+    return "\n".join(lines) + "\n"
+
+
+def _read(reader: Reader, key: str, value: Any, source: str) -> Any:
+    try:
+        return reader(value)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {key} is {value!r}, but must be {error}") from None
+
+
+def _parse(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not TOML: {error}") from None
+
+
+def _flatten(contents: Mapping[str, Any], file: Path | None) -> list[tuple[str, Any]]:
+    """The settings of a file, dotted; ConfigError for one that is not in the table."""
+    found: list[tuple[str, Any]] = []
+    for name, value in contents.items():
+        if name in _SECTIONS:
+            if not isinstance(value, dict):
+                raise ConfigError(f"{file}: {name} is {value!r}, but must be a table [{name}]")
+            found += [(f"{name}.{inner}", one) for inner, one in value.items()]
+        else:
+            found.append((name, value))
+    for key, _ in found:
+        if key not in _BY_KEY:
+            raise ConfigError(_unknown(f"{file}: unknown key {key}", key, [*_BY_KEY, "registries"]))
+    return found
+
+
+def _variables(environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    known = {setting.variable: setting.key for setting in SETTINGS}
+    found: list[tuple[str, str]] = []
+    for name, value in environment.items():
+        if name in known:
+            found.append((known[name], value))
+        elif name.startswith(ENV_PREFIX):
+            raise ConfigError(_unknown(f"environment: unknown variable {name}", name, list(known)))
+    return found
+
+
+def _registries(tables: Any, file: Path | None, sources: dict[str, str]) -> dict[str, RegistryConfig]:
+    if not isinstance(tables, dict):
+        raise ConfigError(f'{file}: registries is {tables!r}, but must be tables [registries."NAME"]')
+    found: dict[str, RegistryConfig] = {}
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise ConfigError(f'{file}: registries."{name}" is {table!r}, but must be a table')
+        values: dict[str, Any] = {}
+        for key, value in table.items():
+            full = f'registries."{name}".{key}'
+            if key not in REGISTRY_SETTINGS:
+                raise ConfigError(_unknown(f"{file}: unknown key {full}", key, list(REGISTRY_SETTINGS)))
+            values[key] = _read(REGISTRY_SETTINGS[key], full, value, str(file))
+            sources[full] = str(file)
+        found[name] = RegistryConfig(**values)
+    return found
+
+
+def _unknown(message: str, key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return f"{message}; did you mean {near[0]}?" if near else message
+
+
+def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{name}.")}
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, str | Path):
+        # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
+        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value)

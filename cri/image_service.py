@@ -1,0 +1,93 @@
+"""ImageService of the CRI: one short method per RPC. Translates and delegates; decides nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+
+from cri import encode
+from cri.api.runtime import v1
+from cri.images import ImageStore
+from cri.state import ImageRecord
+from cri.stats import Stats
+from registratur import Credentials
+
+
+class ImageService:
+    """Images, as the kubelet asks for them."""
+
+    def __init__(self, images: ImageStore, stats: Stats) -> None:
+        self._images = images
+        self._stats = stats
+
+    async def list_images(self, request: v1.ListImagesRequest) -> bytes:
+        """Images that match the filter."""
+        return encode.joined(encode.list_item(_message(image)) for image in self._matching(request.filter))
+
+    async def stream_images(self, request: v1.StreamImagesRequest) -> AsyncGenerator[bytes, None]:
+        """As ListImages, an image a message."""
+        for image in self._matching(request.filter):
+            yield encode.list_item(_message(image))
+
+    async def image_status(self, request: v1.ImageStatusRequest) -> v1.ImageStatusResponse:
+        """One image; no image in the answer if it is not here."""
+        image = self._images.find(_name(request.image))
+        if image is None:
+            return v1.ImageStatusResponse()
+        info = {"info": json.dumps({"chainID": image.chains[-1:], "imageSpec": json.loads(image.config)})}
+        return v1.ImageStatusResponse(image=_message(image), info=info if request.verbose else {})
+
+    async def pull_image(self, request: v1.PullImageRequest) -> v1.PullImageResponse:
+        """Bring an image here."""
+        return v1.PullImageResponse(
+            image_ref=await self._images.pull(_name(request.image), _credentials(request.auth))
+        )
+
+    async def remove_image(self, request: v1.RemoveImageRequest) -> v1.RemoveImageResponse:
+        """Remove an image with all its names."""
+        await self._images.remove(_name(request.image))
+        return v1.RemoveImageResponse()
+
+    async def image_fs_info(self, request: v1.ImageFsInfoRequest) -> v1.ImageFsInfoResponse:
+        """What images and containers take on disk."""
+        del request
+        return v1.ImageFsInfoResponse(
+            image_filesystems=[self._stats.image_filesystem()],
+            container_filesystems=[self._stats.container_filesystem()],
+        )
+
+    def _matching(self, wanted: v1.ImageFilter | None) -> list[ImageRecord]:
+        if wanted is None or not _name(wanted.image):
+            return list(self._images.images())
+        image = self._images.find(_name(wanted.image))
+        return [] if image is None else [image]
+
+
+def _name(spec: v1.ImageSpec | None) -> str:
+    return "" if spec is None else spec.image
+
+
+def _credentials(auth: v1.AuthConfig | None) -> Credentials | None:
+    if auth is None or not (auth.username or auth.auth or auth.identity_token or auth.registry_token):
+        return None
+    return Credentials(
+        username=auth.username,
+        password=auth.password,
+        identity_token=auth.identity_token,
+        registry_token=auth.registry_token,
+        auth=auth.auth,
+        server_address=auth.server_address,
+    )
+
+
+def _message(image: ImageRecord) -> v1.Image:
+    user = image.user.partition(":")[0]
+    return v1.Image(
+        id=image.id,
+        repo_tags=list(image.tags),
+        repo_digests=list(image.digests),
+        size=image.size,
+        uid=v1.Int64Value(value=int(user)) if user.isdecimal() else None,
+        username="" if user.isdecimal() else user,
+        pinned=image.pinned,
+    )

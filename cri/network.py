@@ -1,0 +1,99 @@
+"""The pods' network: addresses that are recorded before they are used, and interfaces from `cni_plugins`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from ipaddress import IPv4Interface, IPv6Interface, ip_address
+
+import structlog
+
+from cni_plugins import Allocator, Bridge, BridgeConfig, KernelError, loopback
+from cni_plugins.types import Network
+from cri.sandbox.host import Condition, Host, NetworkStack, Warden
+from cri.sandbox.spec import SandboxSpec
+from cri.state import LeaseRecord, Store
+
+log = structlog.get_logger(__name__)
+
+
+class BridgeNetwork:
+    """One bridge for all pods; implements `cri.sandbox.node.PodNetwork`.
+
+    Leases are records: an address is on disk before an interface has it, and is free again only after the interface
+    is gone. They are keyed by sandbox, so a crash between the two is found at the next start.
+    """
+
+    def __init__(self, host: Host, store: Store, *, bridge: str, subnet: Network, mtu: int) -> None:
+        self._host = host
+        self._store = store
+        self._name = bridge
+        self._bridge = Bridge(BridgeConfig(name=bridge, subnets=(subnet,), mtu=mtu))
+        self._allocator = Allocator(subnet)
+        self._condition = Condition(
+            ok=False, reason="NetworkNotStarted", message="the bridge is not made yet"
+        )
+
+    async def open(self) -> None:
+        """Take the leases over and make the bridge; what fails becomes the condition, pods may come later."""
+        for lease in self._store.leases.values():
+            if lease.network == self._name:
+                self._allocator.restore(lease.owner, ip_address(lease.address))
+        try:
+            await asyncio.to_thread(self._bridge.ensure)
+        except KernelError as error:
+            message = f"bridge {self._name}: {error}"
+            log.warning("no pod network", error=message)
+            self._condition = Condition(ok=False, reason="BridgeMissing", message=message)
+        else:
+            self._condition = Condition(ok=True)
+
+    def condition(self) -> Condition:
+        """Whether pods can have a network, and if not, why."""
+        return self._condition
+
+    async def attach(self, spec: SandboxSpec, warden: Warden) -> Sequence[str]:
+        """Give the pod loopback, eth0, an address and a route."""
+        address = self._allocator.reserve(spec.id)
+        try:
+            lease = LeaseRecord(address=str(address.ip), network=self._name, owner=spec.id)
+            await self._store.save(lease)
+        except BaseException:
+            self._allocator.release(spec.id)
+            raise
+        stack = self._host.network_stack(spec, warden)
+        try:
+            await asyncio.to_thread(self._attach, spec, stack, address)
+        except BaseException:
+            await self.detach(spec.id)
+            raise
+        finally:
+            stack.close()
+        return [str(address.ip)]
+
+    async def detach(self, sandbox_id: str) -> None:
+        """Take the pod's interface and address back; succeeds on what is gone."""
+        leases = [lease for lease in self._store.leases.values() if lease.owner == sandbox_id]
+        if not leases:
+            return
+        await asyncio.to_thread(self._bridge.delete, sandbox_id)
+        await self._store.delete(*leases)
+        self._allocator.release(sandbox_id)
+
+    async def reconcile(self, sandboxes: Sequence[str]) -> None:
+        """Take back what belongs to no sandbox: leases, and interfaces of the bridge."""
+        for owner in {lease.owner for lease in self._store.leases.values()} - set(sandboxes):
+            log.warning("releasing the address of a sandbox that is gone", sandbox=owner)
+            await self.detach(owner)
+        ours = {self._bridge.host_interface(sandbox) for sandbox in sandboxes}
+        for name in await asyncio.to_thread(self._bridge.attachments) - ours:
+            log.warning("removing an interface that no sandbox owns", interface=name)
+            await asyncio.to_thread(self._bridge.delete_interface, name)
+
+    async def close(self) -> None:
+        """Remove the bridge if no pod hangs on it."""
+        await asyncio.to_thread(self._bridge.remove)
+
+    def _attach(self, spec: SandboxSpec, stack: NetworkStack, address: IPv4Interface | IPv6Interface) -> None:
+        loopback.up(stack)
+        self._bridge.add(spec.id, stack, addresses=[address])

@@ -1,0 +1,149 @@
+"""What every call goes through: decode, bind the log's context, call the service, measure, map the error."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import betterproto2
+import grpc
+import structlog
+
+from cri.errors import UnsupportedError
+from cri.metrics import Metrics
+from cri.rpc import descriptors
+from cri.rpc.errors import code_of, message_of
+from cri.rpc.table import Rpc
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("cri.rpc")
+_debug = logging.getLogger("cri.rpc")
+
+_IDS = (("pod_sandbox_id", "sandbox"), ("container_id", "container"))
+"""Fields of requests that every log line of the call shows, and under which name."""
+
+_ROUTINE = frozenset(
+    {
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.ALREADY_EXISTS,
+    }
+)
+"""Answers that tell of the caller's doing, not of trouble on the node."""
+
+
+@dataclass(slots=True)
+class _Outcome:
+    code: grpc.StatusCode = grpc.StatusCode.OK
+
+
+class Call:
+    """One RPC of one service: `unary` or `stream` is the handler for grpc.aio, without serializers.
+
+    grpc.aio runs every call in a task of its own, so what is bound to the log's context here ends with the call. A call
+    that is cancelled (the client hung up, or its deadline passed) is counted as CANCELLED, and the cancellation goes on to
+    grpc.aio untouched; what must be finished none the less, the services shield.
+    """
+
+    def __init__(self, service_name: str, rpc: Rpc, method: Callable[[Any], Any], metrics: Metrics) -> None:
+        self.rpc = rpc
+        self._method = method
+        self._strict = descriptors.strict_class(descriptors.full_name(rpc.request))
+        fields = self._strict.DESCRIPTOR.fields_by_name
+        self._ids = [(field, name) for field, name in _IDS if field in fields]
+        self._seconds = metrics.rpc_seconds.labels(service_name, rpc.name)
+        self._in_flight = metrics.rpc_in_flight.labels(service_name, rpc.name)
+        self._totals = {
+            code: metrics.rpc_total.labels(service_name, rpc.name, code.name) for code in grpc.StatusCode
+        }
+
+    async def unary(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        """Answer one request with one response."""
+        with self._observed() as outcome:
+            try:
+                return _encoded(await self._method(self._request(data)))
+            except Exception as error:  # noqa: BLE001 - every error becomes an answer here
+                outcome.code, message = self._judge(error)
+        return await _abort(context, outcome.code, message)
+
+    async def stream(self, data: bytes, context: grpc.aio.ServicerContext) -> AsyncGenerator[bytes, None]:
+        """Answer one request with a stream of responses."""
+        with self._observed() as outcome:
+            try:
+                async with aclosing(self._method(self._request(data))) as answers:
+                    async for answer in answers:
+                        yield _encoded(answer)
+            except Exception as error:  # noqa: BLE001 - every error becomes an answer here
+                outcome.code, message = self._judge(error)
+            else:
+                return
+        await _abort(context, outcome.code, message)
+
+    def _request(self, data: bytes) -> betterproto2.Message:
+        """The request, or InvalidArgumentError; binds its ids to the log's context."""
+        structlog.contextvars.bind_contextvars(rpc=self.rpc.name)
+        if not data:
+            return self.rpc.request()
+        strict = descriptors.check(self._strict, data, self.rpc.name)
+        for field, name in self._ids:
+            if value := getattr(strict, field):
+                structlog.contextvars.bind_contextvars(**{name: value})
+        if _debug.isEnabledFor(logging.DEBUG):
+            log.debug("request", request=descriptors.redacted(strict))
+        return self.rpc.request.parse(descriptors.canonical(strict))
+
+    @contextmanager
+    def _observed(self) -> Iterator[_Outcome]:
+        """Count and time the call."""
+        outcome = _Outcome()
+        began = time.perf_counter()
+        self._in_flight.inc()
+        try:
+            yield outcome
+        except BaseException:
+            outcome.code = grpc.StatusCode.CANCELLED
+            raise
+        finally:
+            took = time.perf_counter() - began
+            self._in_flight.dec()
+            self._seconds.observe(took)
+            self._totals[outcome.code].inc()
+            if self.rpc.slow_after is not None and took > self.rpc.slow_after:
+                log.warning("slow call", seconds=round(took, 3), code=outcome.code.name)
+
+    def _judge(self, error: Exception) -> tuple[grpc.StatusCode, str]:
+        """The answer that an error becomes; logs it."""
+        code = code_of(error)
+        message = message_of(error, self.rpc.name)
+        if code is None:
+            log.error("call failed unexpectedly", exc_info=error)
+            return grpc.StatusCode.INTERNAL, message
+        level = logging.DEBUG if code in _ROUTINE else logging.WARNING
+        log.log(level, "call failed", code=code.name, error=str(error))
+        return code, message
+
+
+def unimplemented(rpc: Rpc, reason: str) -> Callable[[Any], Any]:
+    """A service method that refuses."""
+
+    async def refuse(_request: betterproto2.Message) -> NoReturn:
+        raise UnsupportedError(f"{rpc.name}: {reason}")
+
+    async def refuse_stream(_request: betterproto2.Message) -> AsyncGenerator[bytes, None]:
+        raise UnsupportedError(f"{rpc.name}: {reason}")
+        yield b""  # marks an asynchronous generator
+
+    return refuse_stream if rpc.stream else refuse
+
+
+def _encoded(answer: betterproto2.Message | bytes) -> bytes:
+    return answer if isinstance(answer, bytes) else bytes(answer)
+
+
+async def _abort(context: grpc.aio.ServicerContext, code: grpc.StatusCode, message: str) -> NoReturn:
+    await context.abort(code, message)
+    raise AssertionError("abort raises")

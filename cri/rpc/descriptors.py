@@ -1,0 +1,108 @@
+"""The committed descriptor set of the CRI, and what protobuf's own parser makes of it.
+
+betterproto2 reads what it can and keeps quiet about the rest: a message cut off in the middle of a field comes out
+short. So every request is parsed by protobuf's C implementation (upb) first, and betterproto2 reads what that one writes.
+Its classes are made here from `cri/api/proto/api.desc`, in a descriptor pool of our own: another library in the process
+may have its own runtime.v1.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib import resources
+from typing import Any
+
+import betterproto2
+from google.protobuf import descriptor_pb2, message_factory
+from google.protobuf.descriptor import FieldDescriptor, ServiceDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import DecodeError, Message
+
+from cri.api.message_pool import default_message_pool
+from cri.errors import InvalidArgumentError
+
+SECRET_FIELDS = frozenset({"runtime.v1.KeyValue.value"})
+"""Secret beside what the proto marks `debug_redact`: environment variables are where pods keep passwords."""
+
+REDACTED = "[redacted]"
+
+
+def new_pool() -> DescriptorPool:
+    """A pool with the descriptors of runtime.v1, and nothing else."""
+    files = descriptor_pb2.FileDescriptorSet.FromString(
+        resources.files("cri.api").joinpath("proto/api.desc").read_bytes()
+    )
+    descriptors = DescriptorPool()
+    for file in files.file:
+        descriptors.Add(file)
+    return descriptors
+
+
+pool = functools.cache(new_pool)
+
+
+def service(name: str) -> ServiceDescriptor:
+    """The descriptor of a service such as `runtime.v1.RuntimeService`. Raises KeyError."""
+    return pool().FindServiceByName(name)
+
+
+@functools.cache
+def strict_class(full_name: str) -> type[Message]:
+    """Protobuf's own class of a message such as `runtime.v1.VersionRequest`. Raises KeyError."""
+    made: type[Message] = message_factory.GetMessageClass(pool().FindMessageTypeByName(full_name))
+    return made
+
+
+def full_name(kind: type[betterproto2.Message]) -> str:
+    """The name in the proto of a betterproto2 class. Raises KeyError for a class that is not of the CRI."""
+    return default_message_pool.type_to_url[kind].rpartition("/")[2]
+
+
+def check(strict: type[Message], data: bytes, rpc: str) -> Message:
+    """Parse bytes strictly. Raises InvalidArgumentError if they are cut off, malformed, or hold text that is not UTF-8."""
+    try:
+        return strict.FromString(data)
+    except DecodeError as error:
+        raise InvalidArgumentError(
+            f"{rpc}: the request is no valid {strict.DESCRIPTOR.full_name} ({len(data)} bytes): "
+            "it is cut off, malformed, or has text that is not UTF-8"
+        ) from error
+
+
+def canonical(message: Message) -> bytes:
+    """The fields that this release knows, encoded the one usual way; what betterproto2 is given to read.
+
+    On a known field number with another wire type, which protobuf passes over as an unknown field, betterproto2 raises
+    KeyError or takes the value as it is; submessages in several pieces it does not merge.
+    """
+    message.DiscardUnknownFields()
+    encoded: bytes = message.SerializeToString()
+    return encoded
+
+
+def redacted(message: Message | betterproto2.Message) -> dict[str, Any]:
+    """The fields that are set, by name, for a debug log; secret ones say only that they are set."""
+    if isinstance(message, betterproto2.Message):
+        message = strict_class(full_name(type(message))).FromString(bytes(message))
+    return {field.name: _shown(field, value) for field, value in message.ListFields()}
+
+
+@functools.cache
+def _secret(field: FieldDescriptor) -> bool:
+    return field.full_name in SECRET_FIELDS or bool(field.GetOptions().debug_redact)
+
+
+def _shown(field: FieldDescriptor, value: Any) -> Any:
+    if _secret(field):
+        return REDACTED
+    if isinstance(value, Message):
+        return redacted(value)
+    if isinstance(value, str | bytes | bool | float):
+        return value
+    if isinstance(value, int):
+        known = field.enum_type and field.enum_type.values_by_number.get(value)
+        return known.name if known else value
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        of = field.message_type.fields_by_name["value"]
+        return {key: _shown(of, value[key]) for key in value}
+    return [_shown(field, one) for one in value]

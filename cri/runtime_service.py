@@ -1,0 +1,282 @@
+"""RuntimeService of the CRI: one short method per RPC. Translates and delegates; decides nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from typing import Any
+
+from cri import encode
+from cri._version import __version__
+from cri.api.runtime import v1
+from cri.errors import InvalidArgumentError, NotFoundError
+from cri.images import ImageStore
+from cri.network import BridgeNetwork
+from cri.sandbox import translate
+from cri.sandbox.container import Container
+from cri.sandbox.exec import exec_sync
+from cri.sandbox.host import Host
+from cri.sandbox.pod import PodSandbox
+from cri.sandbox.pods import Pods
+from cri.stats import Stats
+
+RUNTIME_NAME = "cri-jails"
+API_VERSION = "v1"
+
+STREAM_BATCH = 100
+"""Items in one message of a streamed list."""
+
+
+class RuntimeService:
+    """Pods and containers, as the kubelet asks for them."""
+
+    def __init__(
+        self,
+        *,
+        host: Host,
+        pods: Pods,
+        images: ImageStore,
+        network: BridgeNetwork,
+        stats: Stats,
+        runtime_handlers: Iterable[str],
+        config: dict[str, Any],
+    ) -> None:
+        self._host = host
+        self._pods = pods
+        self._images = images
+        self._network = network
+        self._stats = stats
+        self._handlers = tuple(runtime_handlers)
+        self._config = config
+
+    # -- the runtime
+
+    async def version(self, request: v1.VersionRequest) -> v1.VersionResponse:
+        """Who answers."""
+        del request
+        return v1.VersionResponse(
+            version="0.1.0",
+            runtime_name=RUNTIME_NAME,
+            runtime_version=__version__,
+            runtime_api_version=API_VERSION,
+        )
+
+    async def status(self, request: v1.StatusRequest) -> v1.StatusResponse:
+        """Whether pods can run here, and what they may ask for."""
+        runtime, network = await self._host.condition(), self._network.condition()
+        features = self._host.features
+        handler_features = v1.RuntimeHandlerFeatures(
+            recursive_read_only_mounts=features.recursive_readonly_mounts,
+            user_namespaces=features.user_namespaces,
+        )
+        return v1.StatusResponse(
+            status=v1.RuntimeStatus(
+                conditions=[
+                    v1.RuntimeCondition(
+                        type=kind, status=found.ok, reason=found.reason, message=found.message
+                    )
+                    for kind, found in (("RuntimeReady", runtime), ("NetworkReady", network))
+                ]
+            ),
+            info={"config": json.dumps(self._config)} if request.verbose else {},
+            runtime_handlers=[
+                v1.RuntimeHandler(name=name, features=handler_features) for name in ("", *self._handlers)
+            ],
+            features=v1.RuntimeFeatures(supplemental_groups_policy=features.supplemental_groups_policy),
+        )
+
+    async def runtime_config(self, request: v1.RuntimeConfigRequest) -> v1.RuntimeConfigResponse:
+        """How the kubelet should name its cgroups, where there are any."""
+        del request
+        return v1.RuntimeConfigResponse(
+            linux=v1.LinuxRuntimeConfiguration(cgroup_driver=v1.CgroupDriver.CGROUPFS)
+        )
+
+    async def update_runtime_config(
+        self, request: v1.UpdateRuntimeConfigRequest
+    ) -> v1.UpdateRuntimeConfigResponse:
+        """Take note of the pod CIDR; the subnet of the pods is the operator's setting `network.subnet`."""
+        del request
+        return v1.UpdateRuntimeConfigResponse()
+
+    # -- sandboxes
+
+    async def run_pod_sandbox(self, request: v1.RunPodSandboxRequest) -> v1.RunPodSandboxResponse:
+        """Make a sandbox and bring it to READY."""
+        if request.config is None:
+            raise InvalidArgumentError("RunPodSandbox: config is missing")
+        sandbox_id = await self._pods.run_sandbox(request.config, request.runtime_handler)
+        return v1.RunPodSandboxResponse(pod_sandbox_id=sandbox_id)
+
+    async def stop_pod_sandbox(self, request: v1.StopPodSandboxRequest) -> v1.StopPodSandboxResponse:
+        """Kill what runs in a sandbox and give its network back."""
+        await self._pods.stop_sandbox(request.pod_sandbox_id)
+        return v1.StopPodSandboxResponse()
+
+    async def remove_pod_sandbox(self, request: v1.RemovePodSandboxRequest) -> v1.RemovePodSandboxResponse:
+        """Remove a sandbox with its containers."""
+        await self._pods.remove_sandbox(request.pod_sandbox_id)
+        return v1.RemovePodSandboxResponse()
+
+    async def pod_sandbox_status(self, request: v1.PodSandboxStatusRequest) -> v1.PodSandboxStatusResponse:
+        """Everything about a sandbox."""
+        sandbox = self._pods.sandbox(request.pod_sandbox_id)
+        return v1.PodSandboxStatusResponse(
+            status=encode.sandbox_status(sandbox),
+            info=encode.sandbox_info(sandbox) if request.verbose else {},
+        )
+
+    async def list_pod_sandbox(self, request: v1.ListPodSandboxRequest) -> bytes:
+        """Sandboxes that match the filter."""
+        return encode.joined(map(encode.sandbox_item, self._sandboxes(request.filter)))
+
+    async def stream_pod_sandboxes(
+        self, request: v1.StreamPodSandboxesRequest
+    ) -> AsyncGenerator[bytes, None]:
+        """As ListPodSandbox, in messages of bounded size."""
+        for batch in _batches(map(encode.sandbox_item, self._sandboxes(request.filter))):
+            yield batch
+
+    # -- containers
+
+    async def create_container(self, request: v1.CreateContainerRequest) -> v1.CreateContainerResponse:
+        """Make a container in a sandbox."""
+        if request.config is None:
+            raise InvalidArgumentError("CreateContainer: config is missing")
+        container_id = await self._pods.create_container(request.pod_sandbox_id, request.config)
+        return v1.CreateContainerResponse(container_id=container_id)
+
+    async def start_container(self, request: v1.StartContainerRequest) -> v1.StartContainerResponse:
+        """Start a created container."""
+        await self._pods.start_container(request.container_id)
+        return v1.StartContainerResponse()
+
+    async def stop_container(self, request: v1.StopContainerRequest) -> v1.StopContainerResponse:
+        """Stop a container, with a grace period in seconds."""
+        await self._pods.stop_container(request.container_id, request.timeout)
+        return v1.StopContainerResponse()
+
+    async def remove_container(self, request: v1.RemoveContainerRequest) -> v1.RemoveContainerResponse:
+        """Remove a container, killing it first if it runs."""
+        await self._pods.remove_container(request.container_id)
+        return v1.RemoveContainerResponse()
+
+    async def container_status(self, request: v1.ContainerStatusRequest) -> v1.ContainerStatusResponse:
+        """Everything about a container."""
+        container = self._pods.container(request.container_id)
+        return v1.ContainerStatusResponse(
+            status=encode.container_status(container, self._image_of(container)),
+            info=encode.container_info(container) if request.verbose else {},
+        )
+
+    async def list_containers(self, request: v1.ListContainersRequest) -> bytes:
+        """Containers that match the filter."""
+        return encode.joined(map(encode.container_item, self._containers(request.filter)))
+
+    async def stream_containers(self, request: v1.StreamContainersRequest) -> AsyncGenerator[bytes, None]:
+        """As ListContainers, in messages of bounded size."""
+        for batch in _batches(map(encode.container_item, self._containers(request.filter))):
+            yield batch
+
+    async def update_container_resources(
+        self, request: v1.UpdateContainerResourcesRequest
+    ) -> v1.UpdateContainerResourcesResponse:
+        """Change a container's limits."""
+        if request.linux is None:
+            raise InvalidArgumentError(
+                "UpdateContainerResources: linux is missing; nothing else is supported"
+            )
+        container = self._pods.container(request.container_id)
+        await container.update(translate.resources(request.linux), request.linux)
+        return v1.UpdateContainerResourcesResponse()
+
+    async def reopen_container_log(
+        self, request: v1.ReopenContainerLogRequest
+    ) -> v1.ReopenContainerLogResponse:
+        """Open a container's log file anew, after the kubelet has moved it away."""
+        await self._pods.container(request.container_id).reopen_log()
+        return v1.ReopenContainerLogResponse()
+
+    async def exec_sync(self, request: v1.ExecSyncRequest) -> v1.ExecSyncResponse:
+        """Run a command in a container and answer with what it printed."""
+        container, warden = self._pods.running(request.container_id)
+        result = await exec_sync(warden, container.spec, list(request.cmd), request.timeout)
+        return v1.ExecSyncResponse(stdout=result.stdout, stderr=result.stderr, exit_code=result.exit_code)
+
+    # -- statistics
+
+    async def container_stats(self, request: v1.ContainerStatsRequest) -> v1.ContainerStatsResponse:
+        """One container's figures."""
+        container = self._pods.container(request.container_id)
+        stats = await self._stats.of([container])
+        if not stats:
+            raise NotFoundError(
+                f"container {container.id} is {container.state}: only running ones have statistics"
+            )
+        return v1.ContainerStatsResponse(stats=stats[0])
+
+    async def list_container_stats(
+        self, request: v1.ListContainerStatsRequest
+    ) -> v1.ListContainerStatsResponse:
+        """The figures of running containers that match the filter."""
+        return v1.ListContainerStatsResponse(stats=await self._stats.of(self._with_stats(request.filter)))
+
+    async def stream_container_stats(
+        self, request: v1.StreamContainerStatsRequest
+    ) -> AsyncGenerator[bytes, None]:
+        """As ListContainerStats, in messages of bounded size."""
+        stats = await self._stats.of(self._with_stats(request.filter))
+        for batch in _batches(map(encode.list_item, stats)):
+            yield batch
+
+    # -- what the lists show
+
+    def _sandboxes(self, wanted: v1.PodSandboxFilter | None) -> Iterator[PodSandbox]:
+        for sandbox in self._pods.visible_sandboxes():
+            if wanted is None or (
+                sandbox.id.startswith(wanted.id)
+                and (wanted.state is None or encode.sandbox_state(sandbox) == wanted.state.state)
+                and encode.matches_labels(sandbox.config.labels, wanted.label_selector)
+            ):
+                yield sandbox
+
+    def _containers(self, wanted: v1.ContainerFilter | None) -> Iterator[Container]:
+        for container in self._pods.visible_containers():
+            if wanted is None or (
+                container.id.startswith(wanted.id)
+                and container.record.sandbox_id.startswith(wanted.pod_sandbox_id)
+                and (wanted.state is None or encode.container_state(container) == wanted.state.state)
+                and encode.matches_labels(container.config.labels, wanted.label_selector)
+            ):
+                yield container
+
+    def _with_stats(self, wanted: v1.ContainerStatsFilter | None) -> Iterator[Container]:
+        wanted = wanted or v1.ContainerStatsFilter()
+        return self._containers(
+            v1.ContainerFilter(
+                id=wanted.id, pod_sandbox_id=wanted.pod_sandbox_id, label_selector=wanted.label_selector
+            )
+        )
+
+    def _image_of(self, container: Container) -> v1.ImageSpec:
+        asked = container.config.image or v1.ImageSpec()
+        image = self._images.find(container.record.image_id)
+        name = image.tags[0] if image is not None and image.tags else asked.image
+        return v1.ImageSpec(
+            image=name,
+            annotations=asked.annotations,
+            user_specified_image=asked.user_specified_image,
+            runtime_handler=asked.runtime_handler,
+            image_ref=container.record.image_ref,
+        )
+
+
+def _batches(items: Iterable[bytes]) -> Iterator[bytes]:
+    batch: list[bytes] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == STREAM_BATCH:
+            yield b"".join(batch)
+            batch.clear()
+    if batch:
+        yield b"".join(batch)

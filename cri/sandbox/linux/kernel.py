@@ -1,0 +1,168 @@
+"""The calls of Linux that Python has no binding for, with types and exceptions.
+
+Every function raises OSError with the kernel's errno and the object it was about; `mount(2)`, `open_tree(2)` and the
+other manual pages of these names tell what the arguments mean. Standard library and the compiled binding only.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NoReturn
+
+from cri.sandbox.linux._kernel import ffi, lib
+
+CLONE_NEWNS: int = lib.CLONE_NEWNS
+CLONE_NEWPID: int = lib.CLONE_NEWPID
+CLONE_NEWNET: int = lib.CLONE_NEWNET
+CLONE_NEWIPC: int = lib.CLONE_NEWIPC
+CLONE_NEWUTS: int = lib.CLONE_NEWUTS
+CLONE_NEWCGROUP: int = lib.CLONE_NEWCGROUP
+
+MS_NODEV: int = lib.MS_NODEV
+MS_PRIVATE: int = lib.MS_PRIVATE
+MS_REC: int = lib.MS_REC
+MS_SHARED: int = lib.MS_SHARED
+MS_SLAVE: int = lib.MS_SLAVE
+MNT_DETACH: int = lib.MNT_DETACH
+
+MOUNT_ATTR_RDONLY: int = lib.MOUNT_ATTR_RDONLY
+MOUNT_ATTR_NOSUID: int = lib.MOUNT_ATTR_NOSUID
+MOUNT_ATTR_NODEV: int = lib.MOUNT_ATTR_NODEV
+MOUNT_ATTR_NOEXEC: int = lib.MOUNT_ATTR_NOEXEC
+
+_AT_FDCWD = -100
+
+
+def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
+    """Make a mount the old way."""
+    result = lib.mount(
+        os.fsencode(source), os.fsencode(target), kind.encode(), flags, ffi.from_buffer(os.fsencode(data) + b"\0")
+    )
+    _check(result, f"{kind} on {target}")
+
+
+def unmount(target: str, flags: int = 0) -> None:
+    """Take a mount away."""
+    _check(lib.umount2(os.fsencode(target), flags), target)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """Change the root of the mount namespace."""
+    _check(lib.cri_pivot_root(os.fsencode(new_root), os.fsencode(put_old)), new_root)
+
+
+def new_filesystem(kind: str, options: dict[str, str | None], attributes: int = 0) -> int:
+    """A mount of a new filesystem that is nowhere yet, as a descriptor (fsopen, fsconfig, fsmount).
+
+    An option whose value is None is a flag.
+    """
+    context = _check(lib.cri_fsopen(kind.encode(), 1), kind)
+    try:
+        for key, value in options.items():
+            command = lib.FSCONFIG_SET_FLAG if value is None else lib.FSCONFIG_SET_STRING
+            text = ffi.NULL if value is None else value.encode()
+            _check(lib.cri_fsconfig(context, command, key.encode(), text, 0), f"{kind} option {key}={value}")
+        _check(lib.cri_fsconfig(context, lib.FSCONFIG_CMD_CREATE, ffi.NULL, ffi.NULL, 0), kind)
+        return _check(lib.cri_fsmount(context, 1, attributes), kind)
+    finally:
+        os.close(context)
+
+
+def clone_mount(source: str | int, *, recursive: bool = False) -> int:
+    """A copy of the mount at a path or descriptor that is nowhere yet (open_tree with OPEN_TREE_CLONE)."""
+    flags = lib.OPEN_TREE_CLONE | lib.OPEN_TREE_CLOEXEC | (lib.AT_RECURSIVE if recursive else 0)
+    if isinstance(source, int):
+        return _check(lib.cri_open_tree(source, b"", flags | lib.AT_EMPTY_PATH), f"descriptor {source}")
+    return _check(lib.cri_open_tree(_AT_FDCWD, os.fsencode(source), flags), source)
+
+
+def attach_mount(tree: int, target: int, subject: str) -> None:
+    """Put a mount that is nowhere yet onto the file or directory `target` is open on (move_mount)."""
+    flags = lib.MOVE_MOUNT_F_EMPTY_PATH | lib.MOVE_MOUNT_T_EMPTY_PATH
+    _check(lib.cri_move_mount(tree, b"", target, b"", flags), subject)
+
+
+def set_mount(tree: int, *, attributes: int = 0, propagation: int = 0, recursive: bool = False) -> None:
+    """Add attributes to a mount, or to all the mounts below it too, and set its propagation (mount_setattr)."""
+    flags = lib.AT_EMPTY_PATH | (lib.AT_RECURSIVE if recursive else 0)
+    _check(lib.cri_mount_setattr(tree, b"", flags, attributes, 0, propagation), f"descriptor {tree}")
+
+
+def unshare(flags: int) -> None:
+    """Leave namespaces for new ones."""
+    _check(lib.unshare(flags), f"namespaces {flags:#x}")
+
+
+def setns(namespace: int, kind: int) -> None:
+    """Enter a namespace by its descriptor."""
+    _check(lib.setns(namespace, kind), f"namespace {kind:#x}")
+
+
+def die_with_parent(signal: int) -> None:
+    """Get `signal` when the parent dies. Lost at the exec of a program with setuid bit or file capabilities."""
+    _check(lib.cri_prctl(lib.PR_SET_PDEATHSIG, signal, 0, 0, 0), "parent death signal")
+
+
+def become_subreaper() -> None:
+    """Inherit orphaned descendants instead of init."""
+    _check(lib.cri_prctl(lib.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "child subreaper")
+
+
+def set_no_new_privileges() -> None:
+    """Give up gaining privileges by exec, for ever."""
+    _check(lib.cri_prctl(lib.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+
+
+def set_name(name: str) -> None:
+    """The process's name in ps and top (15 bytes count)."""
+    _check(lib.cri_set_name(os.fsencode(name)), name)
+
+
+def bounding_capabilities() -> int:
+    """The capability bounding set as a bit mask."""
+    bits = number = 0
+    while (found := lib.cri_prctl(lib.PR_CAPBSET_READ, number, 0, 0, 0)) >= 0:
+        bits |= found << number
+        number += 1
+    return bits
+
+
+def drop_bounding_capability(number: int) -> None:
+    """Take a capability out of the bounding set."""
+    _check(lib.cri_prctl(lib.PR_CAPBSET_DROP, number, 0, 0, 0), f"capability {number}")
+
+
+def permitted_capabilities() -> int:
+    """The permitted set as a bit mask."""
+    sets = ffi.new("uint64_t[3]")
+    _check(lib.cri_capget(sets, sets + 1, sets + 2), "capabilities")
+    return int(sets[1])
+
+
+def set_capabilities(capabilities: int) -> None:
+    """Make the effective and permitted sets these, the inheritable and the ambient set empty."""
+    _check(lib.cri_prctl(lib.PR_CAP_AMBIENT, lib.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "ambient capabilities")
+    _check(lib.cri_capset(capabilities, capabilities, 0), f"capabilities {capabilities:#x}")
+
+
+def close_on_exec_from(first: int) -> None:
+    """Have all descriptors from `first` on closed by exec."""
+    _check(lib.cri_close_on_exec_from(first), "descriptors")
+
+
+def reset_signals() -> None:
+    """All signals to their default dispositions, none blocked."""
+    lib.cri_reset_signals()
+
+
+def reap_forever() -> NoReturn:
+    """Be the init of a pid namespace: close all descriptors and reap whatever is orphaned, until killed."""
+    lib.cri_reap_forever()
+    os._exit(1)
+
+
+def _check(result: int, subject: str) -> int:
+    if result < 0:
+        number = ffi.errno
+        raise OSError(number, os.strerror(number), subject)
+    return result

@@ -1,0 +1,74 @@
+"""What the life cycles work with: the node's parts, put together once by `cri.server`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from baustelle.bundle import ImageDefaults
+from cri.sandbox.host import Host, Warden
+from cri.sandbox.spec import SandboxSpec
+from cri.state import Store
+
+
+@dataclass(frozen=True, slots=True)
+class RunnableImage:
+    """What a container needs of its image."""
+
+    id: str
+    reference: str
+    """By digest, as ContainerStatus.image_ref shows it; the id where there is none."""
+    layers: tuple[str, ...]
+    """Chain ids, lowest first."""
+    defaults: ImageDefaults
+
+
+class Images(Protocol):
+    """Where containers find their images."""
+
+    def runnable(self, reference: str) -> RunnableImage:
+        """The image of this id, tag or digest. Raises NotFoundError."""
+
+    def hold(self, layers: Iterable[str]) -> AbstractContextManager[None]:
+        """Keep layers until the record of a container says that they are needed."""
+
+    async def collect(self) -> None:
+        """Give back layers that no image and no container needs any more."""
+
+
+class PodNetwork(Protocol):
+    """How pods come by an address."""
+
+    async def attach(self, spec: SandboxSpec, warden: Warden) -> Sequence[str]:
+        """Give the pod its interface; its addresses, the first of them primary. Undoes itself on failure."""
+
+    async def detach(self, sandbox_id: str) -> None:
+        """Take interface and addresses back; succeeds on what is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """The parts."""
+
+    host: Host
+    store: Store
+    network: PodNetwork
+    images: Images
+    state_dir: Path
+    runtime_dir: Path
+    runtime_handlers: tuple[str, ...] = ()
+
+    def sandbox_directory(self, sandbox_id: str) -> Path:
+        """Where a sandbox keeps its files."""
+        return self.state_dir / "sandboxes" / sandbox_id
+
+    def container_directory(self, container_id: str) -> Path:
+        """Where a container keeps its files, its exit record among them."""
+        return self.state_dir / "containers" / container_id
+
+    def warden_directory(self, sandbox_id: str) -> Path:
+        """Where a sandbox's warden listens; short, for the sake of sockaddr_un, and gone after a reboot."""
+        return self.runtime_dir / sandbox_id[:16]

@@ -1,0 +1,172 @@
+"""Pod sandboxes: run, stop, remove; what is true of one at any time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal as signals
+import socket
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+
+import structlog
+
+from cri.api.runtime import v1
+from cri.sandbox import pod_files, wire
+from cri.sandbox.container import Container
+from cri.sandbox.host import HostError, Warden, WardenGoneError
+from cri.sandbox.machine import SANDBOX_STEPS, ContainerState, SandboxState, check_step
+from cri.sandbox.node import Node
+from cri.sandbox.spec import SandboxSpec, Sharing
+from cri.sandbox.undo import UndoStack
+from cri.state import SandboxRecord
+
+log = structlog.get_logger(__name__)
+
+
+class PodSandbox:
+    """One pod sandbox, from its first record to its removal, with its containers."""
+
+    def __init__(self, node: Node, record: SandboxRecord) -> None:
+        self.record = record
+        self.spec = wire.decode(SandboxSpec, json.loads(record.spec))
+        self.config = v1.PodSandboxConfig.parse(record.config)
+        self.containers: dict[str, Container] = {}
+        self.warden: Warden | None = None
+        self.encoded: bytes | None = None
+        """The list item, encoded; None after a change (see `cri.encode`)."""
+        self._node = node
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def id(self) -> str:
+        """The sandbox's id: 64 hexadecimal digits."""
+        return self.record.id
+
+    @property
+    def state(self) -> SandboxState:
+        """Where the sandbox is in its life."""
+        return SandboxState(self.record.state)
+
+    @property
+    def addresses(self) -> list[str]:
+        """The pod's IP addresses, the primary first; none with the host's network."""
+        return list(self.record.addresses)
+
+    async def run(self) -> None:
+        """CREATING to READY: jail or namespaces, warden, network. Leaves nothing behind if it fails."""
+        node = self._node
+        directory = Path(self.spec.directory)
+        async with UndoStack(f"run sandbox {self.id}") as undo:
+            undo.push("record", lambda: node.store.delete(self.record))
+            await node.store.save(self.record)
+            undo.push("directory", lambda: asyncio.to_thread(wire.remove_tree, directory))
+            await asyncio.to_thread(self._write_files, directory)
+            undo.push("sandbox", self._give_back)
+            self.adopt(await node.host.create_sandbox(self.spec))
+            assert self.warden is not None
+            addresses: list[str] = []
+            if self.spec.namespaces.network is not Sharing.NODE:
+                undo.push("network", lambda: node.network.detach(self.id))
+                addresses = list(await node.network.attach(self.spec, self.warden))
+            await self._step(SandboxState.READY, addresses=addresses)
+
+    def adopt(self, warden: Warden) -> None:
+        """Take over the warden: one just started, or one found again."""
+        self.warden = warden
+        self._watch = asyncio.create_task(self._consume_exits(warden), name=f"exits of {self.id}")
+
+    async def stop(self) -> None:
+        """READY to NOTREADY: every container is killed, network and processes are given back. May be repeated."""
+        await _all(container.stop(0, signals.SIGKILL) for container in self.containers.values())
+        if self.spec.namespaces.network is not Sharing.NODE:
+            await self._node.network.detach(self.id)
+        await self._node.host.stop_sandbox(self.spec, self.warden)
+        await self._release_warden()
+        await _all(container.lose() for container in self.containers.values())
+        if self.state is SandboxState.READY:
+            await self._step(SandboxState.NOTREADY, addresses=[])
+
+    async def remove(self, remove_container: Callable[[Container], Awaitable[None]]) -> None:
+        """Remove the sandbox and its containers from any state. May be repeated."""
+        await self.stop()
+        if self.state is not SandboxState.REMOVING:
+            await self._step(SandboxState.REMOVING)
+        await _all(remove_container(container) for container in list(self.containers.values()))
+        await self._node.host.remove_sandbox(self.spec)
+        await asyncio.to_thread(wire.remove_tree, Path(self.spec.directory))
+        await self._node.store.delete(self.record)
+
+    async def lose(self) -> None:
+        """Take note that the warden has died: the sandbox is not ready any more, its containers have ended."""
+        log.warning("the sandbox's warden is gone", sandbox=self.id)
+        await _all(container.lose() for container in self.containers.values())
+        try:
+            await self.stop()
+        except HostError as error:
+            log.warning("resources of a lost sandbox linger", sandbox=self.id, error=str(error))
+
+    async def undo_creation(self) -> None:
+        """Remove what an earlier daemon began and could not finish."""
+        await self._node.network.detach(self.id)
+        await self._give_back()
+        await asyncio.to_thread(wire.remove_tree, Path(self.spec.directory))
+        await self._node.store.delete(self.record)
+
+    async def disconnect(self) -> None:
+        """Let go of the warden, which goes on."""
+        if self._watch is not None:
+            self._watch.cancel()
+        if self.warden is not None:
+            await self.warden.disconnect()
+
+    def running(self) -> list[Container]:
+        """The containers that run."""
+        return [c for c in self.containers.values() if c.state is ContainerState.RUNNING]
+
+    async def _consume_exits(self, warden: Warden) -> None:
+        async for record in warden.exits():
+            if (container := self.containers.get(record.container_id)) is not None:
+                try:
+                    await container.on_exit(record)
+                except Exception:
+                    # One container's trouble must not hide the ends of the others.
+                    log.exception("exit not recorded", sandbox=self.id, container=record.container_id)
+
+    async def _give_back(self) -> None:
+        await self._node.host.stop_sandbox(self.spec, self.warden)
+        await self._release_warden()
+        await self._node.host.remove_sandbox(self.spec)
+
+    async def _release_warden(self) -> None:
+        warden, self.warden = self.warden, None
+        if warden is not None:
+            try:
+                await warden.disconnect()
+            except WardenGoneError:
+                log.debug("warden had gone already", sandbox=self.id)
+        watch, self._watch = self._watch, None
+        if watch is not None and watch is not asyncio.current_task():
+            # The last exits are in the queue already; the watch ends when it has handed them on.
+            await asyncio.wait([watch], timeout=5)
+            watch.cancel()
+
+    def _write_files(self, directory: Path) -> None:
+        directory.mkdir(mode=0o700, parents=True)
+        if self.config.log_directory:
+            Path(self.config.log_directory).mkdir(mode=0o755, parents=True, exist_ok=True)
+        pod_files.write(self.spec, self.config.dns_config, socket.gethostname())
+
+    async def _step(self, to: SandboxState, **values: object) -> None:
+        check_step(SANDBOX_STEPS, f"sandbox {self.id}", self.state, to)
+        self.record = self.record.replace(state=to.value, **values)
+        self.encoded = None
+        await self._node.store.save(self.record)
+
+
+async def _all(calls: Iterable[Awaitable[None]]) -> None:
+    """Let every call run to its end, then raise the first error."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

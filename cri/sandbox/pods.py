@@ -1,0 +1,360 @@
+"""All pods and containers of the node: names, ids, and who may do what at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from typing import TypeVar
+
+import structlog
+
+from baustelle.bundle import signal_number
+from cri.api.runtime import v1
+from cri.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+from cri.sandbox import pod_files, translate, wire
+from cri.sandbox.container import Container
+from cri.sandbox.host import Warden
+from cri.sandbox.machine import ContainerState, SandboxState
+from cri.sandbox.node import Node, RunnableImage
+from cri.sandbox.pod import PodSandbox
+from cri.sandbox.shared_work import SharedWork
+from cri.state import ContainerRecord, SandboxRecord
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+SandboxName = tuple[str, str, str, int]
+"""Name, namespace, uid and attempt: together a sandbox's name."""
+
+ContainerName = tuple[str, str, int]
+"""Sandbox id, name and attempt."""
+
+
+class Pods:
+    """The pods of a node.
+
+    Every call that changes something runs as shared work: it goes on when its client goes away, and the client's
+    retry joins it. Nothing here waits on a lock; reading never waits at all.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self.sandboxes: dict[str, PodSandbox] = {}
+        self.containers: dict[str, Container] = {}
+        self._node = node
+        self._sandbox_names: dict[SandboxName, str] = {}
+        self._container_names: dict[ContainerName, str] = {}
+        self._making: SharedWork[str] = SharedWork("make", keep_unheard=True)
+        self._changing: SharedWork[None] = SharedWork("change")
+
+    # -- sandboxes
+
+    async def run_sandbox(self, config: v1.PodSandboxConfig, runtime_handler: str) -> str:
+        """Make a sandbox READY; its id. A retry of a call under way joins it."""
+        if runtime_handler and runtime_handler not in self._node.runtime_handlers:
+            known = ", ".join(self._node.runtime_handlers) or "none but the default"
+            raise InvalidArgumentError(
+                f"runtime handler {runtime_handler!r} is not configured; there is: {known}"
+            )
+        metadata = config.metadata or v1.PodSandboxMetadata()
+        name = (metadata.name, metadata.namespace, metadata.uid, metadata.attempt)
+        encoded = bytes(config)
+        return await self._making.run(
+            name, lambda: self._run_sandbox(name, config, encoded, runtime_handler), fingerprint=encoded
+        )
+
+    async def stop_sandbox(self, sandbox_id: str) -> None:
+        """Make a sandbox NOTREADY; succeeds on what is stopped or gone."""
+        sandbox = self.find_sandbox(sandbox_id)
+        if sandbox is not None:
+            await self._changing.run(("stop", sandbox.id), sandbox.stop)
+
+    async def remove_sandbox(self, sandbox_id: str) -> None:
+        """Remove a sandbox with its containers; succeeds on what is gone."""
+        sandbox = self.find_sandbox(sandbox_id)
+        if sandbox is not None:
+            await self._changing.run(("remove", sandbox.id), lambda: self._remove_sandbox(sandbox))
+
+    def find_sandbox(self, sandbox_id: str) -> PodSandbox | None:
+        """The sandbox of this id, or of the only id that begins so; None if there is none."""
+        return _find(self.sandboxes, sandbox_id)
+
+    def sandbox(self, sandbox_id: str) -> PodSandbox:
+        """As `find_sandbox`, but raises NotFoundError."""
+        if (sandbox := self.find_sandbox(sandbox_id)) is None:
+            raise NotFoundError(f"sandbox {sandbox_id!r} does not exist; `crictl pods` lists those that do")
+        return sandbox
+
+    # -- containers
+
+    async def create_container(self, sandbox_id: str, config: v1.ContainerConfig) -> str:
+        """Make a container in a READY sandbox; its id. A retry of a call under way joins it."""
+        sandbox = self.sandbox(sandbox_id)
+        metadata = config.metadata or v1.ContainerMetadata()
+        name = (sandbox.id, metadata.name, metadata.attempt)
+        encoded = bytes(config)
+        return await self._making.run(
+            name, lambda: self._create_container(name, sandbox, config, encoded), fingerprint=encoded
+        )
+
+    async def start_container(self, container_id: str) -> None:
+        """Start a created container."""
+        container = self.container(container_id)
+        await self._changing.run(("start", container.id), container.start)
+
+    async def stop_container(self, container_id: str, grace: float) -> None:
+        """Stop a container within `grace` seconds and a little; succeeds on what has ended or is gone."""
+        container = self.find_container(container_id)
+        if container is not None:
+            await container.stop(grace, self.stop_signal(container))
+
+    async def remove_container(self, container_id: str) -> None:
+        """Remove a container, killing it if it runs; succeeds on what is gone."""
+        container = self.find_container(container_id)
+        if container is not None:
+            await self._remove_container(container)
+
+    def find_container(self, container_id: str) -> Container | None:
+        """The container of this id, or of the only id that begins so; None if there is none."""
+        return _find(self.containers, container_id)
+
+    def container(self, container_id: str) -> Container:
+        """As `find_container`, but raises NotFoundError."""
+        if (container := self.find_container(container_id)) is None:
+            raise NotFoundError(
+                f"container {container_id!r} does not exist; `crictl ps -a` lists those that do"
+            )
+        return container
+
+    def running(self, container_id: str) -> tuple[Container, Warden]:
+        """A running container and its warden; raises NotFoundError or FailedPreconditionError."""
+        container = self.container(container_id)
+        warden = self.sandboxes[container.spec.sandbox_id].warden
+        if container.state is not ContainerState.RUNNING or warden is None:
+            raise FailedPreconditionError(f"container {container.id} is {container.state}, not running")
+        return container, warden
+
+    @staticmethod
+    def stop_signal(container: Container) -> int:
+        """The signal that asks the container to end: its config's, else its image's, else TERM."""
+        return signal_number(container.record.stop_signal or "SIGTERM")
+
+    # -- the node's life
+
+    def load(self) -> None:
+        """Take the records over from the store; nothing is looked at yet."""
+        for sandbox_record in self._node.store.sandboxes.values():
+            sandbox = PodSandbox(self._node, sandbox_record)
+            self.sandboxes[sandbox.id] = sandbox
+            self._sandbox_names[_sandbox_name(sandbox_record)] = sandbox.id
+        for record in self._node.store.containers.values():
+            owner = self.sandboxes.get(record.sandbox_id)
+            if owner is None:
+                raise InternalError(
+                    f"state: container {record.id} belongs to sandbox {record.sandbox_id}, which is missing"
+                )
+            container = Container(self._node, record, lambda owner=owner: owner.warden)  # type: ignore[misc]
+            self.containers[container.id] = container
+            owner.containers[container.id] = container
+            self._container_names[record.sandbox_id, record.name, record.attempt] = container.id
+
+    def lost(self, sandbox_id: str) -> None:
+        """A warden has died unasked."""
+        sandbox = self.sandboxes.get(sandbox_id)
+        if (
+            sandbox is None
+            or sandbox.state is not SandboxState.READY
+            or self._changing.busy(("stop", sandbox_id))
+        ):
+            return
+        task = asyncio.ensure_future(self._changing.run(("stop", sandbox_id), sandbox.lose))
+        task.add_done_callback(_report)
+
+    def drop_sandbox(self, sandbox: PodSandbox) -> None:
+        """Forget a sandbox that is gone."""
+        self.sandboxes.pop(sandbox.id, None)
+        name = _sandbox_name(sandbox.record)
+        self._sandbox_names.pop(name, None)
+        self._making.forget(name)
+
+    def drop_container(self, container: Container) -> None:
+        """Forget a container that is gone."""
+        record = container.record
+        self.containers.pop(record.id, None)
+        self.sandboxes[record.sandbox_id].containers.pop(record.id, None)
+        name = (record.sandbox_id, record.name, record.attempt)
+        self._container_names.pop(name, None)
+        self._making.forget(name)
+
+    async def disconnect(self) -> None:
+        """Let go of all wardens when the daemon ends; what is under way is finished first."""
+        await self._making.settle()
+        await asyncio.gather(*(sandbox.disconnect() for sandbox in self.sandboxes.values()))
+
+    def visible_sandboxes(self) -> Iterator[PodSandbox]:
+        """Those that a client is shown."""
+        return (s for s in self.sandboxes.values() if s.state is not SandboxState.CREATING)
+
+    def visible_containers(self) -> Iterator[Container]:
+        """Those that a client is shown."""
+        return (c for c in self.containers.values() if c.state is not ContainerState.CREATING)
+
+    # -- the work itself
+
+    async def _run_sandbox(
+        self, name: SandboxName, config: v1.PodSandboxConfig, encoded: bytes, runtime_handler: str
+    ) -> str:
+        if (taken := self._sandbox_names.get(name)) is not None:
+            raise AlreadyExistsError(
+                f"sandbox name {'/'.join(map(str, name))} is taken by {taken}: remove it or raise metadata.attempt"
+            )
+        sandbox_id = secrets.token_hex(32)
+        spec = translate.sandbox_spec(
+            sandbox_id,
+            config,
+            directory=self._node.sandbox_directory(sandbox_id),
+            runtime_directory=self._node.warden_directory(sandbox_id),
+            features=self._node.host.features,
+        )
+        sandbox = PodSandbox(
+            self._node,
+            SandboxRecord(
+                id=sandbox_id,
+                name=name[0],
+                namespace=name[1],
+                uid=name[2],
+                attempt=name[3],
+                state=SandboxState.CREATING.value,
+                runtime_handler=runtime_handler,
+                config=encoded,
+                created_at=time.time_ns(),
+                addresses=[],
+                spec=json.dumps(wire.encode(spec)),
+            ),
+        )
+        self._sandbox_names[name] = sandbox_id
+        self.sandboxes[sandbox_id] = sandbox
+        try:
+            await sandbox.run()
+        except BaseException:
+            self.drop_sandbox(sandbox)
+            raise
+        log.info(
+            "sandbox runs", sandbox=sandbox_id, name=name[0], namespace=name[1], addresses=sandbox.addresses
+        )
+        return sandbox_id
+
+    async def _remove_sandbox(self, sandbox: PodSandbox) -> None:
+        await sandbox.remove(self._remove_container)
+        self.drop_sandbox(sandbox)
+        log.info("sandbox removed", sandbox=sandbox.id)
+
+    async def _create_container(
+        self, name: ContainerName, sandbox: PodSandbox, config: v1.ContainerConfig, encoded: bytes
+    ) -> str:
+        if (taken := self._container_names.get(name)) is not None:
+            raise AlreadyExistsError(
+                f"container name {name[1]} (attempt {name[2]}) of sandbox {sandbox.id} is taken by {taken}: "
+                "remove it or raise metadata.attempt"
+            )
+        if sandbox.state is not SandboxState.READY:
+            raise FailedPreconditionError(
+                f"sandbox {sandbox.id} is {sandbox.state}: containers need a ready one"
+            )
+        image = self._node.images.runnable(config.image.image if config.image else "")
+        with self._node.images.hold(image.layers):
+            return await self._create_from(image, name, sandbox, config, encoded)
+
+    async def _create_from(
+        self,
+        image: RunnableImage,
+        name: ContainerName,
+        sandbox: PodSandbox,
+        config: v1.ContainerConfig,
+        encoded: bytes,
+    ) -> str:
+        container_id = secrets.token_hex(32)
+        # In a thread: it follows links of volumes, and a volume may hang.
+        spec = await asyncio.to_thread(
+            translate.container_spec,
+            container_id,
+            config,
+            sandbox.spec,
+            sandbox.config,
+            directory=self._node.container_directory(container_id),
+            image=image.defaults,
+            layers=image.layers,
+            pod_files=pod_files.mounts(sandbox.spec),
+            features=self._node.host.features,
+        )
+        stop_signal = config.stop_signal.name if config.stop_signal else image.defaults.stop_signal
+        record = ContainerRecord(
+            id=container_id,
+            sandbox_id=sandbox.id,
+            name=name[1],
+            attempt=name[2],
+            state=ContainerState.CREATING.value,
+            config=encoded,
+            image_id=image.id,
+            image_ref=image.reference,
+            created_at=time.time_ns(),
+            stop_signal=_checked_signal(stop_signal or "", container_id),
+            log_path=spec.log_path,
+            spec=json.dumps(wire.encode(spec)),
+        )
+        container = Container(self._node, record, lambda: sandbox.warden)
+        self._container_names[name] = container_id
+        self.containers[container_id] = container
+        sandbox.containers[container_id] = container
+        try:
+            await container.create()
+        except BaseException:
+            self.drop_container(container)
+            raise
+        return container_id
+
+    async def _remove_container(self, container: Container) -> None:
+        await self._changing.run(("remove", container.id), lambda: self._remove_container_now(container))
+
+    async def _remove_container_now(self, container: Container) -> None:
+        await container.remove()
+        self.drop_container(container)
+        await self._node.images.collect()
+
+
+def _find(items: dict[str, T], wanted: str) -> T | None:
+    if (exact := items.get(wanted)) is not None or not wanted:
+        return exact
+    matches = [item for item_id, item in items.items() if item_id.startswith(wanted)]
+    if len(matches) > 1:
+        raise InvalidArgumentError(
+            f"id {wanted!r} is ambiguous: {len(matches)} ids begin so; give more digits"
+        )
+    return matches[0] if matches else None
+
+
+def _sandbox_name(record: SandboxRecord) -> SandboxName:
+    return record.name, record.namespace, record.uid, record.attempt
+
+
+def _checked_signal(name: str, container_id: str) -> str:
+    if name:
+        try:
+            signal_number(name)
+        except ValueError as error:
+            raise InvalidArgumentError(f"container {container_id}: stop signal {name!r}: {error}") from error
+    return name
+
+
+def _report(task: asyncio.Future[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a lost sandbox could not be cleaned up", error=str(error))

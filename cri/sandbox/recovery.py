@@ -1,0 +1,88 @@
+"""What a new daemon finds: the records against the wardens that live and the resources that are there."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from cri.sandbox.container import Container
+from cri.sandbox.host import HostError, Warden
+from cri.sandbox.machine import ContainerState, SandboxState
+from cri.sandbox.node import Node
+from cri.sandbox.pod import PodSandbox
+from cri.sandbox.pods import Pods
+
+log = structlog.get_logger(__name__)
+
+
+async def recover(node: Node, pods: Pods) -> None:
+    """Bring records and node together; afterwards every state that a client is shown is true.
+
+    All sandboxes are looked at at the same time, so that the time does not grow with their number. One that cannot be
+    mended is logged and stays as it is recorded: it must not keep the others from running.
+    """
+    pods.load()
+    sandboxes = list(pods.sandboxes.values())
+    results = await asyncio.gather(
+        *(_recover(node, pods, sandbox) for sandbox in sandboxes), return_exceptions=True
+    )
+    for sandbox, result in zip(sandboxes, results, strict=True):
+        if isinstance(result, Exception):
+            log.error("sandbox not recovered", sandbox=sandbox.id, error=str(result), exc_info=result)
+        elif isinstance(result, BaseException):
+            raise result
+    try:
+        for what in await node.host.leftovers(list(pods.sandboxes), list(pods.containers)):
+            log.warning("removed what no record names", what=what)
+    except HostError as error:
+        log.warning("leftovers stay", error=str(error))
+
+
+async def _recover(node: Node, pods: Pods, sandbox: PodSandbox) -> None:
+    warden = await node.host.find_warden(sandbox.spec)
+    if sandbox.state is SandboxState.CREATING:
+        sandbox.warden = warden
+        await sandbox.undo_creation()
+        pods.drop_sandbox(sandbox)
+        return
+    if sandbox.state is not SandboxState.READY:
+        # Stopped, or on its way out: a warden that is left over ends now.
+        sandbox.warden = warden
+        await sandbox.stop()
+        if sandbox.state is SandboxState.REMOVING:
+            await pods.remove_sandbox(sandbox.id)
+    elif warden is not None:
+        await _take_over(sandbox, warden)
+    else:
+        await sandbox.lose()
+    for container in list(sandbox.containers.values()):
+        await _finish(node, pods, container)
+
+
+async def _take_over(sandbox: PodSandbox, warden: Warden) -> None:
+    """Believe the warden: it has seen what happened while there was no daemon."""
+    known = {state.container_id: state for state in await warden.containers()}
+    sandbox.adopt(warden)
+    for container in sandbox.containers.values():
+        state = known.get(container.id)
+        if container.state is ContainerState.STARTING:
+            if state is None or state.started is None:
+                await container.lose()
+            else:
+                await container.began(state.started)
+        if container.state is ContainerState.RUNNING:
+            if state is None:
+                await container.lose()
+            elif state.exited is not None:
+                await container.on_exit(state.exited)
+
+
+async def _finish(node: Node, pods: Pods, container: Container) -> None:
+    """Finish what the earlier daemon had begun with a container."""
+    if container.state is ContainerState.CREATING:
+        await node.host.remove_container(container.spec)
+        await node.store.delete(container.record)
+        pods.drop_container(container)
+    elif container.state is ContainerState.REMOVING:
+        await pods.remove_container(container.id)

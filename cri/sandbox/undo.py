@@ -1,0 +1,49 @@
+"""Undo stacks: a transition that fails half-way leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+
+class UndoStack:
+    """What to do, last first, if the body of the `async with` fails.
+
+    Each action runs even if an earlier one failed, and the whole unwinding runs to its end even if the task is
+    cancelled meanwhile. A failing action is logged with its name; the error that leaves the body is the body's own.
+    """
+
+    def __init__(self, transition: str) -> None:
+        self._transition = transition
+        self._actions: list[tuple[str, Callable[[], Awaitable[object]]]] = []
+
+    def push(self, what: str, action: Callable[[], Awaitable[object]]) -> None:
+        """Remember how to take back `what`; call it before the step is begun or right after it is done."""
+        self._actions.append((what, action))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and self._actions:
+            await asyncio.shield(asyncio.ensure_future(self._unwind(error)))
+
+    async def _unwind(self, cause: BaseException) -> None:
+        log.warning(
+            "undoing", transition=self._transition, steps=len(self._actions), cause=str(cause) or repr(cause)
+        )
+        while self._actions:
+            what, action = self._actions.pop()
+            try:
+                await action()
+            except Exception:
+                # What could not be undone now stays recorded, and reconciliation finds it at the next start.
+                log.exception("undo failed", transition=self._transition, step=what)

@@ -1,0 +1,59 @@
+"""What a warden needs of its kernel. `cri.sandbox.linux.driver` and `cri.sandbox.freebsd.driver` have a `make_driver()`.
+
+A driver runs inside the warden: single thread, standard library and kernel binding only, and it must not wait
+for anything that a container can delay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from cri.sandbox.spec import ContainerSpec, Credentials, ProcessSpec, SandboxSpec
+from cri.sandbox.warden.launch import Child, Stdio
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A container as the daemon prepared it: what `spec.json` in its directory holds."""
+
+    spec: ContainerSpec
+    host: dict[str, Any]
+    """What the driver in the daemon tells the driver in the warden (root filesystem, limits)."""
+
+
+class Driver(Protocol):
+    """One kernel, as seen from inside a warden."""
+
+    def enter(self, sandbox: SandboxSpec) -> Sequence[int]:
+        """Make the sandbox and enter it. Returns descriptors for the daemon (Linux: the network namespace)."""
+
+    def start(self, plan: Plan, stdio: Stdio, target: int) -> Child:
+        """Fork a container's first process. It reports, then executes the program.
+
+        `target` is the first process of the container whose processes it shall see, 0 for none.
+        """
+
+    def exec(
+        self, plan: Plan, first: int, process: ProcessSpec, credentials: Credentials, stdio: Stdio, name: str
+    ) -> Child:
+        """Fork a process into the running container whose first process is `first`; `name` is unique in it."""
+
+    def kill(self, plan: Plan, first: int) -> bool:
+        """KILL everything in the container once. True when nothing was left to kill."""
+
+    def kill_exec(self, plan: Plan, pid: int, name: str) -> None:
+        """KILL an exec's process and whatever it has started."""
+
+    def end_exec(self, plan: Plan, name: str) -> None:
+        """Give back what the driver made for an exec that has ended."""
+
+    def oom_killed(self, plan: Plan) -> bool:
+        """Whether the memory limit has killed a process of the container."""
+
+    def resize(self, pty: int, width: int, height: int) -> None:
+        """Set the size of a terminal."""
+
+    def close(self) -> None:
+        """Let go of the sandbox; all containers have ended."""

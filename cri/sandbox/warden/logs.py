@@ -1,0 +1,124 @@
+"""Container logs in the CRI format: one record per line, `TIMESTAMP STREAM TAG TEXT`.
+
+TIMESTAMP is RFC 3339 with nanoseconds in UTC, STREAM is stdout or stderr, TAG is F for a line that ended there and P for a
+part of a line that goes on in the next record of the stream (kubelet: pkg/kubelet/kuberuntime/logs). `Framer` is the pure codec, `LogFile`
+puts its records on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+
+MAX_TEXT = 16 * 1024
+"""Bytes of text in one record; a longer line is split."""
+
+
+class Framer:
+    """Turns what one stream of a container writes into records."""
+
+    def __init__(self, stream: str) -> None:
+        self._stream = stream.encode()
+        self._rest = b""
+
+    def feed(self, data: bytes, now: int) -> bytes:
+        """The records that are complete with `data`, stamped `now` (nanoseconds since the epoch).
+
+        The part of a line that waits for its end is kept, never more than `MAX_TEXT` of it.
+        """
+        full, partial = self._prefixes(now)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if lines and max(map(len, lines)) <= MAX_TEXT:
+            records = full + (b"\n" + full).join(lines) + b"\n"
+        else:
+            records = b"".join(_split(line, full, partial) for line in lines)
+        if len(self._rest) > MAX_TEXT:
+            cut = len(self._rest) - (len(self._rest) - 1) % MAX_TEXT - 1
+            records += b"".join(partial + part + b"\n" for part in _parts(self._rest[:cut]))
+            self._rest = self._rest[cut:]
+        return records
+
+    def flush(self, now: int) -> bytes:
+        """The record of a last line that never ended, if there is one."""
+        rest, self._rest = self._rest, b""
+        return self._prefixes(now)[1] + rest + b"\n" if rest else b""
+
+    def _prefixes(self, now: int) -> tuple[bytes, bytes]:
+        stamp = timestamp(now) + b" " + self._stream
+        return stamp + b" F ", stamp + b" P "
+
+
+def timestamp(now: int) -> bytes:
+    """Nanoseconds since the epoch as RFC 3339."""
+    seconds, nanoseconds = divmod(now, 1_000_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)).encode() + b".%09dZ" % nanoseconds
+
+
+class LogFile:
+    """A container's log on disk, with one writer, so that no two records mix.
+
+    A disk that is full or broken must not stop the container: records that cannot be written are dropped and counted, and
+    a record on stderr tells of them as soon as writing works again. (A disk that stalls without an error stalls the
+    container's output once the pipe is full; nobody can write around that.)
+    """
+
+    def __init__(self, path: str) -> None:
+        """Open or create the log. Raises OSError."""
+        self.path = path
+        self.dropped = 0
+        self._reason = ""
+        self._file = _open(path)
+
+    def write(self, records: bytes) -> None:
+        """Append whole records."""
+        if not records:
+            return
+        if self.dropped:
+            note = f"cri-jails: {self.dropped} bytes of this log were lost: {self._reason}".encode()
+            records = timestamp(time.time_ns()) + b" stderr F " + note + b"\n" + records
+        start = 0
+        try:
+            view = memoryview(records)
+            while start < len(view):
+                start += os.write(self._file, view[start:])
+        except OSError as error:
+            self._give_up(records, start, error)
+        else:
+            if self.dropped:
+                self.dropped = 0
+
+    def reopen(self) -> None:
+        """Open the path anew, as after a rotation. Raises OSError, and goes on with the old file then."""
+        old, self._file = self._file, _open(self.path)
+        os.close(old)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def _give_up(self, records: bytes, written: int, error: OSError) -> None:
+        # What was written of a torn record goes again, so that the file holds whole records only.
+        torn = written - (records.rfind(b"\n", 0, written) + 1)
+        try:
+            if torn:
+                os.ftruncate(self._file, os.fstat(self._file).st_size - torn)
+        except OSError:
+            torn = 0
+        self.dropped += len(records) - written + torn
+        if self._reason != (self._reason := error.strerror or str(error)):
+            print(f"log {self.path}: {self._reason}; dropping output", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
+
+
+def _parts(text: bytes) -> Iterator[bytes]:
+    return (text[start : start + MAX_TEXT] for start in range(0, len(text), MAX_TEXT))
+
+
+def _split(line: bytes, full: bytes, partial: bytes) -> bytes:
+    *parts, last = _parts(line) if line else (b"",)
+    return b"".join(partial + part + b"\n" for part in parts) + full + last + b"\n"

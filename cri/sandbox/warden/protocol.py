@@ -1,0 +1,150 @@
+"""How daemon, spawner and warden talk: JSON messages with descriptors, over unix seqpacket sockets.
+
+Framing only: nothing here knows what a message means. A message is one packet; one that is too big for a packet goes into
+an unlinked file, whose descriptor then travels in its place. Text stays within ASCII, so that surrogate escapes
+(bytes of users that are not UTF-8) survive. unix(7), cmsg(3), memfd_create(2).
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+import struct
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+Message = dict[str, Any]
+
+MAX_PACKET = 32 * 1024
+"""Bytes of JSON that go as a packet; below the default send buffer of every system."""
+MAX_MESSAGE = 32 * 1024 * 1024
+"""Bytes of JSON that a peer accepts at all."""
+MAX_DESCRIPTORS = 16
+SOCKET_PATH_LIMIT = 107 if sys.platform == "linux" else 103
+"""Bytes of a socket's path, without the NUL (sun_path is 108 bytes on Linux, 104 on FreeBSD)."""
+
+_SPILLED = "spilled"
+
+
+class ProtocolError(Exception):
+    """The peer sent what is no message; the connection is still usable."""
+
+
+def encode(message: Message) -> bytes:
+    """A message as bytes of ASCII."""
+    return json.dumps(message, separators=(",", ":")).encode("ascii")
+
+
+def decode(data: bytes) -> Message:
+    """The message in `data`. Raises ProtocolError."""
+    try:
+        message = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"no JSON: {error}") from None
+    if not isinstance(message, dict):
+        raise ProtocolError(f"a {type(message).__name__} instead of an object")
+    return message
+
+
+def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = ()) -> None:
+    """Send a message; the caller keeps its descriptors.
+
+    Raises OSError: BlockingIOError if the socket does not block and its buffer is full.
+    """
+    data = encode(message)
+    if len(data) <= MAX_PACKET:
+        _send(channel, data, descriptors)
+        return
+    spilled = _spill(data)
+    try:
+        _send(channel, encode({_SPILLED: len(data)}), [*descriptors, spilled])
+    finally:
+        os.close(spilled)
+
+
+def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
+    """The next message with its descriptors (close-on-exec, the caller's), or None at the end of the connection.
+
+    Raises ProtocolError for a packet that is no message, OSError (BlockingIOError if none is there).
+    """
+    space = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4)
+    data, ancillary, flags, _ = channel.recvmsg(MAX_PACKET + 1, space, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+    descriptors = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+    received = descriptors.tolist()
+    if not data and not received:
+        return None
+    try:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise ProtocolError("message too long, or too many descriptors")
+        message = decode(data)
+        if _SPILLED in message:
+            if not received:
+                raise ProtocolError("a spilled message without its file")
+            spilled = received.pop()
+            try:
+                message = decode(_read(spilled, message[_SPILLED]))
+            finally:
+                os.close(spilled)
+    except BaseException:
+        close_all(received)
+        raise
+    return message, received
+
+
+def close_all(descriptors: Sequence[int]) -> None:
+    """Close descriptors."""
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def peer_uid(channel: socket.socket) -> int:
+    """The user at the other end (SO_PEERCRED, LOCAL_PEERCRED)."""
+    if sys.platform == "linux":
+        credentials = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        return int(struct.unpack("3i", credentials)[1])
+    # struct xucred: u_int cr_version; uid_t cr_uid; ... (sys/ucred.h)
+    return int(struct.unpack_from("II", channel.getsockopt(0, 1, 256))[1])
+
+
+def check_path(path: str) -> str:
+    """`path`, if a socket can be bound to it. Raises ValueError."""
+    if len(os.fsencode(path)) > SOCKET_PATH_LIMIT:
+        raise ValueError(
+            f"socket path {path} has more than {SOCKET_PATH_LIMIT} bytes: choose a shorter runtime directory"
+        )
+    return path
+
+
+def _send(channel: socket.socket, data: bytes, descriptors: Sequence[int]) -> None:
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    channel.sendmsg([data], ancillary, getattr(socket, "MSG_NOSIGNAL", 0))
+
+
+def _spill(data: bytes) -> int:
+    descriptor = os.memfd_create("message", os.MFD_CLOEXEC)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _read(descriptor: int, size: object) -> bytes:
+    if not isinstance(size, int) or not 0 <= size <= MAX_MESSAGE:
+        raise ProtocolError(f"a message of {size} bytes")
+    data = bytearray()
+    while len(data) < size:
+        chunk = os.pread(descriptor, size - len(data), len(data))
+        if not chunk:
+            raise ProtocolError("a spilled message that ends early")
+        data += chunk
+    return bytes(data)

@@ -1,0 +1,170 @@
+"""The daemon: puts the node together, and owns the order in which it starts and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import signal
+import sys
+
+import structlog
+
+from cri import config as configuration
+from cri.config import Config
+from cri.image_service import ImageService
+from cri.images import ImageStore
+from cri.metrics import Metrics, MetricsServer
+from cri.network import BridgeNetwork
+from cri.rpc import RpcServer, RpcTableError
+from cri.runtime_service import RuntimeService
+from cri.sandbox.host import Host, HostError
+from cri.sandbox.node import Node
+from cri.sandbox.pods import Pods
+from cri.sandbox.recovery import recover
+from cri.sockets import SocketError
+from cri.state import StateError, StateLock, Store
+from cri.stats import Stats
+from registratur import Client, ContentStore, HostOptions, HostsConfig, InvalidEndpointError, Platform
+
+log = structlog.get_logger(__name__)
+
+SHUTDOWN_GRACE = 5.0
+"""Seconds that calls under way may take when the daemon is told to end."""
+
+DEFAULT_MTU = 1500
+
+
+def run(config: Config) -> int:
+    """Run the daemon until SIGTERM or SIGINT; the exit status. Containers go on without it."""
+    try:
+        asyncio.run(serve(config))
+    except (StateError, SocketError, HostError, RpcTableError, InvalidEndpointError, OSError) as error:
+        log.critical("cannot start", error=str(error))
+        return 1
+    return 0
+
+
+async def serve(config: Config) -> None:
+    """Start, serve until told to stop, end in the reverse order.
+
+    The order has reasons: nothing is touched before the lock is held; the spawner is forked before any thread exists;
+    the node is brought in line with its records before anybody can ask; the socket appears last and goes first.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as end:
+        for directory in (config.state_dir, config.runtime_dir):
+            directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        end.enter_context(StateLock.acquire(config.state_dir))
+        lost: asyncio.Queue[str] = asyncio.Queue()
+        host = make_host(config)
+        await host.open(lost.put_nowait)
+        end.push_async_callback(host.close)
+        store = await Store.open(config.state_dir / "state.db")
+        end.push_async_callback(store.close)
+        client = await end.enter_async_context(
+            Client(registry_hosts(config), idle_timeout=config.image.idle_timeout)
+        )
+        images = ImageStore(
+            store,
+            await asyncio.to_thread(ContentStore, config.state_dir / "content"),
+            host.snapshots,
+            client,
+            platforms=platforms(host),
+            max_parallel=config.image.max_parallel_downloads,
+        )
+        network = BridgeNetwork(
+            host,
+            store,
+            bridge=config.network.bridge,
+            subnet=ipaddress.ip_network(config.network.subnet),
+            mtu=config.network.mtu or DEFAULT_MTU,
+        )
+        await network.open()
+        end.push_async_callback(network.close)
+        node = Node(
+            host=host,
+            store=store,
+            network=network,
+            images=images,
+            state_dir=config.state_dir,
+            runtime_dir=config.runtime_dir,
+            runtime_handlers=config.runtime_handlers,
+        )
+        pods = Pods(node)
+        await recover(node, pods)
+        end.push_async_callback(pods.disconnect)
+        watch = asyncio.create_task(_report_lost(lost, pods))
+        end.callback(watch.cancel)
+        await network.reconcile(list(pods.sandboxes))
+        await images.load()
+        end.push_async_callback(images.settle)
+        await _serve_rpc(config, end, host=host, pods=pods, images=images, network=network)
+        log.info("serving", socket=str(config.socket), host=host.name, sandboxes=len(pods.sandboxes))
+        await stop.wait()
+        log.info("stopping; containers go on")
+
+
+async def _serve_rpc(
+    config: Config,
+    end: contextlib.AsyncExitStack,
+    *,
+    host: Host,
+    pods: Pods,
+    images: ImageStore,
+    network: BridgeNetwork,
+) -> None:
+    metrics = Metrics()
+    if (endpoint := config.metrics_endpoint()) is not None:
+        exporter = MetricsServer(metrics)
+        await exporter.start(*endpoint)
+        end.push_async_callback(exporter.stop)
+    stats = Stats(host, pods, images, config.state_dir / "snapshots")
+    runtime_service = RuntimeService(
+        host=host,
+        pods=pods,
+        images=images,
+        network=network,
+        stats=stats,
+        runtime_handlers=config.runtime_handlers,
+        config={"toml": configuration.dump(config)},
+    )
+    rpc = RpcServer(runtime_service, ImageService(images, stats), metrics)
+    await rpc.start(config.socket, config.socket_group)
+    end.push_async_callback(rpc.stop, SHUTDOWN_GRACE)
+
+
+def make_host(config: Config) -> Host:
+    """The driver for this operating system. Raises HostError where there is none."""
+    name = config.host if config.host != "auto" else sys.platform.rstrip("0123456789")
+    if name == "linux":
+        from cri.sandbox.linux import LinuxHost  # noqa: PLC0415 - its kernel binding exists on Linux only
+
+        return LinuxHost(config.state_dir, config.runtime_dir, config.snapshotter)
+    raise HostError("start", f"host {name}", "there is no driver for it in this release; set host to linux")
+
+
+def platforms(host: Host) -> list[Platform]:
+    """What images may be built for, best first."""
+    return [Platform.current(host.name)]
+
+
+def registry_hosts(config: Config) -> HostsConfig:
+    """The operator's registries, in the words of the client."""
+    return HostsConfig(
+        mirrors={name: registry.mirrors for name, registry in config.registries.items() if registry.mirrors},
+        options={
+            name: HostOptions(ca_file=registry.ca_file, skip_verify=registry.skip_verify)
+            for name, registry in config.registries.items()
+            if registry.ca_file is not None or registry.skip_verify
+        },
+    )
+
+
+async def _report_lost(lost: asyncio.Queue[str], pods: Pods) -> None:
+    """Hand the deaths of wardens on; those that come before recovery is done wait in the queue."""
+    while True:
+        pods.lost(await lost.get())

@@ -1,0 +1,12 @@
+"""What keeps the daemon from its state."""
+
+from __future__ import annotations
+
+from cri.errors import InternalError
+
+
+class StateError(InternalError):
+    """The state directory cannot be used as it is: held by another daemon, damaged, or of a newer release.
+
+    Nothing in it has been changed. The message names the file and the remedy.
+    """

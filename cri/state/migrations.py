@@ -1,0 +1,121 @@
+"""The schema of the state database, as the steps that lead to it.
+
+`PRAGMA user_version` counts the steps taken. A step is never edited once released: the next release appends another.
+A test holds the last step against the models in `records.py`.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cri.state.errors import StateError
+
+Migration = Callable[[sqlite3.Connection], None]
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    """Version 1: sandboxes, containers, images, leases."""
+    connection.execute("""
+        CREATE TABLE sandboxes (
+            id VARCHAR NOT NULL PRIMARY KEY,
+            name VARCHAR NOT NULL,
+            namespace VARCHAR NOT NULL,
+            uid VARCHAR NOT NULL,
+            attempt INTEGER NOT NULL,
+            state VARCHAR NOT NULL,
+            runtime_handler VARCHAR NOT NULL,
+            config BLOB NOT NULL,
+            created_at INTEGER NOT NULL,
+            addresses JSON NOT NULL,
+            boot_id VARCHAR NOT NULL,
+            spec VARCHAR NOT NULL
+        )""")
+    connection.execute("""
+        CREATE TABLE containers (
+            id VARCHAR NOT NULL PRIMARY KEY,
+            sandbox_id VARCHAR NOT NULL,
+            name VARCHAR NOT NULL,
+            attempt INTEGER NOT NULL,
+            state VARCHAR NOT NULL,
+            config BLOB NOT NULL,
+            image_id VARCHAR NOT NULL,
+            image_ref VARCHAR NOT NULL,
+            created_at INTEGER NOT NULL,
+            started_at INTEGER NOT NULL,
+            finished_at INTEGER NOT NULL,
+            pid INTEGER NOT NULL,
+            exit_code INTEGER NOT NULL,
+            signal INTEGER NOT NULL,
+            reason VARCHAR NOT NULL,
+            message VARCHAR NOT NULL,
+            credentials JSON,
+            stop_signal VARCHAR NOT NULL,
+            log_path VARCHAR NOT NULL,
+            spec VARCHAR NOT NULL
+        )""")
+    connection.execute("""
+        CREATE TABLE images (
+            id VARCHAR NOT NULL PRIMARY KEY,
+            manifest VARCHAR NOT NULL,
+            tags JSON NOT NULL,
+            digests JSON NOT NULL,
+            size INTEGER NOT NULL,
+            chains JSON NOT NULL,
+            config VARCHAR NOT NULL,
+            user VARCHAR NOT NULL,
+            pinned BOOLEAN NOT NULL,
+            pulled_at INTEGER NOT NULL
+        )""")
+    connection.execute("""
+        CREATE TABLE leases (
+            address VARCHAR NOT NULL PRIMARY KEY,
+            network VARCHAR NOT NULL,
+            owner VARCHAR NOT NULL
+        )""")
+
+
+MIGRATIONS: Sequence[Migration] = (_create,)
+"""The step at index N leads from version N to version N + 1."""
+
+
+def migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration] = MIGRATIONS) -> None:
+    """Bring a database to the newest schema, each step in a transaction of its own.
+
+    The connection must be in autocommit mode (`isolation_level=None`). Raises StateError when the database comes from
+    a newer release, is damaged, or is no database; it is left as it is then.
+    """
+    try:
+        (findings,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+    except sqlite3.DatabaseError as error:
+        raise _unusable(path, str(error)) from error
+    if findings != "ok":
+        raise _unusable(path, " ".join(findings.split()))
+    if version > len(migrations):
+        raise StateError(
+            f"the state database {path} has schema version {version}, this release of cri-jails knows {len(migrations)}: "
+            "install the release that wrote it, or choose another state_dir"
+        )
+    for number, step in enumerate(migrations[version:], start=version + 1):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            step(connection)
+            connection.execute(f"PRAGMA user_version = {number}")
+            connection.execute("COMMIT")
+        except BaseException as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise StateError(
+                    f"cannot bring the state database {path} to version {number}: {error}"
+                ) from error
+            raise
+
+
+def _unusable(path: Path, reason: str) -> StateError:
+    return StateError(
+        f"the state database {path} cannot be used: {reason}. It was left as it is; restore a copy, "
+        "or drain the node and move the file away to begin with an empty one"
+    )

@@ -1,0 +1,166 @@
+"""The records: one flat row per object, with what the kernel cannot tell us again after a restart.
+
+A record is a value. To change one, make another with `replace` and give it to `Store.apply`; nobody assigns to the
+attributes of a record that the store holds. Times are nanoseconds since the epoch, 0 where the thing has not happened
+yet, as in the CRI. The models hold only plain types, so that any SQLModel on pydantic 1.10 or 2 can read them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+from sqlalchemy import JSON, Column
+from sqlmodel import Field, SQLModel
+
+
+def _json(*, optional: bool = False) -> Any:
+    """A column that holds a JSON value."""
+    return Column(JSON(none_as_null=True), nullable=optional)
+
+
+class Record(SQLModel):
+    """What all records share."""
+
+    kind: ClassVar[str]
+    """What messages call such an object."""
+
+    @property
+    def key(self) -> str:
+        """The primary key."""
+        raise NotImplementedError
+
+    def values(self) -> dict[str, Any]:
+        """The fields by name; lists and dicts are copies."""
+        state = self.__dict__
+        return {
+            name: value.copy() if isinstance(value := state[name], list | dict) else value
+            for name in self.__class__.__table__.columns.keys()  # type: ignore[attr-defined]  # noqa: SIM118 - no dict
+        }
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        return self.__class__(**(self.values() | changes))
+
+
+class SandboxRecord(Record, table=True):
+    """A pod sandbox."""
+
+    __tablename__ = "sandboxes"
+    kind = "pod sandbox"
+
+    id: str = Field(primary_key=True)
+    name: str
+    namespace: str
+    uid: str
+    attempt: int = 0
+    state: str
+    """A state of `cri.sandbox.pod`."""
+    runtime_handler: str = ""
+    config: bytes = b""
+    """The PodSandboxConfig as the kubelet sent it, encoded."""
+    created_at: int = 0
+    addresses: list[str] = Field(default_factory=list, sa_column=_json())
+    """IP addresses, the primary one first."""
+    boot_id: str = ""
+    """The boot of the node that the sandbox was made in; with another, its kernel objects are gone."""
+    spec: str = "{}"
+    """JSON of `cri.sandbox.spec.SandboxSpec`."""
+
+    @property
+    def key(self) -> str:
+        """The sandbox id."""
+        return self.id
+
+
+class ContainerRecord(Record, table=True):
+    """A container."""
+
+    __tablename__ = "containers"
+    kind = "container"
+
+    id: str = Field(primary_key=True)
+    sandbox_id: str
+    name: str
+    attempt: int = 0
+    state: str
+    """A state of `cri.sandbox.container`."""
+    config: bytes = b""
+    """The ContainerConfig as the kubelet sent it, encoded."""
+    image_id: str = ""
+    """Digest of the image config."""
+    image_ref: str = ""
+    created_at: int = 0
+    started_at: int = 0
+    finished_at: int = 0
+    pid: int = 0
+    exit_code: int = 0
+    signal: int = 0
+    """The signal that ended the first process, or 0."""
+    reason: str = ""
+    """Completed, Error, OOMKilled, StartError."""
+    message: str = ""
+    credentials: dict[str, Any] | None = Field(default=None, sa_column=_json(optional=True))
+    """JSON of `cri.sandbox.spec.Credentials`, once the first process has been started."""
+    stop_signal: str = ""
+    log_path: str = ""
+    spec: str = "{}"
+    """JSON of `cri.sandbox.spec.ContainerSpec`."""
+
+    @property
+    def key(self) -> str:
+        """The container id."""
+        return self.id
+
+
+class ImageRecord(Record, table=True):
+    """An image whose layers are unpacked."""
+
+    __tablename__ = "images"
+    kind = "image"
+
+    id: str = Field(primary_key=True)
+    """Digest of the image config."""
+    manifest: str = ""
+    """Digest of the manifest of this platform."""
+    tags: list[str] = Field(default_factory=list, sa_column=_json())
+    """References by tag, in full."""
+    digests: list[str] = Field(default_factory=list, sa_column=_json())
+    """References by digest, in full."""
+    size: int = 0
+    """Bytes."""
+    chains: list[str] = Field(default_factory=list, sa_column=_json())
+    """Chain ids of the unpacked layers, lowest first."""
+    config: str = "{}"
+    """JSON of the image config."""
+    user: str = ""
+    """`User` of the image config."""
+    pinned: bool = False
+    """The kubelet's garbage collection leaves it alone."""
+    pulled_at: int = 0
+
+    @property
+    def key(self) -> str:
+        """The digest of the image config."""
+        return self.id
+
+
+class LeaseRecord(Record, table=True):
+    """An address that a pod holds."""
+
+    __tablename__ = "leases"
+    kind = "address lease"
+
+    address: str = Field(primary_key=True)
+    network: str
+    """Name of the network that hands the address out."""
+    owner: str
+    """The sandbox id."""
+
+    @property
+    def key(self) -> str:
+        """The address."""
+        return self.address
+
+
+RECORDS: tuple[type[Record], ...] = (SandboxRecord, ContainerRecord, ImageRecord, LeaseRecord)
+"""Every kind of record there is."""

@@ -1,0 +1,37 @@
+"""This checkout's own daemon."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from nodekit import places
+from nodekit.endpoint import Endpoint
+from nodekit.processes import Daemon
+
+_CONFIG = """\
+state_dir = "{base}/state"
+runtime_dir = "{base}/run"
+socket = "{socket}"
+
+[registries."*"]
+mirrors = ["{mirror}"]
+
+[network]
+bridge = "crijails0"
+subnet = "10.214.0.0/16"
+"""
+
+
+class CriJails(Endpoint):
+    """`python -m cri serve` of the checkout, with the interpreter that runs this."""
+
+    name = "cri-jails"
+
+    def spawn(self) -> Daemon:
+        """Start the daemon with every registry mirrored and pods on its built-in bridge network."""
+        config = self.base / "cri-jails.toml"
+        config.write_text(_CONFIG.format(base=self.base, socket=self.socket, mirror=self.mirror))
+        path = os.pathsep.join(filter(None, [str(places.CHECKOUT), os.environ.get("PYTHONPATH")]))
+        argv = [sys.executable, "-m", "cri", "serve", "--config", config]
+        return Daemon(self.name, argv, self.log, cwd=places.CHECKOUT, env={"PYTHONPATH": path})

@@ -1,0 +1,72 @@
+"""A client for OCI registries, and a content store: references in, verified images out.
+
+>>> ref = Reference.parse("busybox")
+>>> str(ref)
+'docker.io/library/busybox:latest'
+"""
+
+from registratur.client import Client
+from registratur.content import ContentStore
+from registratur.credentials import Credentials
+from registratur.digest import compute_digest, parse_digest
+from registratur.errors import (
+    ConnectError,
+    DigestMismatchError,
+    IdleTimeoutError,
+    InvalidDigestError,
+    InvalidEndpointError,
+    InvalidReferenceError,
+    MalformedContentError,
+    NoMatchingPlatformError,
+    NotFoundError,
+    RedirectError,
+    RegistryError,
+    TransportError,
+    UnauthorizedError,
+    UnavailableError,
+    UnsupportedContentError,
+)
+from registratur.hosts import HostOptions, HostsConfig
+from registratur.image_config import ImageConfig
+from registratur.manifest import Descriptor, Index, Manifest, parse_manifest
+from registratur.platform import Platform
+from registratur.pull import LayerSink, PulledImage, load, pull
+from registratur.reference import Reference
+from registratur.retry import RetryPolicy
+
+__all__ = [
+    "Client",
+    "ConnectError",
+    "ContentStore",
+    "Credentials",
+    "Descriptor",
+    "DigestMismatchError",
+    "HostOptions",
+    "HostsConfig",
+    "IdleTimeoutError",
+    "ImageConfig",
+    "Index",
+    "InvalidDigestError",
+    "InvalidEndpointError",
+    "InvalidReferenceError",
+    "LayerSink",
+    "MalformedContentError",
+    "Manifest",
+    "NoMatchingPlatformError",
+    "NotFoundError",
+    "Platform",
+    "PulledImage",
+    "RedirectError",
+    "Reference",
+    "RegistryError",
+    "RetryPolicy",
+    "TransportError",
+    "UnauthorizedError",
+    "UnavailableError",
+    "UnsupportedContentError",
+    "compute_digest",
+    "load",
+    "parse_digest",
+    "parse_manifest",
+    "pull",
+]

@@ -1,0 +1,189 @@
+"""The client of the OCI distribution-spec v1.1, as far as pulling goes."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Self, TypeVar
+
+from aiohttp import ClientResponse
+
+from registratur import media
+from registratur.credentials import Credentials
+from registratur.digest import Verifier, compute_digest, parse_digest, split_digest
+from registratur.download import download
+from registratur.errors import (
+    DigestMismatchError,
+    InvalidDigestError,
+    MalformedContentError,
+    NotFoundError,
+    RegistryError,
+    TransportError,
+    UnauthorizedError,
+    UnavailableError,
+)
+from registratur.exchange import Exchange, Route
+from registratur.hosts import HostsConfig
+from registratur.manifest import Descriptor, parse_manifest
+from registratur.reference import Reference
+from registratur.retry import MIRROR_POLICY, RetryPolicy
+from registratur.transport import Transport
+
+MANIFEST_LIMIT = 4 * 1024 * 1024
+"""Bytes of a manifest that are read; registries must accept as much (distribution-spec, Pushing Manifests)."""
+
+_HEADERS = {"Accept": media.MANIFEST_ACCEPT}
+
+_T = TypeVar("_T")
+
+
+class Client:
+    """Asks registries for manifests and blobs; open it with ``async with``.
+
+    Endpoints (mirrors, then the registry) are tried in order. Nothing has a total time limit: a download
+    may take hours, but after `idle_timeout` seconds without one byte it fails. `connect_timeout`
+    (seconds) bounds name resolution, connect and TLS handshake together.
+    """
+
+    def __init__(
+        self,
+        hosts: HostsConfig | None = None,
+        *,
+        idle_timeout: float = 60.0,
+        connect_timeout: float = 15.0,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        self._hosts = hosts or HostsConfig()
+        self._retry = retry or RetryPolicy()
+        self._transport = Transport(self._hosts, idle_timeout=idle_timeout, connect_timeout=connect_timeout)
+        self._exchange = Exchange(self._transport)
+
+    async def __aenter__(self) -> Self:
+        await self._transport.__aenter__()
+        return self
+
+    async def __aexit__(self, *details: object) -> None:
+        await self._transport.__aexit__(*details)
+
+    async def resolve(self, ref: Reference, credentials: Credentials | None = None) -> Descriptor:
+        """Return what `ref` points to now, by HEAD, or by GET where HEAD does not tell.
+
+        HEAD does not count towards the pull limits of public registries. Raises RegistryError.
+        """
+
+        async def ask(route: Route) -> Descriptor:
+            told = await self._head(route)
+            if told is not None and told.digest == (ref.digest or told.digest):
+                return told
+            return (await self._get(route, ref.target))[0]
+
+        return await self._first(ref, credentials, ask)
+
+    async def manifest(
+        self, ref: Reference, target: str | None = None, credentials: Credentials | None = None
+    ) -> tuple[Descriptor, bytes]:
+        """Return the index or manifest of `ref`, or of another tag or digest, `target`, beside it.
+
+        The bytes are those of the digest, when one was asked for, and of the Docker-Content-Digest
+        header, when one came. Raises RegistryError, DigestMismatchError, MalformedContentError (more
+        than MANIFEST_LIMIT).
+        """
+
+        async def ask(route: Route) -> tuple[Descriptor, bytes]:
+            return await self._get(route, target or ref.target)
+
+        return await self._first(ref, credentials, ask)
+
+    async def blob(
+        self, ref: Reference, descriptor: Descriptor, credentials: Credentials | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Stream a blob of `ref`'s repository, verifying size and digest.
+
+        Only when the iterator ends without an error are the bytes the right ones: act on them before,
+        commit after. A broken connection is continued where it broke, in the end at the next endpoint, too.
+        Close the iterator (``contextlib.aclosing``) if you leave it early.
+        Raises DigestMismatchError, IdleTimeoutError, TransportError and other RegistryErrors.
+        """
+        verifier = Verifier(descriptor.digest, descriptor.size)
+        failures: list[tuple[Route, RegistryError]] = []
+        for route in self._routes(ref, credentials):
+            try:
+                async with aclosing(download(self._exchange, route, descriptor, verifier)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+            except RegistryError as error:
+                if isinstance(error, DigestMismatchError) and verifier.received:
+                    raise  # wrong bytes are out already; the next endpoint cannot take them back
+                failures.append((route, error))
+            else:
+                verifier.finish()
+                return
+        raise _combined(failures)
+
+    async def _head(self, route: Route) -> Descriptor | None:
+        try:
+            async with self._exchange.open("HEAD", route, "manifests", route.ref.target, _HEADERS) as answer:
+                return _described(answer.response)
+        except (NotFoundError, UnauthorizedError, UnavailableError, TransportError):
+            raise
+        except RegistryError:
+            return None  # 405 and the like from plain file servers: GET decides
+
+    async def _get(self, route: Route, target: str) -> tuple[Descriptor, bytes]:
+        what = f"manifest {target} of {route.ref.name}"
+        async with self._exchange.open("GET", route, "manifests", target, _HEADERS) as answer:
+            claimed = _claimed_digest(answer.response)
+            data = await answer.body(MANIFEST_LIMIT, self._exchange.idle_timeout)
+        if data is None:
+            raise MalformedContentError(f"{what} is longer than {MANIFEST_LIMIT} bytes")
+        expected = target if ":" in target else claimed
+        digest = compute_digest(data, split_digest(expected)[0] if expected else "sha256")
+        if expected is not None and digest != expected:
+            raise DigestMismatchError(f"{what} from {route.endpoint} hashes to {digest}, not to {expected}")
+        return Descriptor(parse_manifest(data, what).media_type, digest, len(data)), data
+
+    def _routes(self, ref: Reference, credentials: Credentials | None) -> list[Route]:
+        endpoints = self._hosts.endpoints(ref.registry)
+        policies = [MIRROR_POLICY] * (len(endpoints) - 1) + [self._retry]
+        return [
+            Route(ref, endpoint, policy, self._hosts.credentials_for(endpoint, credentials))
+            for endpoint, policy in zip(endpoints, policies, strict=True)
+        ]
+
+    async def _first(
+        self, ref: Reference, credentials: Credentials | None, ask: Callable[[Route], Awaitable[_T]]
+    ) -> _T:
+        """Return the answer of the first endpoint that has one."""
+        failures: list[tuple[Route, RegistryError]] = []
+        for route in self._routes(ref, credentials):
+            try:
+                return await ask(route)
+            except RegistryError as error:
+                failures.append((route, error))
+        raise _combined(failures)
+
+
+def _combined(failures: list[tuple[Route, RegistryError]]) -> RegistryError:
+    """Return the last endpoint's error, telling what those before it said."""
+    *before, (_, last) = failures
+    if not before:
+        return last
+    told = "; ".join(f"{route.endpoint}: {error}" for route, error in before)
+    error = type(last)(f"{last} (tried before: {told})")
+    error.__cause__ = last
+    return error
+
+
+def _claimed_digest(response: ClientResponse) -> str | None:
+    """Return the Docker-Content-Digest header; None without one of a known algorithm."""
+    try:
+        return parse_digest(response.headers.get("Docker-Content-Digest", ""))
+    except InvalidDigestError:
+        return None
+
+
+def _described(response: ClientResponse) -> Descriptor | None:
+    """Return the descriptor that the headers of a HEAD make up, None if one is missing."""
+    media_type = media.bare(response.headers.get("Content-Type"))
+    digest, size = _claimed_digest(response), response.content_length
+    if digest is None or size is None or media_type not in media.INDEXES | media.MANIFESTS:
+        return None
+    return Descriptor(media_type, digest, size)

@@ -1,0 +1,92 @@
+"""Platforms, and which image runs on which (image-spec image-index.md; variants as in containerd)."""
+
+import platform as machine
+from dataclasses import dataclass, replace
+from typing import Self
+
+_ARCHITECTURES = {
+    "x86_64": ("amd64", ""),
+    "x86-64": ("amd64", ""),
+    "aarch64": ("arm64", ""),
+    "i386": ("386", ""),
+    "i486": ("386", ""),
+    "i586": ("386", ""),
+    "i686": ("386", ""),
+    "armhf": ("arm", "v7"),
+    "armel": ("arm", "v6"),
+    "armv7": ("arm", "v7"),
+    "armv7l": ("arm", "v7"),
+    "armv6": ("arm", "v6"),
+    "armv6l": ("arm", "v6"),
+    "riscv": ("riscv64", ""),
+    "powerpc64le": ("ppc64le", ""),
+    "powerpc64": ("ppc64", ""),
+}
+
+# The variant that an empty one stands for, and the lowest one there is.
+_DEFAULT_VARIANT = {"amd64": 1, "arm64": 8, "arm": 7}
+_LOWEST_VARIANT = {"amd64": 1, "arm64": 8, "arm": 5}
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """An operating system and a processor, in the words of Go's GOOS and GOARCH."""
+
+    os: str
+    architecture: str
+    variant: str = ""
+    os_version: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``os/architecture`` or ``os/architecture/variant``. Raises ValueError."""
+        parts = text.split("/")
+        if len(parts) not in (2, 3) or not all(parts):
+            raise ValueError(f"{text!r} is no platform: expected os/architecture or os/architecture/variant")
+        return cls(*parts).normalized()
+
+    @classmethod
+    def current(cls, os: str | None = None) -> Self:
+        """Return this machine's platform, with another operating system if `os` names one (emulation)."""
+        return cls(os or machine.system(), machine.machine()).normalized()
+
+    def normalized(self) -> Self:
+        """Return the canonical spelling: x86_64 is amd64, arm64/v8 is arm64, arm is arm/v7."""
+        architecture = self.architecture.lower()
+        architecture, implied = _ARCHITECTURES.get(architecture, (architecture, ""))
+        variant = self.variant.lower() or implied
+        if variant.isdecimal():
+            variant = f"v{variant}"
+        default = _DEFAULT_VARIANT.get(architecture)
+        if architecture == "arm":
+            variant = variant or f"v{default}"
+        elif default is not None and variant == f"v{default}":
+            variant = ""
+        return replace(self, os=self.os.lower(), architecture=architecture, variant=variant)
+
+    def accepts(self) -> tuple[Self, ...]:
+        """Return what runs here, best first: this variant, then the older ones of the same architecture."""
+        own = self.normalized()
+        if own.architecture not in _DEFAULT_VARIANT:
+            return (own,)
+        number = own.variant.removeprefix("v") or str(_DEFAULT_VARIANT[own.architecture])
+        if not number.isdecimal():  # "v8.2" and the like: no order is defined among them
+            return (own,)
+        lowest = _LOWEST_VARIANT[own.architecture]
+        older = (replace(own, variant=f"v{n}").normalized() for n in range(int(number) - 1, lowest - 1, -1))
+        return (own, *older)
+
+    def rank(self, image: Self) -> int | None:
+        """Return how well `image` suits this platform: 0 is best, None is not at all."""
+        wanted = image.normalized()
+        for rank, offer in enumerate(self.accepts()):
+            if (offer.os, offer.architecture, offer.variant) == (
+                wanted.os,
+                wanted.architecture,
+                wanted.variant,
+            ):
+                return rank
+        return None
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)

@@ -1,0 +1,212 @@
+"""Pulling an image: choose, verify, stream; and finding a pulled image again without a network."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol
+
+from registratur.client import Client
+from registratur.content import ContentStore
+from registratur.credentials import Credentials
+from registratur.errors import DigestMismatchError, MalformedContentError, NotFoundError
+from registratur.image_config import ImageConfig
+from registratur.manifest import Descriptor, parse_manifest
+from registratur.platform import Platform
+from registratur.reference import Reference
+from registratur.selection import Selection, Wanted, select
+
+CONFIG_LIMIT = 8 * 1024 * 1024
+"""Bytes of an image config that are read: it is held in memory, unlike layers."""
+
+
+class LayerSink(Protocol):
+    """Where the layers of a pull go. `diff_ids` is always the image's whole list, `index` a place in it."""
+
+    async def has(self, index: int, diff_ids: Sequence[str]) -> bool:
+        """Say whether layer `index` need not be fetched."""
+        ...
+
+    async def receive(
+        self, index: int, diff_ids: Sequence[str], media_type: str, chunks: AsyncIterator[bytes]
+    ) -> None:
+        """Take the compressed bytes of layer `index`.
+
+        Several calls run at once, for lower layers first. Read `chunks` to the end before you commit:
+        the digest of the compressed bytes is judged there, by an exception. The diff ID, over the
+        uncompressed bytes, is the sink's to check.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PulledImage:
+    """An image whose manifests are in the content store.
+
+    `manifest` is that of the chosen platform; `repo_digest` is what the reference resolved to: the
+    digest of the index if there is one. `size` is in bytes: compressed layers, config and manifest.
+    """
+
+    reference: Reference | None
+    manifest: Descriptor
+    config: Descriptor
+    config_json: ImageConfig
+    layers: tuple[Descriptor, ...]
+    size: int
+    repo_digest: str
+
+    @property
+    def id(self) -> str:
+        """The image ID: the digest of the config."""
+        return self.config.digest
+
+    @property
+    def diff_ids(self) -> tuple[str, ...]:
+        """The digests of the uncompressed layers, lowest first."""
+        return self.config_json.diff_ids
+
+    @property
+    def content(self) -> frozenset[str]:
+        """The digests this image needs in the content store: what a garbage collector must keep."""
+        return frozenset({self.repo_digest, self.manifest.digest, self.config.digest})
+
+
+async def pull(
+    client: Client,
+    ref: Reference,
+    platforms: Sequence[Platform],
+    layers: LayerSink,
+    store: ContentStore,
+    *,
+    credentials: Credentials | None = None,
+    max_parallel: int = 3,
+) -> PulledImage:
+    """Bring `ref` for the first of `platforms` it offers: metadata to `store`, layers to `layers`.
+
+    At most `max_parallel` layers are under way at once; the first failure, of a layer or its sink,
+    cancels the others and is raised. What `store` has already is not fetched again, but a tag is always
+    resolved anew.
+    Raises RegistryError and what the sink raises.
+    """
+    source = _Source(client, ref, store, credentials)
+    root, data = await source.root()
+    walk = select(root, platforms, str(ref))
+    next(walk)  # asks for the root
+    try:
+        while True:
+            data = await source.read(walk.send(data))
+    except StopIteration as done:
+        selection: Selection = done.value
+    image = _image(ref, root.digest, selection)
+    await _transfer(source, image, layers, max_parallel)
+    return image
+
+
+def load(
+    store: ContentStore,
+    manifest_digest: str,
+    platforms: Sequence[Platform],
+    reference: Reference | None = None,
+) -> PulledImage:
+    """Find an image again in `store` by the digest of its index or manifest; blocks on the disk.
+
+    Says nothing about the layers: those are the sink's. Raises NotFoundError, DigestMismatchError,
+    NoMatchingPlatformError.
+    """
+    data = store.read(manifest_digest)
+    root = Descriptor(parse_manifest(data, manifest_digest).media_type, manifest_digest, len(data))
+    walk = select(root, platforms, str(reference or manifest_digest))
+    next(walk)  # asks for the root
+    try:
+        while True:
+            data = store.read(walk.send(data).descriptor.digest)
+    except StopIteration as done:
+        selection: Selection = done.value
+    return _image(reference, manifest_digest, selection)
+
+
+def _image(reference: Reference | None, repo_digest: str, selection: Selection) -> PulledImage:
+    manifest = selection.manifest
+    parts = (selection.descriptor, manifest.config, *manifest.layers)
+    return PulledImage(
+        reference=reference,
+        manifest=selection.descriptor,
+        config=manifest.config,
+        config_json=selection.config,
+        layers=manifest.layers,
+        size=sum(part.size for part in parts),
+        repo_digest=repo_digest,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """One repository, read through the content store."""
+
+    client: Client
+    ref: Reference
+    store: ContentStore
+    credentials: Credentials | None
+
+    async def root(self) -> tuple[Descriptor, bytes]:
+        """Return what the reference points to now."""
+        root = await self.client.resolve(self.ref, self.credentials)
+        data = await asyncio.to_thread(self._stored, root.digest)
+        if data is None:
+            # By tag, not by the digest just learnt: a plain file server may know the manifest by no
+            # other name.
+            root, data = await self.client.manifest(self.ref, None, self.credentials)
+            await asyncio.to_thread(self.store.write, root.digest, data)
+        return root, data
+
+    async def read(self, wanted: Wanted) -> bytes:
+        """Return a manifest or config, of the size and digest that its descriptor says."""
+        descriptor = wanted.descriptor
+        data = await asyncio.to_thread(self._stored, descriptor.digest)
+        if data is not None:
+            return data
+        if wanted.kind == "manifests":
+            _, data = await self.client.manifest(self.ref, descriptor.digest, self.credentials)
+        else:
+            data = await self._small_blob(descriptor)
+        await asyncio.to_thread(self.store.write, descriptor.digest, data)
+        return data
+
+    async def _small_blob(self, descriptor: Descriptor) -> bytes:
+        if descriptor.size > CONFIG_LIMIT:
+            raise MalformedContentError(
+                f"{self.ref}: config {descriptor.digest} has {descriptor.size} bytes, "
+                f"at most {CONFIG_LIMIT} are read"
+            )
+        return b"".join([chunk async for chunk in self.client.blob(self.ref, descriptor, self.credentials)])
+
+    def _stored(self, digest: str) -> bytes | None:
+        """Return a blob of the store; a damaged one counts as missing and is written again. Blocks."""
+        try:
+            return self.store.read(digest)
+        except (NotFoundError, DigestMismatchError):
+            return None
+
+
+async def _transfer(source: _Source, image: PulledImage, layers: LayerSink, max_parallel: int) -> None:
+    """Stream the layers the sink lacks; they start in order, so none waits for a slot of a higher one."""
+    slots = asyncio.Semaphore(max_parallel)
+
+    async def fetch(index: int, layer: Descriptor) -> None:
+        async with slots:
+            if await layers.has(index, image.diff_ids):
+                return
+            async with aclosing(source.client.blob(source.ref, layer, source.credentials)) as chunks:
+                await layers.receive(index, image.diff_ids, layer.media_type, chunks)
+                # A sink may stop at the end of the archive; what is behind it belongs to the digest all
+                # the same.
+                async for _ in chunks:
+                    pass
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for index, layer in enumerate(image.layers):
+                group.create_task(fetch(index, layer), name=f"layer {layer.digest}")
+    except ExceptionGroup as failures:
+        first = failures.exceptions[0]  # the others were cancelled on account of it
+        raise first from first.__cause__

@@ -1,0 +1,84 @@
+"""From an index to the one manifest and config that suit a list of platforms, without I/O.
+
+:func:`select` is a generator that yields what it must read next and is sent the bytes. So the same rules
+serve a pull, which asks a registry, and :func:`registratur.pull.load`, which asks the disk.
+"""
+
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from registratur import media
+from registratur.errors import MalformedContentError, NoMatchingPlatformError
+from registratur.image_config import ImageConfig
+from registratur.manifest import Descriptor, Index, Manifest, parse_manifest
+from registratur.platform import Platform
+
+_DEPTH_LIMIT = 4  # indexes within indexes
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What :func:`select` must read next; `kind` is where registries keep it: "manifests" or "blobs"."""
+
+    kind: Literal["manifests", "blobs"]
+    descriptor: Descriptor
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The chosen image: descriptors and their parsed contents."""
+
+    descriptor: Descriptor
+    manifest: Manifest
+    config: ImageConfig
+
+
+def select(root: Descriptor, platforms: Sequence[Platform], name: str) -> Generator[Wanted, bytes, Selection]:
+    """Choose from `root`, an index or a manifest; `name` is for messages.
+
+    The first of `platforms` that has a match wins. Entries of an index that name no platform are opened,
+    in order, when no other matches.
+    Raises NoMatchingPlatformError, MalformedContentError, UnsupportedContentError.
+    """
+    offers: list[Platform] = []
+    pending = [(root, 0)]
+    while pending:
+        descriptor, depth = pending.pop(0)
+        document = parse_manifest((yield Wanted("manifests", descriptor)), f"{name}: {descriptor.digest}")
+        if isinstance(document, Index):
+            if depth >= _DEPTH_LIMIT:
+                raise MalformedContentError(f"{name}: indexes are nested more than {_DEPTH_LIMIT} deep")
+            chosen = choose(document.manifests, platforms)
+            offers += [entry.platform for entry in document.manifests if entry.platform is not None]
+            pending = [(entry, depth + 1) for entry in chosen] + pending
+            continue
+        data = yield Wanted("blobs", document.config)
+        config = ImageConfig.parse(data, f"{name}: config {document.config.digest}")
+        if len(config.diff_ids) != len(document.layers):
+            raise MalformedContentError(
+                f"{name}: the manifest lists {len(document.layers)} layers, the config {len(config.diff_ids)}"
+            )
+        if any(platform.rank(config.platform) is not None for platform in platforms):
+            return Selection(descriptor, document, config)
+        offers.append(config.platform)
+    wanted, offered = _listed(platforms), _listed(dict.fromkeys(offers))
+    raise NoMatchingPlatformError(f"{name} has no image for {wanted}; it has {offered or 'none at all'}")
+
+
+def choose(entries: Sequence[Descriptor], platforms: Sequence[Platform]) -> list[Descriptor]:
+    """Return the entries to open, in order: the best match alone, else all without a platform."""
+    for platform in platforms:
+        ranked = [
+            (rank, entry)
+            for entry in entries
+            if entry.platform is not None and (rank := platform.rank(entry.platform)) is not None
+        ]
+        if ranked:
+            return [min(ranked, key=lambda pair: pair[0])[1]]
+    readable = media.INDEXES | media.MANIFESTS
+    return [entry for entry in entries if entry.platform is None and entry.media_type in readable]
+
+
+def _listed(platforms: Iterable[Platform]) -> str:
+    return ", ".join(str(platform) for platform in platforms)

@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""Compare the life of a pod between two CRI endpoints, interleaved in one run, and print the ratios.
+
+    tests/bench/lifecycle/run.py [--cycles N] [--warm-up N] [--endpoint-a WHICH] [--endpoint-b WHICH]
+
+WHICH is `cri-jails` or `containerd`, started here on a private directory, or the address of an endpoint
+that runs already and can pull --image. The two take turns (A, B, A, B...), so that whatever else the
+machine does hits both. The client is single-threaded and its cost is part of both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "critest-config"))
+
+from nodekit import critools, images, isolation, leaks, packages, processes
+from nodekit.containerd import Containerd
+from nodekit.crijails import CriJails
+from nodekit.registry import Registry
+
+RUNTIMES = {"cri-jails": CriJails, "containerd": Containerd}
+# What p50 of A may be at most, as a part of B's.
+AIMS = {"RunPodSandbox": 1 / 3, "create+start": 1 / 4, "ExecSync": 1 / 5, "whole cycle": 1 / 4}
+
+
+def main() -> int:
+    """Parse the command line and return the exit code."""
+    parser = argparse.ArgumentParser(description="Compare the life of a pod between two CRI endpoints.")
+    parser.add_argument("--cycles", type=int, default=30, help="measured cycles per endpoint (%(default)s)")
+    parser.add_argument("--warm-up", type=int, default=3, help="cycles before those (%(default)s)")
+    parser.add_argument("--endpoint-a", default="cri-jails", help="cri-jails, containerd or unix://PATH")
+    parser.add_argument("--endpoint-b", default="containerd", help="cri-jails, containerd or unix://PATH")
+    parser.add_argument(
+        "--image", default=images.LIFECYCLE, help="has /bin/true and a main process that ends on TERM"
+    )
+    options = parser.parse_args()
+    if options.cycles < 2:
+        parser.error("--cycles: quantiles need at least 2")
+    return processes.supervise(lambda: compare(options), leftovers_are_errors=False)
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Start what is to be started, measure, print, clean up."""
+    with contextlib.ExitStack() as cleanup:
+        addresses = start_endpoints([options.endpoint_a, options.endpoint_b], cleanup)
+        logs = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="bench-logs-"))
+        durations = measure(options, addresses, logs)
+    print_table(options, *durations)
+    return 0
+
+
+def start_endpoints(chosen: list[str], cleanup: contextlib.ExitStack) -> list[str]:
+    """Start the endpoints that are named, with a registry for them; return the addresses of all."""
+    ours = [which for which in chosen if which in RUNTIMES]
+    if not ours:
+        return chosen
+    packages.need(*packages.IMAGES, *packages.CRITEST, *(packages.CONTAINERD if "containerd" in ours else ()))
+    crictl = critools.build("crictl") / "crictl"
+    storage = images.registry_storage()
+    isolation.isolate()
+    base = Path(tempfile.mkdtemp(prefix="bench-"))
+    cleanup.callback(shutil.rmtree, base)
+    before = leaks.snapshot()
+    cleanup.callback(lambda: leaks.sweep(leaks.leaks(before)))
+    registry = Registry(storage, base)
+    cleanup.callback(registry.stop)
+    addresses = []
+    for side, which in zip("ab", chosen, strict=True):
+        if which not in RUNTIMES:
+            addresses.append(which)
+            continue
+        endpoint = RUNTIMES[which](base / side, registry.url, crictl)
+        cleanup.callback(endpoint.stop)
+        endpoint.start()
+        addresses.append(endpoint.address)
+    return addresses
+
+
+def measure(options: argparse.Namespace, addresses: list[str], logs: str) -> list[dict[str, list[float]]]:
+    """Return the durations of every RPC, per endpoint."""
+    # gRPC starts threads, and namespaces are changed by a process that has none: so not earlier than here.
+    from client import Client
+    from cycle import Cycle
+
+    clients = [Client(address) for address in addresses]
+    cycles = [Cycle(client, options.image, logs) for client in clients]
+    for cycle in cycles:
+        cycle.pull()
+    for number in range(-options.warm_up, options.cycles):
+        for cycle in cycles:
+            cycle.run(measured=number >= 0)
+    for client in clients:
+        client.close()
+    return [cycle.durations for cycle in cycles]
+
+
+def print_table(options: argparse.Namespace, a: dict[str, list[float]], b: dict[str, list[float]]) -> None:
+    """Print p50 and p90 of both sides in ms, the ratios A/B, and the aims with whether they are met."""
+    print(
+        f"A = {options.endpoint_a}, B = {options.endpoint_b}; ms; {options.cycles} cycles each, interleaved"
+    )
+    print(f"{'':<18}{'A p50':>9}{'A p90':>9}{'B p50':>9}{'B p90':>9}{'p50 A/B':>10}{'p90 A/B':>10}  aim")
+    for name, ours in a.items():
+        a50, a90 = quantiles(ours)
+        b50, b90 = quantiles(b[name])
+        row = f"{name:<18}{a50:>9.2f}{a90:>9.2f}{b50:>9.2f}{b90:>9.2f}{a50 / b50:>10.3f}{a90 / b90:>10.3f}"
+        if aim := AIMS.get(name):
+            row += f"  {aim:.3f} {'met' if a50 / b50 <= aim else 'MISSED'}"
+        print(row)
+
+
+def quantiles(seconds: list[float]) -> tuple[float, float]:
+    """Return p50 and p90 in milliseconds."""
+    tenths = statistics.quantiles(seconds, n=10, method="inclusive")
+    return tenths[4] * 1e3, tenths[8] * 1e3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

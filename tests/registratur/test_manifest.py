@@ -1,0 +1,173 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registratur import (
+    ImageConfig,
+    Index,
+    MalformedContentError,
+    Manifest,
+    Platform,
+    RegistryError,
+    UnsupportedContentError,
+    media,
+    parse_manifest,
+)
+
+DIGEST = "sha256:" + "ab" * 32
+DESCRIPTOR = {"mediaType": "x/y", "digest": DIGEST, "size": 7}
+
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text()),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(), inner, max_size=3)),
+    max_leaves=8,
+)
+keys = st.sampled_from(
+    [
+        "mediaType",
+        "manifests",
+        "layers",
+        "config",
+        "digest",
+        "size",
+        "platform",
+        "annotations",
+        "rootfs",
+        "diff_ids",
+        "os",
+        "Cmd",
+        "Env",
+        "Labels",
+    ]
+)
+
+
+def parse(document):
+    return parse_manifest(json.dumps(document).encode())
+
+
+def test_index():
+    platform = {"os": "linux", "architecture": "arm64", "variant": "v8"}
+    index = parse(
+        {"mediaType": media.OCI_INDEX, "manifests": [DESCRIPTOR | {"platform": platform}, DESCRIPTOR]}
+    )
+    assert isinstance(index, Index)
+    assert [entry.platform for entry in index.manifests] == [Platform("linux", "arm64"), None]
+
+
+def test_manifest():
+    manifest = parse({"mediaType": media.DOCKER_MANIFEST, "config": DESCRIPTOR, "layers": [DESCRIPTOR] * 2})
+    assert isinstance(manifest, Manifest)
+    assert manifest.config.digest == DIGEST
+    assert [layer.size for layer in manifest.layers] == [7, 7]
+
+
+@pytest.mark.parametrize(
+    ("document", "media_type"),
+    [
+        ({"manifests": []}, media.OCI_INDEX),
+        ({"config": DESCRIPTOR, "layers": []}, media.OCI_MANIFEST),
+        ({"config": DESCRIPTOR | {"mediaType": media.DOCKER_CONFIG}, "layers": []}, media.DOCKER_MANIFEST),
+    ],
+)
+def test_shape_decides_where_the_media_type_is_missing(document, media_type):
+    assert parse(document).media_type == media_type
+
+
+@pytest.mark.parametrize(
+    ("document", "error"),
+    [
+        ([], MalformedContentError),
+        ({"manifests": [], "layers": []}, MalformedContentError),
+        ({"manifests": [], "Config": DESCRIPTOR}, MalformedContentError),
+        ({"mediaType": media.OCI_INDEX, "layers": []}, MalformedContentError),
+        ({"mediaType": media.OCI_MANIFEST, "manifests": []}, MalformedContentError),
+        ({"mediaType": media.OCI_MANIFEST, "layers": []}, MalformedContentError),
+        ({"config": DESCRIPTOR | {"size": -1}}, MalformedContentError),
+        ({"config": DESCRIPTOR | {"size": True}}, MalformedContentError),
+        ({"config": DESCRIPTOR | {"size": "7"}}, MalformedContentError),
+        ({"config": DESCRIPTOR | {"digest": "md5:0"}}, MalformedContentError),
+        ({"config": DESCRIPTOR | {"digest": None}}, MalformedContentError),
+        ({"schemaVersion": 1, "fsLayers": []}, UnsupportedContentError),
+        ({"mediaType": "application/json"}, UnsupportedContentError),
+        ({}, UnsupportedContentError),
+    ],
+)
+def test_refuses(document, error):
+    with pytest.raises(error):
+        parse(document)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe{}", b"[" * 100_000])
+def test_refuses_what_is_no_json(data):
+    with pytest.raises(MalformedContentError, match="is no JSON"):
+        parse_manifest(data)
+
+
+@given(st.dictionaries(keys, st.one_of(json_values, st.lists(st.just(DESCRIPTOR)), st.just(DESCRIPTOR))))
+def test_garbage_raises_only_our_errors(document):
+    data = json.dumps(document).encode()
+    for reader in (parse_manifest, ImageConfig.parse):
+        try:
+            reader(data)
+        except RegistryError:
+            continue
+
+
+def config(**run):
+    return ImageConfig.parse(
+        json.dumps(
+            {"os": "freebsd", "architecture": "amd64", "rootfs": {"diff_ids": [DIGEST]}, "config": run}
+        ).encode()
+    )
+
+
+def test_config():
+    read = config(
+        User="www:80",
+        Env=["A=1", "B="],
+        Entrypoint=["/bin/e"],
+        Cmd=None,
+        WorkingDir="/w",
+        ExposedPorts={"80/tcp": {}},
+        Volumes={"/data": {}},
+        Labels={"Key": "v"},
+        StopSignal="SIGQUIT",
+    )
+    assert read == ImageConfig(
+        platform=Platform("freebsd", "amd64"),
+        diff_ids=(DIGEST,),
+        user="www:80",
+        env=("A=1", "B="),
+        entrypoint=("/bin/e",),
+        working_dir="/w",
+        exposed_ports=("80/tcp",),
+        volumes=("/data",),
+        labels={"Key": "v"},
+        stop_signal="SIGQUIT",
+    )
+
+
+@pytest.mark.parametrize("key", ["cmd", "Cmd", "CMD"])
+def test_keys_match_in_any_case_as_in_go(key):
+    assert config(**{key: ["/bin/sh"]}).cmd == ("/bin/sh",)
+
+
+def test_the_last_spelling_wins_as_in_go():
+    data = b'{"rootfs":{"diff_ids":[]},"config":{"Cmd":["a"],"cmd":["b"]}}'
+    assert ImageConfig.parse(data).cmd == ("b",)
+
+
+def test_a_bare_string_is_a_command_of_one_word():
+    assert config(Entrypoint="/init").entrypoint == ("/init",)
+
+
+def test_lone_surrogates_are_replaced_as_in_go():
+    assert config(Env=["A=\ud800x"]).env == ("A=\ufffdx",)
+
+
+def test_an_artifact_is_no_image():
+    with pytest.raises(UnsupportedContentError, match="artifact"):
+        ImageConfig.parse(b"{}")

@@ -1,0 +1,234 @@
+"""Pods and containers on the kernel in memory: what a client sees, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from cri.api.runtime import v1
+from cri.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from cri.sandbox.host import HostError, StartError
+from cri.sandbox.machine import ContainerState, SandboxState
+
+
+async def test_whole_life(node, make):
+    pods = node.pods
+    sandbox_id = await pods.run_sandbox(make.pod(), "")
+    sandbox = pods.sandbox(sandbox_id)
+    assert sandbox.state is SandboxState.READY
+    assert sandbox.addresses == ["10.0.0.2"]
+    container_id = await pods.create_container(sandbox_id, make.container("sleep"))
+    container = pods.container(container_id)
+    assert container.state is ContainerState.CREATED
+    await pods.start_container(container_id)
+    assert container.state is ContainerState.RUNNING
+    assert container.record.pid in node.kernel.processes
+    await pods.stop_container(container_id, 10)
+    assert container.state is ContainerState.EXITED
+    assert (container.record.exit_code, container.record.signal, container.record.reason) == (143, 15, "Error")
+    assert container.record.finished_at >= container.record.started_at >= container.record.created_at
+    await pods.remove_container(container_id)
+    assert pods.find_container(container_id) is None
+    await pods.stop_sandbox(sandbox_id)
+    assert sandbox.state is SandboxState.NOTREADY
+    assert sandbox.addresses == []
+    await pods.remove_sandbox(sandbox_id)
+    assert node.left() == []
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "reason"), [(("true",), 0, "Completed"), (("exit", "3"), 3, "Error")], ids=["true", "exit 3"]
+)
+async def test_end_by_itself(node, make, command, code, reason):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    container_id = await node.pods.create_container(sandbox_id, make.container(*command))
+    await node.pods.start_container(container_id)
+    container = node.pods.container(container_id)
+    await make.eventually(container.ended.is_set)
+    assert (container.record.exit_code, container.record.reason) == (code, reason)
+
+
+async def test_program_that_is_not_there(node, make):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    container_id = await node.pods.create_container(sandbox_id, make.container("nosuch"))
+    with pytest.raises(StartError, match="nosuch"):
+        await node.pods.start_container(container_id)
+    record = node.pods.container(container_id).record
+    assert (record.state, record.reason, record.exit_code) == ("exited", "StartError", 128)
+    assert "nosuch" in record.message
+    with pytest.raises(FailedPreconditionError, match="only a created container"):
+        await node.pods.start_container(container_id)
+
+
+async def test_stop_of_what_ignores_term_takes_the_grace_and_not_more(node, make):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    container_id = await node.pods.create_container(sandbox_id, make.container("stubborn"))
+    await node.pods.start_container(container_id)
+    began = time.monotonic()
+    await node.pods.stop_container(container_id, 0.2)
+    assert 0.2 <= time.monotonic() - began < 1
+    record = node.pods.container(container_id).record
+    assert (record.exit_code, record.signal) == (137, 9)
+
+
+async def test_a_second_stop_with_less_grace_cuts_the_first_short(node, make):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    container_id = await node.pods.create_container(sandbox_id, make.container("stubborn"))
+    await node.pods.start_container(container_id)
+    slow = asyncio.create_task(node.pods.stop_container(container_id, 60))
+    await asyncio.sleep(0.01)
+    async with asyncio.timeout(2):
+        await node.pods.stop_container(container_id, 0)
+        await slow
+    assert node.kernel.calls.count("kill 15") == 1
+
+
+async def test_stop_sandbox_kills_while_a_stop_waits(node, make):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    container_id = await node.pods.create_container(sandbox_id, make.container("stubborn"))
+    await node.pods.start_container(container_id)
+    slow = asyncio.create_task(node.pods.stop_container(container_id, 60))
+    await asyncio.sleep(0.01)
+    async with asyncio.timeout(2):
+        await node.pods.remove_sandbox(sandbox_id)
+        await slow
+    assert node.left() == []
+
+
+async def test_stop_signal_of_config_goes_before_the_image(node, make):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    config = make.container("sleep", stop_signal=v1.Signal.SIGUSR1)
+    container_id = await node.pods.create_container(sandbox_id, config)
+    await node.pods.start_container(container_id)
+    await node.pods.stop_container(container_id, 5)
+    assert node.pods.container(container_id).record.signal == 10
+
+
+async def test_idempotent_on_what_never_was(node):
+    await node.pods.stop_sandbox("nosuch")
+    await node.pods.remove_sandbox("nosuch")
+    await node.pods.stop_container("nosuch", 1)
+    await node.pods.remove_container("nosuch")
+    with pytest.raises(NotFoundError, match="nosuch"):
+        await node.pods.start_container("nosuch")
+
+
+async def test_idempotent_on_what_is_done(node, make):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    for _ in range(2):
+        await node.pods.stop_sandbox(sandbox_id)
+    for _ in range(2):
+        await node.pods.remove_sandbox(sandbox_id)
+    assert node.left() == []
+
+
+async def test_names_are_unique(node, make):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    with pytest.raises(AlreadyExistsError, match=sandbox_id):
+        await node.pods.run_sandbox(make.pod(), "")
+    container_id = await node.pods.create_container(sandbox_id, make.container("sleep"))
+    with pytest.raises(AlreadyExistsError, match=container_id):
+        await node.pods.create_container(sandbox_id, make.container("sleep"))
+    await node.pods.remove_sandbox(sandbox_id)
+    await node.pods.run_sandbox(make.pod(), "")
+
+
+async def test_simultaneous_calls_make_one_sandbox(node, make):
+    ids = await asyncio.gather(*(node.pods.run_sandbox(make.pod(), "") for _ in range(5)))
+    assert len(set(ids)) == 1
+    assert len(node.kernel.jails) == 1
+
+
+async def test_retry_after_a_deadline_gets_the_sandbox_that_was_made(node, make):
+    impatient = asyncio.create_task(node.pods.run_sandbox(make.pod(), ""))
+    await asyncio.sleep(0)
+    impatient.cancel()
+    await asyncio.wait([impatient])
+    await make.eventually(lambda: [s for s in node.pods.visible_sandboxes() if s.state is SandboxState.READY])
+    (made,) = node.pods.sandboxes
+    assert await node.pods.run_sandbox(make.pod(), "") == made
+    # Heard now; from here on the name is taken.
+    with pytest.raises(AlreadyExistsError):
+        await node.pods.run_sandbox(make.pod(), "")
+
+
+async def test_short_ids(node, make):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    assert node.pods.sandbox(sandbox_id[:8]).id == sandbox_id
+    for number in range(17):
+        await node.pods.run_sandbox(make.pod(f"other{number}"), "")
+    with pytest.raises(InvalidArgumentError, match="ambiguous"):
+        first_digits = [other[0] for other in node.pods.sandboxes]
+        node.pods.find_sandbox(next(digit for digit in first_digits if first_digits.count(digit) > 1))
+
+
+async def test_no_container_in_a_stopped_sandbox(node, make):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    waiting = await node.pods.create_container(sandbox_id, make.container("sleep", name="waiting"))
+    await node.pods.stop_sandbox(sandbox_id)
+    with pytest.raises(FailedPreconditionError, match="notready"):
+        await node.pods.create_container(sandbox_id, make.container("sleep"))
+    with pytest.raises(FailedPreconditionError, match="not ready"):
+        await node.pods.start_container(waiting)
+
+
+async def test_unknown_handler_and_image(node, make):
+    with pytest.raises(InvalidArgumentError, match="'kata' is not configured; there is: linux"):
+        await node.pods.run_sandbox(make.pod(), "kata")
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "linux")
+    config = make.container("sleep")
+    config.image = v1.ImageSpec(image="other")
+    with pytest.raises(NotFoundError, match="other"):
+        await node.pods.create_container(sandbox_id, config)
+
+
+async def test_undo_at_every_call_of_run_and_create(node, make):
+    """Let every single kernel call fail once: the error is told, and nothing is left."""
+
+    async def whole() -> None:
+        sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+        mounts = [v1.Mount(container_path=f"/m{n}", host_path="/") for n in range(2)]
+        await node.pods.create_container(sandbox_id, make.container("sleep", mounts=mounts))
+
+    await whole()
+    calls = list(node.kernel.calls)
+    await node.pods.remove_sandbox(next(iter(node.pods.sandboxes)))
+    assert len(calls) >= 7
+    for index, call in enumerate(calls):
+        node.kernel.count_from_here(fail_at=index)
+        with pytest.raises(HostError, match="injected"):
+            await whole()
+        node.kernel.count_from_here()
+        for sandbox_id in list(node.pods.sandboxes):
+            assert not node.pods.containers, f"a container survived the failure of {call}"
+            await node.pods.remove_sandbox(sandbox_id)
+        assert node.left() == [], f"after the failure of call {index}, {call}"
+
+
+async def test_removal_can_be_repeated_after_a_failure(node, make):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    container_id = await node.pods.create_container(sandbox_id, make.container("sleep"))
+    await node.pods.start_container(container_id)
+    for index in range(20):
+        node.kernel.count_from_here(fail_at=index)
+        try:
+            await node.pods.remove_sandbox(sandbox_id)
+        except (HostError, OSError):
+            continue
+        break
+    assert node.left() == []
+
+
+async def test_warden_death_makes_the_sandbox_not_ready(node, make):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    container_id = await node.pods.create_container(sandbox_id, make.container("sleep"))
+    await node.pods.start_container(container_id)
+    node.host.kill_warden(sandbox_id)
+    container = node.pods.container(container_id)
+    await make.eventually(lambda: node.pods.sandbox(sandbox_id).state is SandboxState.NOTREADY)
+    assert (container.state, container.record.exit_code) == (ContainerState.EXITED, 255)
+    assert "warden" in container.record.message
+    await node.pods.remove_sandbox(sandbox_id)
+    assert node.left() == []

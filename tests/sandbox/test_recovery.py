@@ -1,0 +1,92 @@
+"""A daemon dies and another starts: what it finds is true."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from cri.sandbox.machine import ContainerState, SandboxState
+
+
+async def running(node, make, *command: str) -> tuple[str, str]:
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    container_id = await node.pods.create_container(sandbox_id, make.container(*command))
+    await node.pods.start_container(container_id)
+    return sandbox_id, container_id
+
+
+async def test_what_runs_is_found_running(node, make):
+    _, container_id = await running(node, make, "sleep")
+    before = node.pods.container(container_id).record
+    pods = await node.restart()
+    assert pods.container(container_id).record == before
+    await pods.stop_container(container_id, 5)
+    assert pods.container(container_id).record.exit_code == 143
+
+
+async def test_what_ended_meanwhile_shows_its_real_exit_code(node, make):
+    _, container_id = await running(node, make, "sleep")
+    pid = node.pods.container(container_id).record.pid
+    await node.crash()
+    node.kernel.kill(pid, 11)
+    pods = await node.start()
+    container = pods.container(container_id)
+    assert container.state is ContainerState.EXITED
+    assert (container.record.exit_code, container.record.signal) == (139, 11)
+
+
+async def test_a_warden_that_died_meanwhile(node, make):
+    sandbox_id, container_id = await running(node, make, "sleep")
+    await node.crash()
+    node.host.kill_warden(sandbox_id)
+    pods = await node.start()
+    assert pods.sandbox(sandbox_id).state is SandboxState.NOTREADY
+    assert pods.container(container_id).record.exit_code == 255
+    await pods.remove_sandbox(sandbox_id)
+    assert node.left() == []
+
+
+async def test_an_exit_record_outlives_its_warden(node, make):
+    sandbox_id, container_id = await running(node, make, "sleep")
+    pid = node.pods.container(container_id).record.pid
+    await node.crash()
+    node.kernel.kill(pid, 2)
+    node.host.kill_warden(sandbox_id)
+    pods = await node.start()
+    assert pods.container(container_id).record.exit_code == 130
+
+
+async def test_half_made_sandbox_is_undone(node, make):
+    """The daemon dies in the middle of RunPodSandbox: the jail is there, the record says CREATING."""
+    attach = node.network.attach
+    reached = asyncio.Event()
+
+    async def hang(*args: object) -> list[str]:
+        reached.set()
+        await asyncio.sleep(3600)
+        return []
+
+    node.network.attach = hang
+    task = asyncio.create_task(node.pods.run_sandbox(make.pod(), ""))
+    await reached.wait()
+    store = node.store
+    record = next(iter(store.sandboxes.values()))
+    assert record.state == "creating"
+    assert not list(node.pods.visible_sandboxes())
+    # A kill -9 gives no undo a chance.
+    node.pods._making._running.clear()
+    await node.crash()
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    node.network.attach = attach
+    await node.start()
+    assert node.left() == []
+    assert await node.pods.run_sandbox(make.pod(), "")
+
+
+async def test_jails_that_no_record_names_are_removed(node, make):
+    await node.crash()
+    node.kernel.jail_set("cstranger", vnet=True)
+    await node.start()
+    assert node.kernel.clean()

@@ -1,0 +1,11 @@
+-- A state database as version 1 wrote it. Never edit: every later release must be able to open it.
+CREATE TABLE sandboxes (id VARCHAR NOT NULL PRIMARY KEY, name VARCHAR NOT NULL, namespace VARCHAR NOT NULL, uid VARCHAR NOT NULL, attempt INTEGER NOT NULL, state VARCHAR NOT NULL, runtime_handler VARCHAR NOT NULL, config BLOB NOT NULL, created_at INTEGER NOT NULL, addresses JSON NOT NULL, boot_id VARCHAR NOT NULL, spec VARCHAR NOT NULL);
+CREATE TABLE containers (id VARCHAR NOT NULL PRIMARY KEY, sandbox_id VARCHAR NOT NULL, name VARCHAR NOT NULL, attempt INTEGER NOT NULL, state VARCHAR NOT NULL, config BLOB NOT NULL, image_id VARCHAR NOT NULL, image_ref VARCHAR NOT NULL, created_at INTEGER NOT NULL, started_at INTEGER NOT NULL, finished_at INTEGER NOT NULL, pid INTEGER NOT NULL, exit_code INTEGER NOT NULL, signal INTEGER NOT NULL, reason VARCHAR NOT NULL, message VARCHAR NOT NULL, credentials JSON, stop_signal VARCHAR NOT NULL, log_path VARCHAR NOT NULL, spec VARCHAR NOT NULL);
+CREATE TABLE images (id VARCHAR NOT NULL PRIMARY KEY, manifest VARCHAR NOT NULL, tags JSON NOT NULL, digests JSON NOT NULL, size INTEGER NOT NULL, chains JSON NOT NULL, config VARCHAR NOT NULL, user VARCHAR NOT NULL, pinned BOOLEAN NOT NULL, pulled_at INTEGER NOT NULL);
+CREATE TABLE leases (address VARCHAR NOT NULL PRIMARY KEY, network VARCHAR NOT NULL, owner VARCHAR NOT NULL);
+INSERT INTO sandboxes VALUES ('s1', 'web', 'default', 'u1', 2, 'READY', '', X'0A00FF', 1700000000000000001, '["10.88.0.2", "fd00::2"]', 'boot-1', '{"id": "s1"}');
+INSERT INTO containers VALUES ('c1', 's1', 'nginx', 0, 'EXITED', X'', 'sha256:1', 'docker.io/library/nginx:1', 1700000000000000002, 1700000000000000003, 1700000000000000004, 0, 137, 9, 'OOMKilled', '', '{"uid": 101, "gid": 101, "groups": [101]}', 'SIGQUIT', '/var/log/pods/x/0.log', '{"id": "c1"}');
+INSERT INTO containers VALUES ('c2', 's1', 'sidecar', 1, 'CREATED', X'01', 'sha256:1', '', 1700000000000000005, 0, 0, 0, 0, 0, '', '', NULL, '', '', '{}');
+INSERT INTO images VALUES ('sha256:1', 'sha256:2', '["docker.io/library/nginx:1"]', '["docker.io/library/nginx@sha256:2"]', 1099511627776, '["sha256:3", "sha256:4"]', '{"os": "freebsd"}', '101:101', 1, 1700000000000000006);
+INSERT INTO leases VALUES ('10.88.0.2', 'pods', 's1');
+PRAGMA user_version = 1;
