@@ -158,7 +158,7 @@ class Text:
         """Refuses a zero inside, which would cut the string silently."""
         if "\0" in value:
             raise ValueError("a zero byte inside a string")
-        return value.encode() + b"\0"
+        return value.encode(errors="surrogateescape") + b"\0"
 
     def decode(self, payload: bytes) -> str:
         """Bytes that are no UTF-8 (an interface may be called so) survive as surrogates."""

@@ -31,6 +31,7 @@ _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
 _NETLINK_EXT_ACK = 11
 _ANSWER_TIMEOUT = struct.pack("@ll", 10, 0)  # struct timeval; only a kernel with a stuck lock takes so long
+_BRIEF: dict[str | int, Any] = {"ext_mask": netlink.RTEXT_FILTER_SKIP_STATS}
 _BUFFER = 1 << 16  # the kernel fills at most 32 KiB per datagram of a dump
 
 
@@ -132,9 +133,12 @@ class Routes:
     @classmethod
     def of(cls, stack: SocketSource) -> Self:
         """Return a client on a new socket made inside a stack."""
-        return cls(
-            stack.socket(AF_NETLINK, socket.SOCK_RAW | getattr(socket, "SOCK_CLOEXEC", 0), NETLINK_ROUTE)
-        )
+        kind = socket.SOCK_RAW | getattr(socket, "SOCK_CLOEXEC", 0)
+        try:
+            sock = stack.socket(AF_NETLINK, kind, NETLINK_ROUTE)
+        except OSError as error:
+            raise KernelError(error.errno or errno.EIO, "make", "a netlink socket") from error
+        return cls(sock)
 
     def __enter__(self) -> Self:
         return self
@@ -146,7 +150,8 @@ class Routes:
 
     def link(self, name: str) -> Link:
         """Return one link; KernelError with ENODEV if there is none of that name."""
-        request = Request(Message(netlink.GETLINK, LinkHeader(), {"name": name}), "find", f"interface {name}")
+        message = Message(netlink.GETLINK, LinkHeader(), {"name": name, **_BRIEF})
+        request = Request(message, "find", f"interface {name}")
         for answer in self._exchange([request]):
             return _link(answer)
         raise KernelError(errno.ENODEV, "find", f"interface {name}", "no answer")
@@ -200,10 +205,9 @@ class Routes:
 
     def links(self) -> list[Link]:
         """Return all links. The counters, most of every answer's bytes, are left out."""
-        attributes: dict[str | int, Any] = {"ext_mask": netlink.RTEXT_FILTER_SKIP_STATS}
         return [
             _link(answer)
-            for answer in self._dump(Message(netlink.GETLINK, LinkHeader(), attributes), "interfaces")
+            for answer in self._dump(Message(netlink.GETLINK, LinkHeader(), _BRIEF), "interfaces")
         ]
 
     def addresses(self, name: str) -> list[InterfaceAddress]:

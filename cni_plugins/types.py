@@ -23,8 +23,11 @@ class SocketSource(Protocol):
     entering it.
     """
 
-    def socket(self, family: int, type: int, protocol: int) -> socket.socket:  # noqa: A002
-        """Return a new socket made inside the stack. The caller closes it soon: it may keep a stack alive."""
+    def socket(self, family: int, kind: int, protocol: int, /) -> socket.socket:
+        """Return a new socket made inside the stack.
+
+        The arguments are those of socket(2). The caller closes it soon: an open one keeps a jail dying. May raise OSError.
+        """
 
 
 class NetworkStack(SocketSource, Protocol):
@@ -38,9 +41,9 @@ class NetworkStack(SocketSource, Protocol):
 class OwnStack:
     """The network stack of the calling process: on a node, the host's."""
 
-    def socket(self, family: int, type: int, protocol: int) -> socket.socket:  # noqa: A002
+    def socket(self, family: int, kind: int, protocol: int, /) -> socket.socket:
         """Return a new socket of this process."""
-        return socket.socket(family, type, protocol)
+        return socket.socket(family, kind, protocol)
 
 
 def default_gateway(network: Network) -> Address:

@@ -35,16 +35,19 @@ async def download(
                 async for chunk in chunks:
                     verifier.update(chunk)
                     yield chunk
-            if verifier.received == descriptor.size:
-                return
+        except ConnectError as error:
+            if not start:
+                raise  # an endpoint that never answered is left to the next one at once
+            failure = error
+        except TransportError as error:
+            failure = error
+        else:
             failure = TransportError(
                 f"{route.ref.name}: {descriptor.digest} broke off "
                 f"after {verifier.received} of {descriptor.size} bytes"
             )
-        except ConnectError:
-            raise
-        except TransportError as error:
-            failure = error
+        if verifier.received == descriptor.size:
+            return  # whatever broke behind the last byte
         gained = verifier.received - start
         if isinstance(failure, IdleTimeoutError) and not gained:
             raise failure

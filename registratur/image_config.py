@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from registratur.digest import parse_digest
 from registratur.errors import InvalidDigestError, MalformedContentError, UnsupportedContentError
 from registratur.fields import Fields
+from registratur.manifest import read_platform
 from registratur.platform import Platform
 
 
@@ -45,12 +46,7 @@ class ImageConfig:
             )
         run = document.child("config")
         return cls(
-            platform=Platform(
-                os=document.string("os"),
-                architecture=document.string("architecture"),
-                variant=document.string("variant"),
-                os_version=document.string("os.version"),
-            ).normalized(),
+            platform=read_platform(document),
             diff_ids=_diff_ids(document.child("rootfs")),
             created=document.string("created"),
             author=document.string("author"),

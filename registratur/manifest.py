@@ -95,12 +95,13 @@ def _descriptor(entry: Fields) -> Descriptor:
         media_type=entry.string("mediaType"),
         digest=digest,
         size=entry.integer("size"),
-        platform=_platform(entry.child("platform")) if "platform" in entry else None,
+        platform=read_platform(entry.child("platform")) if "platform" in entry else None,
         annotations=entry.mapping("annotations"),
     )
 
 
-def _platform(entry: Fields) -> Platform:
+def read_platform(entry: Fields) -> Platform:
+    """Return the platform that an index entry or an image config names, in its canonical spelling."""
     return Platform(
         os=entry.string("os"),
         architecture=entry.string("architecture"),

@@ -153,8 +153,7 @@ class _Source:
         root = await self.client.resolve(self.ref, self.credentials)
         data = await asyncio.to_thread(self._stored, root.digest)
         if data is None:
-            # By tag, not by the digest just learnt: a plain file server may know the manifest by no
-            # other name.
+            # By tag, not by the digest just learnt: a file server may know the manifest by no other name.
             root, data = await self.client.manifest(self.ref, None, self.credentials)
             await asyncio.to_thread(self.store.write, root.digest, data)
         return root, data
@@ -198,8 +197,7 @@ async def _transfer(source: _Source, image: PulledImage, layers: LayerSink, max_
                 return
             async with aclosing(source.client.blob(source.ref, layer, source.credentials)) as chunks:
                 await layers.receive(index, image.diff_ids, layer.media_type, chunks)
-                # A sink may stop at the end of the archive; what is behind it belongs to the digest all
-                # the same.
+                # A sink may stop at the end of the archive; the digest covers what is behind it, too.
                 async for _ in chunks:
                     pass
 

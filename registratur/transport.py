@@ -59,8 +59,7 @@ class Transport:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        # No limit of connections: waiting for a free one would count as connect time; pull() bounds its
-        # layers itself.
+        # No limit of connections: waiting for one would count as connect time. pull() bounds its layers.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -100,8 +99,7 @@ class Transport:
                     yield Answer(response, own=origin(target) == start)
                     return
             finally:
-                # A body that was read to its end gave its connection back already; any other is of no
-                # more use.
+                # A body read to its end has given its connection back; any other connection is spoilt.
                 response.close()
             if form is not None:
                 raise RedirectError(f"{shown(url)} redirects a POST: refused, it carries a secret")

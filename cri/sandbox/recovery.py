@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import structlog
 
@@ -22,6 +23,7 @@ async def recover(node: Node, pods: Pods) -> None:
     All sandboxes are looked at at the same time, so that the time does not grow with their number. One that cannot be
     mended is logged and stays as it is recorded: it must not keep the others from running.
     """
+    began = time.monotonic()
     pods.load()
     sandboxes = list(pods.sandboxes.values())
     results = await asyncio.gather(
@@ -32,6 +34,7 @@ async def recover(node: Node, pods: Pods) -> None:
             log.error("sandbox not recovered", sandbox=sandbox.id, error=str(result), exc_info=result)
         elif isinstance(result, BaseException):
             raise result
+    log.info("recovered", sandboxes=len(sandboxes), seconds=round(time.monotonic() - began, 3))
     try:
         for what in await node.host.leftovers(list(pods.sandboxes), list(pods.containers)):
             log.warning("removed what no record names", what=what)

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import tomllib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from nodekit import places
@@ -126,12 +126,11 @@ def print_results(specs: list[Spec]) -> bool:
             f"{sum(spec.state == 'skipped' and not spec.message for spec in members):>10}"
             f"{sum(spec.seconds for spec in members):>9.1f}"
         )
-    for title, chosen in (
-        ("FAILED ", [spec for spec in specs if spec.failed]),
-        ("SKIPPED", [spec for spec in specs if spec.skipped_itself]),
-    ):
-        for spec in chosen:
-            print(f"{title} {spec.group}: {spec.text}\n        {_summary(spec.message)}")
+    for spec in specs:
+        if spec.failed:
+            print(f"FAILED  {spec.group}: {spec.text}\n        {_summary(spec.message)}")
+    for (group, message), count in Counter((s.group, s.message) for s in specs if s.skipped_itself).items():
+        print(f"SKIPPED {count} of {group}: {_summary(message)}")
     return any(spec.state == "passed" for spec in specs) and not any(
         spec.failed or spec.skipped_itself for spec in specs
     )

@@ -39,8 +39,8 @@ class Namespace:
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return self._thread.submit(function, *arguments).result()
 
-    def socket(self, family: int, type: int, protocol: int = 0) -> socket.socket:
-        return self.run(socket.socket, family, type, protocol)
+    def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
+        return self.run(socket.socket, family, kind, protocol)
 
     def close(self) -> None:
         os.close(self.move_target)

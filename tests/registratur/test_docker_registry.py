@@ -11,7 +11,16 @@ import tarfile
 import aiohttp
 import pytest
 
-from registratur import Client, NotFoundError, Platform, Reference, compute_digest, pull
+from registratur import (
+    Client,
+    ContentStore,
+    HostsConfig,
+    NotFoundError,
+    Platform,
+    Reference,
+    compute_digest,
+    pull,
+)
 
 REGISTRY = shutil.which("docker-registry")
 pytestmark = pytest.mark.skipif(
@@ -90,8 +99,6 @@ async def test_pull(address, tmp_path, client, kit, docker):
 
 
 async def test_as_a_mirror_of_another_registry(address, store, sink, kit):
-    from registratur import HostsConfig
-
     image = kit.image()
     await push(address, "pause", image, "3.10")
     hosts = HostsConfig(mirrors={"*": [f"http://{address}"]}, mirrors_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -101,8 +102,9 @@ class LinuxDriver:
             os.close(pids)
 
     def kill(self, plan: Plan, first: int) -> bool:
-        """KILL everything in the container's cgroups, and its first process in any case."""
-        _kill(first)
+        """KILL everything in the container's cgroups, and its first process if it still is one."""
+        if first:
+            _kill(first)
         return _group(plan).kill()
 
     def kill_exec(self, plan: Plan, pid: int, name: str) -> None:
@@ -135,7 +137,8 @@ class LinuxDriver:
         """End the pod's init; the namespaces go with the warden."""
         if self._init:
             _kill(self._init)
-            os.waitpid(self._init, 0)
+            with contextlib.suppress(ChildProcessError):  # somebody killed it, and the warden has reaped it
+                os.waitpid(self._init, 0)
             self._init = 0
 
     def _start_init(self) -> int:

@@ -41,7 +41,10 @@ class Driver(Protocol):
         """Fork a process into the running container whose first process is `first`; `name` is unique in it."""
 
     def kill(self, plan: Plan, first: int) -> bool:
-        """KILL everything in the container once. True when nothing was left to kill."""
+        """KILL everything in the container once. True when nothing was left to kill.
+
+        `first` is its first process, 0 if that has ended.
+        """
 
     def kill_exec(self, plan: Plan, pid: int, name: str) -> None:
         """KILL an exec's process and whatever it has started."""

@@ -97,7 +97,9 @@ class Supervisor:
         self._connect(channel)
         while not self._ending or any(connection.outbox for connection in self._connections):
             for key, events in self._selector.select(self._next_timer()):
-                key.data(events)
+                # An earlier callback of this round may have closed it, and its number may be in use again.
+                if self._selector.get_map().get(key.fileobj) is key:
+                    key.data(events)
             self._run_timers()
         self._driver.close()
 
@@ -261,37 +263,47 @@ class Supervisor:
 
     # Reports of children
 
-    def _watch(self, child: Child, progress: Callable[[], bool], ended: Callable[[int], None]) -> None:
-        """Call `progress` when the child reports, until it returns False; `ended` with its wait status."""
+    def _watch(
+        self,
+        subject: SupervisedContainer | SupervisedExec,
+        reported: Callable[[], None],
+        ended: Callable[[int], None],
+    ) -> None:
+        """Call `reported` when the child's program runs or has failed to; then, at its end, `ended` with its wait status."""
+        child = subject.child
 
-        def advance(_: int = 0) -> bool:
-            if progress():
-                return True
+        def advance(_: int = 0) -> None:
+            while (more := self._read_report(subject)) is True:
+                pass
+            if more is False:
+                finish()
+
+        def finish() -> None:
             self._selector.unregister(child.report)
             child.report.close()
-            return False
+            if subject.report is None and subject.failure is None:
+                subject.failure = HostError("start", "the process", "it ended before its program ran")
+            reported()
 
         def reaped(status: int) -> None:
-            # The end may be known before the report was read.
-            while child.report.fileno() >= 0 and advance():
-                pass
+            if child.report.fileno() >= 0:  # the end may be known before the report was read
+                advance()
+            if child.report.fileno() >= 0:
+                finish()
             ended(status)
 
         self._selector.register(child.report, selectors.EVENT_READ, advance)
         self._children[child.pid] = reaped
 
-    def _progress(self, subject: SupervisedContainer | SupervisedExec, done: Callable[[], None]) -> bool:
-        """Read a report. True if more may come."""
+    def _read_report(self, subject: SupervisedContainer | SupervisedExec) -> bool | None:
+        """Read a message of a report. False at its end, None if nothing is there yet."""
         try:
             received = protocol.receive(subject.child.report)
         except BlockingIOError:
-            return True
+            return None
         except (OSError, protocol.ProtocolError):
-            received = None
+            return False
         if received is None:
-            if subject.report is None and subject.failure is None:
-                subject.failure = HostError("start", "the process", "it ended before its program ran")
-            done()
             return False
         try:
             report = launch.read_report(*received)
@@ -329,11 +341,7 @@ class Supervisor:
         self._containers[container.id] = container
         self._starting[container.id] = answer
         self._watch_outputs(container)
-        self._watch(
-            container.child,
-            lambda: self._progress(container, lambda: self._started(container)),
-            lambda status: self._ended(container, status),
-        )
+        self._watch(container, lambda: self._started(container), lambda status: self._ended(container, status))
 
     def _started(self, container: SupervisedContainer) -> None:
         answer = self._starting.pop(container.id)
@@ -348,6 +356,7 @@ class Supervisor:
         answer(error=container.failure)
 
     def _ended(self, container: SupervisedContainer, status: int) -> None:
+        container.pid = 0  # reaped: the number may be another's from now on
         if container.phase is not Phase.RUNNING:
             return
         for output in container.close_outputs():
@@ -425,11 +434,7 @@ class Supervisor:
         )
         running = SupervisedExec(name, container, connection, child, answer)
         self._execs[name] = running
-        self._watch(
-            child,
-            lambda: self._progress(running, lambda: self._exec_started(running)),
-            lambda status: self._exec_ended(running, status),
-        )
+        self._watch(running, lambda: self._exec_started(running), lambda status: self._exec_ended(running, status))
 
     def _exec_started(self, process: SupervisedExec) -> None:
         answer, process.answer = process.answer, None

@@ -21,6 +21,7 @@ RPCS = (
     "RemovePodSandbox",
 )
 SUMS = {"create+start": ("CreateContainer", "StartContainer"), "whole cycle": RPCS[1:]}
+VERSIONS = 10  # calls per cycle
 GRACE = 10  # seconds between TERM and KILL; the main process handles TERM, so nobody should wait for it
 
 
@@ -49,7 +50,8 @@ class Cycle:
             return response
 
         pod_config = self._pod_config()
-        timed("Version")
+        for _ in range(VERSIONS):  # the first finds the endpoint with cold caches; the last is kept
+            timed("Version")
         pod = timed("RunPodSandbox", config=pod_config).pod_sandbox_id
         config = {
             "metadata": {"name": "main"},

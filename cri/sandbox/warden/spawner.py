@@ -1,0 +1,79 @@
+"""Forks wardens. A small process with one thread, which the daemon starts before anything else and never forks itself.
+
+It has imported all that a warden needs, and nothing else: a fork copies page tables, and a warden pays for each page it
+touches. It ends when the daemon does; its wardens, in sessions of their own, live on.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import signal
+import socket
+import sys
+
+from cri.sandbox import wire
+from cri.sandbox.spec import SandboxSpec
+from cri.sandbox.warden import protocol
+from cri.sandbox.warden.driver import Driver
+from cri.sandbox.warden.journal import warn
+from cri.sandbox.warden.supervisor import Supervisor
+
+
+def main(control: int, driver: str) -> None:
+    """Serve the daemon at the other end of descriptor `control`; `driver` is the module that has the driver."""
+    make_driver = importlib.import_module(driver).make_driver
+    wire.decode(SandboxSpec, {"id": "", "name": "", "namespace": "", "directory": "", "runtime_directory": ""})
+    # The daemon's terminal sends its signals to the whole group; the daemon decides, and tells by closing the connection.
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # wardens leave no zombies: nobody asks for their status
+    gc.collect()
+    gc.freeze()
+    with socket.socket(fileno=control) as channel:
+        while True:
+            try:
+                received = protocol.receive(channel)
+            except protocol.ProtocolError as error:
+                warn(f"spawner: {error}")
+                continue
+            except ConnectionError:
+                return
+            if received is None:
+                return
+            message, descriptors = received
+            try:
+                if _fork() == 0:
+                    channel.close()
+                    _supervise(message, descriptors[0], make_driver())
+            except OSError as error:
+                warn(f"spawner: cannot fork: {error.strerror}")  # the daemon sees its connection close
+            finally:
+                protocol.close_all(descriptors)
+
+
+def _fork() -> int:
+    return os.fork()
+
+
+def _supervise(message: protocol.Message, channel: int, driver: Driver) -> None:
+    """Be a warden, and end."""
+    status = 1
+    try:
+        os.setsid()
+        os.chdir("/")
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        spec = wire.decode(SandboxSpec, message["sandbox"])
+        with socket.socket(fileno=os.dup(channel)) as connection:
+            os.close(channel)
+            Supervisor(spec, driver).run(connection)
+        status = 0
+    except Exception as error:  # noqa: BLE001  # a fork must not return into the spawner's loop
+        warn(f"warden: {type(error).__name__}: {error}")
+    finally:
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])

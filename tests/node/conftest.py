@@ -1,0 +1,216 @@
+"""The real daemon on a real kernel: a process on private directories, with a registry of one image."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from cri.api.runtime import v1
+
+REPOSITORY = Path(__file__).parents[2]
+BUSYBOX = Path("/bin/busybox")
+
+CONTAINERFILE = """\
+FROM scratch
+COPY root/ /
+ENV PATH=/bin
+CMD ["sleep", "3600"]
+"""
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a file server that has `busybox:latest`."""
+    base = tmp_path_factory.mktemp("registry")
+    bin_ = base / "context/root/bin"
+    bin_.mkdir(parents=True)
+    shutil.copy(BUSYBOX, bin_ / "busybox")
+    for applet in subprocess.run([BUSYBOX, "--list"], check=True, capture_output=True, text=True).stdout.split():
+        if applet != "busybox":
+            (bin_ / applet).hardlink_to(bin_ / "busybox")
+    for directory, mode in (("tmp", 0o1777), ("etc", 0o755), ("proc", 0o555), ("dev", 0o755)):
+        (base / "context/root" / directory).mkdir()
+        (base / "context/root" / directory).chmod(mode)
+    (base / "context/root/etc/passwd").write_text("root:x:0:0:root:/:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n")
+    (base / "context/root/etc/group").write_text("root:x:0:\nuser:x:1000:\nextra:x:2000:user\n")
+    (base / "context/Containerfile").write_text(CONTAINERFILE)
+    subprocess.run(
+        [sys.executable, "-m", "baustelle", "build", "-f", base / "context/Containerfile", "-t", "busybox:latest"]
+        + [base / "context", "--layout", base / "layout", "--tree", base / "tree"],
+        check=True,
+        cwd=REPOSITORY,
+    )
+    handler = functools.partial(_Quiet, directory=base / "tree")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"localhost:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+class Client:
+    """Blocking calls of both services by RPC name."""
+
+    def __init__(self, socket: Path) -> None:
+        self._channel = grpc.insecure_channel(f"unix:{socket}")
+
+    def __call__(self, name: str, request: Any, timeout: float = 60.0) -> Any:
+        service = "ImageService" if "Image" in name else "RuntimeService"
+        response = getattr(v1, type(request).__name__.removesuffix("Request") + "Response")
+        call = self._channel.unary_unary(
+            f"/runtime.v1.{service}/{name}", request_serializer=bytes, response_deserializer=response.parse
+        )
+        return call(request, timeout=timeout, wait_for_ready=True)
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+class Daemon:
+    """`python -m cri serve`, as often as wanted, on the same directories."""
+
+    def __init__(self, registry: str, name: str) -> None:
+        self.base = Path(tempfile.mkdtemp(prefix="cri-test-"))
+        self.registry = registry
+        self.image = f"{registry}/busybox:latest"
+        self.log = self.base / "daemon.log"
+        self.logs = self.base / "logs"
+        self.config = self.base / "config.toml"
+        self.config.write_text(
+            f'state_dir = "{self.base}/state"\nruntime_dir = "{self.base}/run"\n'
+            '[log]\nformat = "json"\n'
+            f'[network]\nbridge = "{name}"\nsubnet = "10.215.0.0/16"\n'
+        )
+        self.client: Client
+        self.process: subprocess.Popen[bytes]
+
+    def start(self) -> Client:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "cri", "serve", "--config", self.config],
+                stdout=log,
+                stderr=log,
+                cwd=REPOSITORY,
+            )
+        self.client = Client(self.base / "run/cri-jails.sock")
+        try:
+            self.client("Version", v1.VersionRequest(), timeout=30)
+        except grpc.RpcError as error:
+            raise AssertionError(self.log.read_text()) from error
+        return self.client
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        self.client.close()
+        self.process.send_signal(number)
+        self.process.wait(timeout=30)
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        lines = [line for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [entry for entry in map(json.loads, lines) if entry.get("event") == event]
+
+    # -- what tests do all the time
+
+    def pull(self) -> None:
+        self.client("PullImage", v1.PullImageRequest(image=v1.ImageSpec(image=self.image)))
+
+    def pod(self, name: str = "pod", **linux: Any) -> str:
+        self.logs.mkdir(exist_ok=True)
+        config = v1.PodSandboxConfig(
+            metadata=v1.PodSandboxMetadata(name=name, uid=name, namespace="test"),
+            hostname=name,
+            log_directory=str(self.logs),
+            linux=v1.LinuxPodSandboxConfig(**linux),
+        )
+        return self.client("RunPodSandbox", v1.RunPodSandboxRequest(config=config)).pod_sandbox_id
+
+    def container(self, pod: str, *command: str, name: str = "c", start: bool = True, **fields: Any) -> str:
+        config = v1.ContainerConfig(
+            metadata=v1.ContainerMetadata(name=name),
+            image=v1.ImageSpec(image=self.image),
+            command=list(command),
+            log_path=f"{pod[:12]}-{name}.log",
+            **fields,
+        )
+        request = v1.CreateContainerRequest(pod_sandbox_id=pod, config=config, sandbox_config=v1.PodSandboxConfig())
+        container = self.client("CreateContainer", request).container_id
+        if start:
+            self.client("StartContainer", v1.StartContainerRequest(container_id=container))
+        return container
+
+    def status(self, container: str, *, verbose: bool = False) -> Any:
+        return self.client("ContainerStatus", v1.ContainerStatusRequest(container_id=container, verbose=verbose))
+
+    def pid(self, container: str) -> int:
+        return int(json.loads(self.status(container, verbose=True).info["info"])["pid"])
+
+    def exec(self, container: str, *command: str, timeout: int = 10) -> Any:
+        return self.client("ExecSync", v1.ExecSyncRequest(container_id=container, cmd=list(command), timeout=timeout))
+
+    def log_of(self, container: str) -> Path:
+        return Path(self.status(container).status.log_path)
+
+    def wait(self, container: str, state: v1.ContainerState, patience: float = 10.0) -> Any:
+        deadline = time.monotonic() + patience
+        while (status := self.status(container).status).state != state:
+            assert time.monotonic() < deadline, status
+            time.sleep(0.02)
+        return status
+
+    def remove_all(self) -> None:
+        for sandbox in self.client("ListPodSandbox", v1.ListPodSandboxRequest()).items:
+            self.client("RemovePodSandbox", v1.RemovePodSandboxRequest(pod_sandbox_id=sandbox.id))
+
+
+def traces(base: Path, bridge: str) -> list[str]:
+    """What the node has of a daemon's things."""
+    found = [f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(base) in line]
+    found += [f"interface {name}" for name in os.listdir("/sys/class/net") if name == bridge]
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            root = os.readlink(process / "root")
+        except OSError:
+            continue
+        if str(base) in command or str(base) in root:
+            found.append(f"process {process.name} {command}")
+    return found
+
+
+@pytest.fixture
+def daemon(registry: str) -> Iterator[Daemon]:
+    """A running daemon; afterwards it and all its pods are gone without a trace."""
+    bridge = f"crit{os.getpid()}"
+    node = Daemon(registry, bridge)
+    node.start()
+    try:
+        yield node
+        node.remove_all()
+    finally:
+        node.end()
+        print(node.log.read_text())
+    deadline = time.monotonic() + 5
+    while (left := traces(node.base, bridge)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+    shutil.rmtree(node.base)

@@ -1,0 +1,56 @@
+"""Arrows that import-linter cannot draw: what runs as a spawner or warden has the standard library and the kernel only."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+WARDEN = ROOT / "cri" / "sandbox" / "warden"
+ALLOWED = ("cri.sandbox.warden.", "cri.sandbox.host.", "cri.sandbox.spec.", "cri.sandbox.wire")
+"""Our own modules that a warden may import; each is checked by the same rules. A driver hands it the kernel.
+
+The names that are imported from a module are part of what is compared, so all but a package's modules end in a dot.
+"""
+
+
+def imported(file: Path) -> Iterator[str]:
+    """The modules that a file imports, wherever in it, but not those for the type checker alone."""
+    tree = ast.parse(file.read_text(), str(file))
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for one in node.body
+        for inner in ast.walk(one)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute here"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def files() -> list[Path]:
+    return [
+        *sorted(WARDEN.rglob("*.py")),
+        *(ROOT / f"cri/sandbox/{name}.py" for name in ("host", "spec", "wire")),
+    ]
+
+
+@pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_warden_imports_the_standard_library_only(file: Path) -> None:
+    in_daemon = file == WARDEN / "client.py"
+    for name in imported(file):
+        top = name.partition(".")[0]
+        assert top in sys.stdlib_module_names or name.startswith(ALLOWED), (
+            f"{file.relative_to(ROOT)} imports {name}"
+        )
+        assert in_daemon or top != "asyncio", f"{file.relative_to(ROOT)} imports asyncio"
