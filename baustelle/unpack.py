@@ -90,9 +90,9 @@ class _Pipe:
     async def put(self, chunk: bytes) -> None:
         """Queue a chunk, when there is room for it; drop it if nobody reads any more."""
         await self._free.acquire()
-        if self._unread:
+        if self._unread or not chunk:
             self._free.release()
-        elif chunk:
+        else:
             self._queue.put(chunk)
 
     def end(self, *, abandoned: bool) -> None:

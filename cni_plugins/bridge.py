@@ -96,7 +96,7 @@ class Bridge:
     """A bridge on the host and the pods on it.
 
     `host` is the stack that the bridge is in, by default the caller's own. Every call blocks for as long as
-    the kernel needs (adding takes about a millisecond, deleting waits for a grace period of the kernel's, tens
+    the kernel needs (adding takes two or three milliseconds, deleting waits for a grace period of the kernel's, tens
     of milliseconds, which calls made at the same time share), so an asyncio program makes it in a thread. Several threads may call at once: every call
     opens sockets of its own, and the object never changes. Every method may raise KernelError.
     """

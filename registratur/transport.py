@@ -157,7 +157,7 @@ def translated(url: URL, idle_timeout: float) -> Iterator[None]:
     except TimeoutError as error:
         raise IdleTimeoutError(f"{shown(url)}: not one byte for {idle_timeout:g} s") from error
     except aiohttp.ClientConnectorError as error:
-        raise ConnectError(f"{shown(url)}: cannot connect: {error.os_error}") from error
+        raise ConnectError(f"{shown(url)}: {error}") from error
     except aiohttp.InvalidURL:
         raise TransportError(f"{shown(url)}: not a usable URL") from None
     except aiohttp.ClientError as error:

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from baustelle.decompress import plain_chunks
 from baustelle.unpack import CorruptLayerError, UnpackError, Whiteouts, unpack_stream
 
 
@@ -105,9 +106,8 @@ async def test_cancelling_at_once(root, big):
         await task
 
 
-async def test_the_iterator_waits_for_the_disk(root, new_layer, big):
-    """A fifo that nobody reads stops the thread; the iterator must stop soon after."""
-    root.joinpath("sub").mkdir()
+async def test_the_iterator_waits_for_the_disk(root, big, monkeypatch):
+    """While the thread does not read, the iterator must stop soon."""
     taken = 0
     reading = threading.Event()
 
@@ -117,21 +117,13 @@ async def test_the_iterator_waits_for_the_disk(root, new_layer, big):
             taken += 1
             yield chunk
 
-    import baustelle.unpack as module
-
-    original = module.plain_chunks
-
     def blocked(source):
         reading.wait(10)
-        return original(source)
+        return plain_chunks(source)
 
-    module.plain_chunks = blocked
-    try:
-        task = asyncio.create_task(unpack_stream(counting(), root, whiteouts=Whiteouts.APPLY))
-        await asyncio.sleep(0.1)
-        assert 0 < taken < 40
-        reading.set()
-        assert (await task).entries == 2
-    finally:
-        module.plain_chunks = original
-        reading.set()
+    monkeypatch.setattr("baustelle.unpack.plain_chunks", blocked)
+    task = asyncio.create_task(unpack_stream(counting(), root, whiteouts=Whiteouts.APPLY))
+    await asyncio.sleep(0.1)
+    assert 0 < taken < 40
+    reading.set()
+    assert (await task).entries == 2

@@ -8,9 +8,10 @@ puts its records on disk.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator
+
+from cri.sandbox.warden.journal import warn
 
 MAX_TEXT = 16 * 1024
 """Bytes of text in one record; a longer line is split."""
@@ -86,8 +87,8 @@ class LogFile:
         except OSError as error:
             self._give_up(records, start, error)
         else:
-            if self.dropped:
-                self.dropped = 0
+            self.dropped = 0
+            self._reason = ""
 
     def reopen(self) -> None:
         """Open the path anew, as after a rotation. Raises OSError, and goes on with the old file then."""
@@ -107,8 +108,10 @@ class LogFile:
         except OSError:
             torn = 0
         self.dropped += len(records) - written + torn
-        if self._reason != (self._reason := error.strerror or str(error)):
-            print(f"log {self.path}: {self._reason}; dropping output", file=sys.stderr, flush=True)  # noqa: T201
+        reason = error.strerror or str(error)
+        if reason != self._reason:
+            self._reason = reason
+            warn(f"cannot write log {self.path}: {reason}; output is dropped")
 
 
 def _open(path: str) -> int:
