@@ -20,6 +20,7 @@ from typing import Self
 
 from baustelle import tarstream, xattrs
 from baustelle.errors import CorruptLayerError, UnpackError
+from baustelle.overlay import OverlayMarks
 from baustelle.paths import Walk, make_implied_directory, open_beneath
 from baustelle.tarstream import Entry, TarStream
 
@@ -66,16 +67,13 @@ class Extractor:
 
     def __init__(self, root_fd: int, whiteouts: Whiteouts) -> None:
         self._root_fd = root_fd
-        self._overlay = whiteouts is Whiteouts.OVERLAY
+        self._overlay = OverlayMarks(root_fd) if whiteouts is Whiteouts.OVERLAY else None
         self._may_chown = os.geteuid() == 0
         self._parents: dict[bytes, _Parent] = {}
         self._stale: list[_Parent] = []
         # Link-free paths that this layer brought, with all their parents: whiteouts spare them.
         self._touched: set[bytes] = set()
         self._directories: dict[bytes, Entry] = {}
-        # For overlayfs: paths of the layers below that do not show. Made at the end, when it is known
-        # what this layer has at the same place; the order of the entries must not matter.
-        self._hidden: set[bytes] = set()
         self.size = 0
         """Bytes of data written to regular files."""
         self.entries = 0
@@ -99,11 +97,8 @@ class Extractor:
     def finish(self) -> None:
         """Make overlayfs' whiteouts and give directories their metadata. Raises UnpackError."""
         self._close_parents()
-        for key in sorted(self._hidden):
-            try:
-                self._hide(key)
-            except OSError as error:
-                raise UnpackError(f"whiteout of {os.fsdecode(key)!r}: {error.strerror}") from error
+        if self._overlay is not None:
+            self._overlay.write()
         # Children first, so that no restrictive mode is in the way of a later one.
         for key in sorted(self._directories, reverse=True):
             entry = self._directories[key]
@@ -177,9 +172,9 @@ class Extractor:
                 return
             self._remove(parent, name, key)
             os.mkdir(name, 0o700, dir_fd=parent.fd)
-            if self._overlay:
+            if self._overlay is not None:
                 # This layer had a file here before: nothing of the layers below may show through.
-                self._mark_opaque(parent, name)
+                self._overlay.make_opaque(key)
 
     def _make_hard_link(self, parent: _Parent, name: bytes, key: bytes, entry: Entry) -> None:
         *above, target_name = _clean(entry.link) or [b"."]
@@ -219,8 +214,8 @@ class Extractor:
     def _add_whiteout(self, above: list[bytes], name: bytes) -> None:
         if name == _OPAQUE:
             parent = self._parent(above)
-            if self._overlay:
-                self._mark_opaque(parent, b".")
+            if self._overlay is not None:
+                self._overlay.make_opaque(b"/".join(parent.names))
             else:
                 for child in _children(parent.fd):
                     self._remove_lower(parent, child)
@@ -231,39 +226,14 @@ class Extractor:
         hidden = name[len(_WHITEOUT) :]
         if hidden in {b"", b".", b".."}:
             raise UnpackError(f"layer entry {os.fsdecode(name)!r}: a whiteout of {os.fsdecode(hidden)!r}")
-        parent = self._parent(above)
-        if not self._overlay:
-            self._remove_lower(parent, hidden)
+        if self._overlay is not None:
+            self._overlay.hide(b"/".join([*above, hidden]))
             return
-        key = parent.key(hidden)
-        self._hidden.add(key)
-        self._touch(parent, b"/".join(parent.names))
-
-    def _hide(self, key: bytes) -> None:
-        """Make the path invisible in the layers below."""
-        above, _, name = key.rpartition(b"/")
         try:
-            fd = self._reopen(above)
-        except (FileNotFoundError, NotADirectoryError):
-            return  # a later entry replaced the directory, which hides all of it
-        try:
-            parent = _Parent(fd, [])
-            try:
-                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            except FileNotFoundError:
-                os.mknod(name, stat.S_IFCHR | 0o600, os.makedev(0, 0), dir_fd=fd)
-            else:
-                if stat.S_ISDIR(found.st_mode):
-                    self._mark_opaque(parent, name)
-        finally:
-            os.close(fd)
-
-    def _mark_opaque(self, parent: _Parent, name: bytes) -> None:
-        fd = os.open(name, _OPEN_DIRECTORY, dir_fd=parent.fd)
-        try:
-            xattrs.set_on_fd(fd, b"trusted.overlay.opaque", b"y")
-        finally:
-            os.close(fd)
+            parent = self._parent(above, create=False)
+        except FileNotFoundError:
+            return  # there is nothing to delete
+        self._remove_lower(parent, hidden)
 
     def _remove_lower(self, parent: _Parent, name: bytes) -> None:
         """Remove `name` and what is below it, as far as layers below brought it."""
@@ -284,14 +254,15 @@ class Extractor:
 
     # Helpers
 
-    def _parent(self, above: list[bytes]) -> _Parent:
-        """The directory that `above` leads to, links followed inside the root, made where missing."""
+    def _parent(self, above: list[bytes], *, create: bool = True) -> _Parent:
+        """The directory that `above` leads to, links followed inside the root, made if missing and `create`."""
         path = b"/".join(above)
         parent = self._parents.get(path)
         if parent is None:
             if len(self._parents) + len(self._stale) >= _PARENTS_KEPT_OPEN:
                 self._close_parents()
-            with Walk(self._root_fd, path + b"/.", on_missing=make_implied_directory) as walk:
+            on_missing = make_implied_directory if create else None
+            with Walk(self._root_fd, path + b"/.", on_missing=on_missing) as walk:
                 walk.last()
                 parent = _Parent(-1, walk.names)
                 # Listing needs a descriptor open for reading, which a walk's is not.

@@ -30,10 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(config: Config) -> int:
-    from cri import log, server  # noqa: PLC0415 - heavy, and only needed here
+    from cri import log  # noqa: PLC0415 - heavy, and only needed here
+    from cri.server import run  # noqa: PLC0415
 
     log.configure(config.log.level, config.log.format)
-    return server.run(config)
+    return run(config)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -104,7 +104,7 @@ def sandbox_status(sandbox: PodSandbox) -> v1.PodSandboxStatus:
         metadata=config.metadata,
         state=sandbox_state(sandbox),
         created_at=record.created_at,
-        network=v1.PodSandboxNetworkStatus(ip=primary, additional_ips=[v1.PodIP(ip=ip) for ip in others]),
+        network=v1.PodSandboxNetworkStatus(ip=primary, additional_ips=[v1.PodIp(ip=ip) for ip in others]),
         linux=v1.LinuxPodSandboxStatus(
             namespaces=v1.Namespace(options=context.namespace_options or v1.NamespaceOption())
         ),

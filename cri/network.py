@@ -8,7 +8,7 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address
 
 import structlog
 
-from cni_plugins import Allocator, Bridge, BridgeConfig, KernelError, loopback
+from cni_plugins import Allocator, Bridge, BridgeConfig, NetworkError, loopback
 from cni_plugins.types import Network
 from cri.sandbox.host import Condition, Host, NetworkStack, Warden
 from cri.sandbox.spec import SandboxSpec
@@ -30,6 +30,7 @@ class BridgeNetwork:
         self._name = bridge
         self._bridge = Bridge(BridgeConfig(name=bridge, subnets=(subnet,), mtu=mtu))
         self._allocator = Allocator(subnet)
+        self._deletions: set[asyncio.Task[None]] = set()
         self._condition = Condition(
             ok=False, reason="NetworkNotStarted", message="the bridge is not made yet"
         )
@@ -41,7 +42,7 @@ class BridgeNetwork:
                 self._allocator.restore(lease.owner, ip_address(lease.address))
         try:
             await asyncio.to_thread(self._bridge.ensure)
-        except KernelError as error:
+        except NetworkError as error:
             message = f"bridge {self._name}: {error}"
             log.warning("no pod network", error=message)
             self._condition = Condition(ok=False, reason="BridgeMissing", message=message)
@@ -72,13 +73,20 @@ class BridgeNetwork:
         return [str(address.ip)]
 
     async def detach(self, sandbox_id: str) -> None:
-        """Take the pod's interface and address back; succeeds on what is gone."""
+        """Take the pod's interface and address back; succeeds on what is gone.
+
+        The pod is off the network when this returns. Its interface goes with its namespace, or is deleted in the
+        background: the kernel makes a deleter wait for tens of milliseconds, which no pod's end needs to.
+        """
         leases = [lease for lease in self._store.leases.values() if lease.owner == sandbox_id]
         if not leases:
             return
-        await asyncio.to_thread(self._bridge.delete, sandbox_id)
+        await asyncio.to_thread(self._bridge.disconnect, sandbox_id)
         await self._store.delete(*leases)
         self._allocator.release(sandbox_id)
+        deletion = asyncio.create_task(self._delete(sandbox_id))
+        self._deletions.add(deletion)
+        deletion.add_done_callback(self._deletions.discard)
 
     async def reconcile(self, sandboxes: Sequence[str]) -> None:
         """Take back what belongs to no sandbox: leases, and interfaces of the bridge."""
@@ -91,8 +99,18 @@ class BridgeNetwork:
             await asyncio.to_thread(self._bridge.delete_interface, name)
 
     async def close(self) -> None:
-        """Remove the bridge if no pod hangs on it."""
-        await asyncio.to_thread(self._bridge.remove)
+        """Finish deletions; remove the bridge if no pod hangs on it."""
+        await asyncio.gather(*self._deletions)
+        try:
+            await asyncio.to_thread(self._bridge.remove)
+        except NetworkError as error:
+            log.warning("the bridge stays", bridge=self._name, error=str(error))
+
+    async def _delete(self, sandbox_id: str) -> None:
+        try:
+            await asyncio.to_thread(self._bridge.delete, sandbox_id)
+        except NetworkError as error:
+            log.warning("an interface stays until the next start", sandbox=sandbox_id, error=str(error))
 
     def _attach(self, spec: SandboxSpec, stack: NetworkStack, address: IPv4Interface | IPv6Interface) -> None:
         loopback.up(stack)

@@ -141,7 +141,7 @@ def make_host(config: Config) -> Host:
     """The driver for this operating system. Raises HostError where there is none."""
     name = config.host if config.host != "auto" else sys.platform.rstrip("0123456789")
     if name == "linux":
-        from cri.sandbox.linux import LinuxHost  # noqa: PLC0415 - its kernel binding exists on Linux only
+        from cri.sandbox.linux.host import LinuxHost  # noqa: PLC0415 - its kernel binding exists on Linux only
 
         return LinuxHost(config.state_dir, config.runtime_dir, config.snapshotter)
     raise HostError("start", f"host {name}", "there is no driver for it in this release; set host to linux")

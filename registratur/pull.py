@@ -71,14 +71,14 @@ class PulledImage:
         return frozenset({self.repo_digest, self.manifest.digest, self.config.digest})
 
 
-async def pull(
+async def pull(  # noqa: PLR0917 - credentials may be passed like those of the client's methods
     client: Client,
     ref: Reference,
     platforms: Sequence[Platform],
     layers: LayerSink,
     store: ContentStore,
-    *,
     credentials: Credentials | None = None,
+    *,
     max_parallel: int = 3,
 ) -> PulledImage:
     """Bring `ref` for the first of `platforms` it offers: metadata to `store`, layers to `layers`.

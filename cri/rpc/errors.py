@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import grpc
 
+from baustelle.errors import ImageConfigError, UnpackError
+from cni_plugins import AddressesExhaustedError, NetworkError
 from cri.errors import CRIError
 from cri.sandbox.host import HostError, StartError, WardenGoneError
 from registratur import errors as registry
@@ -17,6 +19,12 @@ CODES: Mapping[type[Exception], grpc.StatusCode] = {
     StartError: Code.INTERNAL,
     WardenGoneError: Code.UNAVAILABLE,
     HostError: Code.INTERNAL,
+    # The pods' network
+    AddressesExhaustedError: Code.RESOURCE_EXHAUSTED,
+    NetworkError: Code.INTERNAL,
+    # Layers, and what an image says of itself
+    UnpackError: Code.INTERNAL,
+    ImageConfigError: Code.FAILED_PRECONDITION,
     # Registries and their content
     registry.InvalidReferenceError: Code.INVALID_ARGUMENT,
     registry.InvalidDigestError: Code.INVALID_ARGUMENT,

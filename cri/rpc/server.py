@@ -24,8 +24,6 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # A second daemon must fail to bind, not share the address.
-    ("grpc.so_reuseport", 0),
 )
 
 HEALTH_SERVICE = "grpc.health.v1.Health"

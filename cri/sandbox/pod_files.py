@@ -11,7 +11,7 @@ from cri.sandbox.spec import MountSpec, SandboxSpec, Sharing
 _TARGETS = {"hosts": "/etc/hosts", "hostname": "/etc/hostname", "resolv.conf": "/etc/resolv.conf"}
 
 
-def write(spec: SandboxSpec, dns: v1.DNSConfig | None, node_hostname: str) -> None:
+def write(spec: SandboxSpec, dns: v1.DnsConfig | None, node_hostname: str) -> None:
     """Write the files into the sandbox's directory. Blocks."""
     directory = Path(spec.directory)
     on_host = spec.namespaces.network is Sharing.NODE
@@ -30,7 +30,7 @@ def mounts(spec: SandboxSpec) -> Sequence[MountSpec]:
     return [MountSpec(source=f"{spec.directory}/{name}", target=target) for name, target in _TARGETS.items()]
 
 
-def resolv_conf(dns: v1.DNSConfig) -> str:
+def resolv_conf(dns: v1.DnsConfig) -> str:
     """A DNSConfig in the words of resolv.conf(5)."""
     lines = []
     if dns.searches:

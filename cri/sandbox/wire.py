@@ -101,5 +101,5 @@ def _decode(kind: Any, data: Any) -> Any:
         return kind(data)
     if dataclasses.is_dataclass(kind):
         hints = _hints(typing.cast("type", kind))
-        return kind(**{name: _decode(hints[name], value) for name, value in data.items()})
+        return typing.cast("Any", kind)(**{name: _decode(hints[name], value) for name, value in data.items()})
     return data

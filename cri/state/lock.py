@@ -15,7 +15,8 @@ class StateLock:
     """An exclusive flock(2) on `<state_dir>/lock`, held until `release`.
 
     The kernel gives it back when the daemon ends, however it ends. The file stays and names the pid of its last holder:
-    the lock is on the file's inode, so a file removed here could be locked by two daemons at once.
+    the lock is on the file's inode, so a file removed here could be locked by two daemons at once. The descriptor is
+    closed on exec, since what the daemon starts outlives it; a child that is forked without exec must call `release`.
     """
 
     def __init__(self, descriptor: int) -> None:

@@ -289,9 +289,9 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def _validated(record: R) -> tuple[R, dict[str, Any]]:
-    """A checked copy (models of tables take anything when they are made), and its row."""
+    """A checked copy, and its row."""
     try:
-        copy = type(record).model_validate(record.values())
+        copy = record.checked()
         return copy, _row(copy)
     except (KeyError, TypeError, ValueError) as error:
         key = record.__dict__.get("id") or record.__dict__.get("address")
@@ -299,10 +299,7 @@ def _validated(record: R) -> tuple[R, dict[str, Any]]:
 
 
 def _reason(error: Exception) -> str:
-    """The error without the values it complains about, which may be large or private."""
+    """The error, in words."""
     if isinstance(error, KeyError):
         return f"field {error} is missing"
-    findings = getattr(error, "errors", None)
-    if callable(findings):
-        return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in findings())
     return str(error)

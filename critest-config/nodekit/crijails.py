@@ -32,6 +32,12 @@ class CriJails(Endpoint):
         """Start the daemon with every registry mirrored and pods on its built-in bridge network."""
         config = self.base / "cri-jails.toml"
         config.write_text(_CONFIG.format(base=self.base, socket=self.socket, mirror=self.mirror))
-        path = os.pathsep.join(filter(None, [str(places.CHECKOUT), os.environ.get("PYTHONPATH")]))
         argv = [sys.executable, "-m", "cri", "serve", "--config", config]
-        return Daemon(self.name, argv, self.log, cwd=places.CHECKOUT, env={"PYTHONPATH": path})
+        return Daemon(self.name, argv, self.log, cwd=places.CHECKOUT, env=self._environment())
+
+    @staticmethod
+    def _environment() -> dict[str, str]:
+        # Settings come from the file alone: the daemon would take, or refuse, any CRI_JAILS_ variable.
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("CRI_JAILS_")}
+        path = [str(places.CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return kept | {"PYTHONPATH": os.pathsep.join(path)}

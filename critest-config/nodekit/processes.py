@@ -39,7 +39,7 @@ def run(*argv: str | Path, cwd: Path | None = None, seconds: float = 600) -> str
 
 
 class Daemon:
-    """A long-running child in its own session, whose output goes to a log file."""
+    """A long-running child in its own session, whose output goes to a log file. ENV replaces the environment."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Daemon:
             self._process = subprocess.Popen(
                 argv,
                 cwd=cwd,
-                env={**os.environ, **(env or {})},
+                env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -36,12 +36,12 @@ def test_regeneration_changes_nothing(generate_api) -> None:
 
 
 def test_a_changed_proto_is_noticed_and_written(generate_api, tmp_path: Path) -> None:
-    for name in ("scripts/generate-api", "cri/api/proto/api.proto", "cri/api/proto/api.desc"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-        (tmp_path / name).chmod(0o755)
-    proto = tmp_path / "cri/api/proto/api.proto"
-    proto.write_text(proto.read_text() + "\nmessage Extra { string name = 1; }\n")
+    script, proto = tmp_path / "scripts/generate-api", tmp_path / "cri/api/proto/api.proto"
+    for file in (script, proto):
+        file.parent.mkdir(parents=True)
+    script.write_bytes((ROOT / "scripts/generate-api").read_bytes())
+    script.chmod(0o755)
+    proto.write_text('syntax = "proto3"; package runtime.v1; message Extra { string name = 1; }')
     assert generate_api(tmp_path, "--check").returncode == 1
     assert not (tmp_path / "cri/api/runtime").exists()
     assert generate_api(tmp_path).returncode == 0

@@ -1,4 +1,5 @@
 """The tar reader against the standard library's writer, sparse formats by hand, and noise."""
+# ruff: noqa: A002, PT012, PT017 - errors are looked at where they may or may not come
 
 import io
 import random
@@ -51,9 +52,12 @@ def read(data, cut=lambda data: [data]):
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    st.lists(members(), max_size=4), st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]), st.randoms()
+    st.lists(members(), max_size=4),
+    st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
+    st.integers(0, 99),
 )
-def test_round_trip(wanted, format, chance):
+def test_round_trip(wanted, format, seed):
+    chance = random.Random(seed)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=format) as tar:
         for info, data in wanted:
@@ -116,11 +120,6 @@ def member(name, data=b"", pax=None, **fields):
 
 DATA = random.Random(1).randbytes(1536)
 SPARSE = {
-    "0.0": member(
-        "f",
-        DATA,
-        # repeated keys cannot stand in a dict: written by hand below
-    ),
     "0.1": member("f", DATA, {"GNU.sparse.size": "10000", "GNU.sparse.map": "0,512,4096,1024,10000,0"}),
     "1.0": member(
         "GNUSparseFile.0/f",

@@ -1,4 +1,5 @@
 """Layers without root: contents, deletions, and archives made to do harm."""
+# ruff: noqa: A002, PTH115, PTH119, PTH208 - names as bytes, and the words of tarfile
 
 import gzip
 import hashlib

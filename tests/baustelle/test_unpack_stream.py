@@ -14,7 +14,10 @@ from baustelle.unpack import CorruptLayerError, UnpackError, Whiteouts, unpack_s
 @pytest.fixture(autouse=True)
 def no_thread_stays():
     yield
-    assert [thread.name for thread in threading.enumerate() if thread.name == "unpack"] == []
+    for thread in threading.enumerate():
+        if thread.name == "unpack":
+            thread.join(5)
+            assert not thread.is_alive()
 
 
 @pytest.fixture

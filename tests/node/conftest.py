@@ -55,7 +55,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (base / "context/root/etc/group").write_text("root:x:0:\nuser:x:1000:\nextra:x:2000:user\n")
     (base / "context/Containerfile").write_text(CONTAINERFILE)
     subprocess.run(
-        [sys.executable, "-m", "baustelle", "build", "-f", base / "context/Containerfile", "-t", "busybox:latest"]
+        [sys.executable, "-m", "baustelle", "build", "-f", base / "context/Containerfile", "-t", "localhost/busybox:latest"]
         + [base / "context", "--layout", base / "layout", "--tree", base / "tree"],
         check=True,
         cwd=REPOSITORY,

@@ -245,6 +245,21 @@ async def test_silence_in_a_blob_is_a_timeout(registry, client, blob):
             await read(client, registry.ref(), blob)
 
 
+async def test_one_silence_after_bytes_came_is_continued(registry, client, blob):
+    async def stall_once(request):
+        if "Range" in request.headers:
+            return None
+        response = web.StreamResponse()
+        response.content_length = len(BLOB)
+        await response.prepare(request)
+        await response.write(BLOB[:1000])
+        await asyncio.sleep(30)
+        return response
+
+    registry.hook = stall_once
+    assert await read(client, registry.ref(), blob) == BLOB
+
+
 async def test_silence_before_the_headers_is_a_timeout(registry, client):
     async def stall(_):
         await asyncio.sleep(30)

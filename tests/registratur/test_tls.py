@@ -8,7 +8,16 @@ import subprocess
 import pytest
 from aiohttp import web
 
-from registratur import Client, ConnectError, HostOptions, HostsConfig, RedirectError, Reference
+from registratur import (
+    Client,
+    ConnectError,
+    Credentials,
+    HostOptions,
+    HostsConfig,
+    RedirectError,
+    Reference,
+    UnauthorizedError,
+)
 
 OPENSSL = shutil.which("openssl")
 pytestmark = pytest.mark.skipif(OPENSSL is None, reason="needs openssl to make a certificate")
@@ -25,12 +34,15 @@ def certificate(tmp_path):
 
 @pytest.fixture
 async def server(certificate, kit):
-    """A TLS registry with the image a:1; a:plain redirects to http. Yields host:port."""
+    """A TLS registry with a:1; a:plain redirects to http, a:guarded has a token service on http."""
     image = kit.image()
 
     async def handle(request):
         if request.path.endswith("plain"):
             return web.Response(status=307, headers={"Location": "http://127.0.0.1:1/"})
+        if request.path.endswith("guarded"):
+            challenge = 'Bearer realm="http://127.0.0.1:1/token"'
+            return web.Response(status=401, headers={"WWW-Authenticate": challenge})
         return web.Response(body=image.manifest)
 
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -87,6 +99,12 @@ async def test_no_way_down_to_plain_http(server):
     async with reaching(server, skip_verify=True) as client:
         with pytest.raises(RedirectError, match="from https to plain http"):
             await client.manifest(Reference.parse("a:plain"))
+
+
+async def test_no_password_for_a_token_service_without_tls(server):
+    async with reaching(server, skip_verify=True, credentials=Credentials("user", "hunter2")) as client:
+        with pytest.raises(UnauthorizedError, match="without TLS"):
+            await client.manifest(Reference.parse("a:guarded"))
 
 
 async def test_a_missing_ca_file_is_named(server, tmp_path):

@@ -37,6 +37,16 @@ def test_release_lets_the_next_one_in(tmp_path: Path) -> None:
     StateLock.acquire(tmp_path).release()
 
 
+def test_what_the_daemon_starts_does_not_hold_the_lock(tmp_path: Path) -> None:
+    lock = StateLock.acquire(tmp_path)
+    command = ["/bin/sh", "-c", "echo up; read x"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False) as child:
+        assert child.stdout.readline() == b"up\n"
+        lock.release()
+        StateLock.acquire(tmp_path).release()
+        child.kill()
+
+
 def test_a_lock_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="gone/lock"):
         StateLock.acquire(tmp_path / "gone")

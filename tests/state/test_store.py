@@ -114,6 +114,17 @@ async def test_the_store_keeps_copies(store: Store) -> None:
     assert (store.sandboxes["s1"].state, store.sandboxes["s1"].addresses) == ("READY", ["10.0.0.1"])
 
 
+def test_replace_knows_the_fields_and_leaves_the_original() -> None:
+    record = sandbox(addresses=["10.0.0.1"])
+    changed = record.replace(state="NOTREADY")
+    changed.addresses.append("fd00::1")
+    assert (record.state, record.addresses) == ("READY", ["10.0.0.1"])
+    assert (changed.state, changed.id) == ("NOTREADY", "s1")
+    assert changed.model_dump()["addresses"] == ["10.0.0.1", "fd00::1"]
+    with pytest.raises(TypeError, match="SandboxRecord has no field stat"):
+        record.replace(stat="x")
+
+
 async def test_the_mappings_are_read_only(store: Store) -> None:
     with pytest.raises(TypeError):
         store.sandboxes["s1"] = sandbox()
@@ -168,13 +179,15 @@ async def test_a_cancelled_save_happens_all_the_same(store: Store) -> None:
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
-        (container(exit_code="many"), "container c1.*exit_code"),
+        (container(exit_code="many"), "container c1: exit_code: must be int, not str"),
+        (container(pid=True), "container c1: pid: must be int, not bool"),
+        (container(credentials=[]), "container c1: credentials: must be dict or NoneType, not list"),
         (container(credentials={"uid": object()}), "container c1.*JSON"),
         (container(name="\udcff"), "container c1.*surrogates"),
         (container(pid=2**63), "container c1.*too large"),
         (ContainerRecord(id="c1"), "container c1.*missing"),
     ],
-    ids=["type", "json", "surrogate", "large", "missing"],
+    ids=["type", "bool", "none", "json", "surrogate", "large", "missing"],
 )
 async def test_a_wrong_value_is_refused_and_named(store: Store, record, expected: str) -> None:
     with pytest.raises(InternalError, match=expected):

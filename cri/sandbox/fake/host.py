@@ -90,12 +90,13 @@ class FakeWarden(Warden):
         """Start a process beside the first; it prints nothing."""
         self._check()
         ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def tell(code: int, _signal: int) -> None:
+            if not ended.done():
+                ended.set_result(code)
+
         try:
-            pid = self._kernel.spawn(
-                self._child(container_id),
-                process.argv,
-                lambda code, _: ended.done() or ended.set_result(code),
-            )
+            pid = self._kernel.spawn(self._child(container_id), process.argv, tell)
         except OSError as error:
             raise StartError(
                 "exec in", f"container {container_id}", error.strerror or "", error.errno

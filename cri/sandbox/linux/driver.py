@@ -28,8 +28,9 @@ _SHARED_MEMORY = "67108864"
 _OOM_SCORE_WARDEN = -998
 _KILL_PASSES = 10
 """A process that forks while its group is killed is caught by the next pass."""
+_TIOCSPTLCK = 0x40045431
 _TIOCGPTPEER = 0x5441
-"""tty_ioctl(4): the other end of a pty, without a look-up by name that the container could answer."""
+"""ioctl_tty(2): the other end of a pty, without a look-up by name that the container could answer."""
 
 
 def make_driver() -> Driver:
@@ -211,7 +212,7 @@ class LinuxDriver:
             pty = _make_terminal(credentials, console=console)
         else:
             launch.use_stdio(stdio, credentials)
-        cwd = process.cwd or "/"
+        cwd = spec.process.cwd or "/"  # an exec's too: the CRI gives it none of its own
         try:
             os.chdir(cwd)
         except OSError as error:
@@ -301,7 +302,7 @@ def _make_shared_memory(runtime_directory: str) -> int | str:
 def _make_terminal(owner: Credentials, *, console: bool) -> int:
     """Make a pty in the container's own devpts, and its end the process's standard streams and controlling terminal."""
     pty = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    fcntl.ioctl(pty, termios.TIOCSPTLCK, struct.pack("i", 0))
+    fcntl.ioctl(pty, _TIOCSPTLCK, struct.pack("i", 0))
     terminal = fcntl.ioctl(pty, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     os.fchown(terminal, owner.uid, -1)
     fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)

@@ -40,7 +40,7 @@ class LinuxHost(Host):
     snapshots: DirectorySnapshotter
 
     def __init__(self, state_dir: Path, runtime_dir: Path, snapshotter: str = "auto") -> None:
-        """`runtime_dir` holds a directory per sandbox, whose name is the sandbox's id."""
+        """`runtime_dir` holds a directory per sandbox, whose name is the beginning of the sandbox's id."""
         self._runtime = runtime_dir
         self._hierarchies = Hierarchies.detect()
         self._spawner = Spawner("cri.sandbox.linux.driver")
@@ -134,14 +134,15 @@ class LinuxHost(Host):
 
     async def _end_unknown_wardens(self, sandboxes: set[str]) -> AsyncIterator[str]:
         for path in await asyncio.to_thread(lambda: list(self._runtime.glob(f"*/{SOCKET_NAME}"))):
-            sandbox_id = path.parent.name
-            if sandbox_id in sandboxes:
+            if any(sandbox_id.startswith(path.parent.name) for sandbox_id in sandboxes):
                 continue
-            spec = SandboxSpec(sandbox_id, "", "", "", str(path.parent))
+            spec = SandboxSpec("", "", "", "", str(path.parent))
             warden = await WardenClient.connect(spec, str(path), lambda _: None)
-            await self.stop_sandbox(spec, warden)
+            if warden is not None:
+                spec = wire.replace(spec, id=warden.sandbox_id)
+                await self.stop_sandbox(spec, warden)
             await self.remove_sandbox(spec)
-            yield f"warden of sandbox {sandbox_id}"
+            yield f"warden in {path.parent}"
 
     def _group(self, spec: ContainerSpec) -> Group:
         return self._hierarchies.group(_cgroup_path(spec))

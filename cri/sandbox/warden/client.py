@@ -30,7 +30,7 @@ class WardenClient(Warden):
         self.pid = 0
         self.descriptors: list[int] = []
         """What the warden announced, such as the pod's network namespace; closed with the connection."""
-        self._sandbox_id = sandbox_id
+        self.sandbox_id = sandbox_id
         self._channel = channel
         self._lost = lost
         self._loop = asyncio.get_running_loop()
@@ -39,6 +39,7 @@ class WardenClient(Warden):
         self._next_number = 1
         self._outbox: deque[tuple[protocol.Message, list[int]]] = deque()
         self._execs: dict[str, WardenExec] = {}
+        self._unwanted: set[str] = set()
         self._early_exits: dict[str, int] = {}
         self._exits: asyncio.Queue[ExitRecord | None] = asyncio.Queue()
         self._closed = self._loop.create_future()
@@ -78,7 +79,7 @@ class WardenClient(Warden):
             self._ours = True
             self._close()
             raise WardenGoneError(
-                "reach", f"warden of sandbox {self._sandbox_id}", f"no answer within {_HELLO_SECONDS:.0f} s"
+                "reach", f"warden of sandbox {self.sandbox_id}", f"no answer within {_HELLO_SECONDS:.0f} s"
             ) from None
         except BaseException:
             self._ours = True
@@ -106,13 +107,22 @@ class WardenClient(Warden):
     ) -> Exec:
         """Start a process inside a running container."""
         streams = (stdin, stdout, stderr)
-        result, descriptors = await self._request(
-            "exec",
-            [fd for fd in streams if fd is not None],
-            container=container_id,
-            process=wire.encode(process),
-            stdio=[fd is not None for fd in streams],
+        request = asyncio.ensure_future(
+            self._request(
+                "exec",
+                [fd for fd in streams if fd is not None],
+                container=container_id,
+                process=wire.encode(process),
+                stdio=[fd is not None for fd in streams],
+            )
         )
+        # The request goes out now, so that the caller may close its descriptors whatever happens to this task.
+        await asyncio.sleep(0)
+        try:
+            result, descriptors = await asyncio.shield(request)
+        except asyncio.CancelledError:
+            request.add_done_callback(self._kill_unwanted)
+            raise
         name = result["exec"]
         started = WardenExec(self, name, result["pid"], descriptors[0] if descriptors else None)
         if name in self._early_exits:
@@ -194,6 +204,15 @@ class WardenClient(Warden):
             else:
                 self._waiting.pop(number, None)
 
+    def _kill_unwanted(self, request: asyncio.Future[tuple[Any, list[int]]]) -> None:
+        """End an exec that was answered after its caller had gone."""
+        if request.cancelled() or request.exception() is not None:
+            return
+        result, descriptors = request.result()
+        protocol.close_all(descriptors)
+        self._unwanted.add(result["exec"])
+        self._post({"id": 0, "op": "exec_kill", "exec": result["exec"]}, [])
+
     def _post(self, message: protocol.Message, descriptors: Sequence[int]) -> None:
         self._outbox.append((message, [os.dup(fd) for fd in descriptors]))
         self._flush()
@@ -232,6 +251,7 @@ class WardenClient(Warden):
             self._take_event(message)
         elif "hello" in message:
             self.pid = message["pid"]
+            self.sandbox_id = message["hello"]
             self.descriptors = descriptors
             if not self._hello.done():
                 self._hello.set_result(None)
@@ -254,6 +274,8 @@ class WardenClient(Warden):
             process = self._execs.pop(message["exec"], None)
             if process is not None:
                 process.ended(message["code"])
+            elif message["exec"] in self._unwanted:
+                self._unwanted.discard(message["exec"])
             else:  # the answer to the exec is here, but the task that waits for it has not run yet
                 self._early_exits[message["exec"]] = message["code"]
 
@@ -281,11 +303,11 @@ class WardenClient(Warden):
         if not was_ready:
             self._hello.set_exception(gone)
         if was_ready and not self._ours:
-            self._lost(self._sandbox_id)
+            self._lost(self.sandbox_id)
 
     def _gone(self) -> WardenGoneError:
         return WardenGoneError(
-            "reach", f"warden of sandbox {self._sandbox_id}", "it has ended, and the sandbox's containers with it"
+            "reach", f"warden of sandbox {self.sandbox_id}", "it has ended, and the sandbox's containers with it"
         )
 
 
@@ -358,6 +380,23 @@ class Spawner:
 
     async def spawn(self, spec: SandboxSpec, lost: Callable[[str], None]) -> WardenClient:
         """Have a warden forked for a sandbox, and wait until it is ready."""
+        try:
+            return await self._spawn(spec, lost)
+        except WardenGoneError:
+            if not self._has_died():
+                raise
+        # It took the request with it. (Before it died, it cannot have forked: the warden would have the connection.)
+        return await self._spawn(spec, lost)
+
+    def close(self) -> None:
+        """End the spawner; wardens live on. Blocks for a moment."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._pid, 0)
+
+    async def _spawn(self, spec: SandboxSpec, lost: Callable[[str], None]) -> WardenClient:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
@@ -369,27 +408,26 @@ class Spawner:
         await client.hello()
         return client
 
-    def close(self) -> None:
-        """End the spawner; wardens live on. Blocks for a moment."""
+    def _ask(self, spec: SandboxSpec, channel: socket.socket) -> None:
+        if self._has_died():
+            self.start()
+        assert self._channel is not None
+        try:
+            protocol.send(self._channel, {"sandbox": wire.encode(spec)}, [channel.fileno()])
+        except OSError as error:
+            raise HostError("ask the spawner for", f"sandbox {spec.id}", str(error), error.errno) from error
+
+    def _has_died(self) -> bool:
         if self._channel is not None:
+            try:
+                pid, _ = os.waitpid(self._pid, os.WNOHANG)
+            except ChildProcessError:
+                pid = self._pid
+            if pid == 0:
+                return False
             self._channel.close()
             self._channel = None
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._pid, 0)
-
-    def _ask(self, spec: SandboxSpec, channel: socket.socket) -> None:
-        for last in (False, True):
-            if self._channel is None:
-                self.start()
-            assert self._channel is not None
-            try:
-                protocol.send(self._channel, {"sandbox": wire.encode(spec)}, [channel.fileno()])
-            except OSError as error:
-                if last or not isinstance(error, ConnectionError):
-                    raise HostError("ask the spawner for", f"sandbox {spec.id}", str(error), error.errno) from error
-                self.close()  # it has died; another one will do
-            else:
-                return
+        return True
 
 
 def _import_directory(name: str) -> str:

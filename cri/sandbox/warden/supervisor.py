@@ -91,15 +91,15 @@ class Supervisor:
             self._path = socket_path(self._spec)
             self._announced = list(self._driver.enter(self._spec))
             self._listen()
-        except (OSError, ValueError, HostError) as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, the daemon must hear of it
             protocol.send(channel, {"error": launch.pack_error(_as_host_error("create sandbox", self._spec.id, error))})
             return
         self._connect(channel)
         while not self._ending or any(connection.outbox for connection in self._connections):
             for key, events in self._selector.select(self._next_timer()):
                 # An earlier callback of this round may have closed it, and its number may be in use again.
-                if self._selector.get_map().get(key.fileobj) is key:
-                    key.data(events)
+                if self._selector.get_map().get(key.fd) is key:
+                    self._call(key.data, events)
             self._run_timers()
         self._driver.close()
 
@@ -243,7 +243,17 @@ class Supervisor:
 
     def _run_timers(self) -> None:
         while self._timers and self._timers[0][0] <= time.monotonic():
-            heapq.heappop(self._timers)[2]()
+            self._call(heapq.heappop(self._timers)[2])
+
+    def _call(self, action: Callable[..., None], *arguments: object) -> None:
+        try:
+            action(*arguments)
+        except Exception as error:  # noqa: BLE001  # a pod must not end because its warden has a flaw
+            where = error.__traceback__
+            while where is not None and where.tb_next is not None:
+                where = where.tb_next
+            line = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where is not None else "?"
+            warn(f"sandbox {self._spec.id}: {type(error).__name__}: {error} ({line})")
 
     def _reap(self, woken: socket.socket) -> None:
         try:
@@ -259,7 +269,7 @@ class Supervisor:
                 return
             ended = self._children.pop(pid, None)
             if ended is not None:  # else an orphan that a container left to us
-                ended(status)
+                self._call(ended, status)
 
     # Reports of children
 
