@@ -27,7 +27,8 @@ class Item:
 def write_layer(layout: ImageLayout, items: dict[str, Item], mtime: int) -> tuple[Blob, str]:
     """Write a gzip layer of `items` by path and return its blob and diff_id.
 
-    Entries are sorted and all have the time `mtime`, in seconds; extended attributes are not taken along.
+    Entries are sorted and all have the time `mtime`, in seconds; hard links among them stay hard links; extended
+    attributes are not taken along.
     Raises BuildError for files that no layer can hold, such as sockets.
     """
     with layout.writer() as blob:
@@ -36,13 +37,16 @@ def write_layer(layout: ImageLayout, items: dict[str, Item], mtime: int) -> tupl
         with tarfile.open(
             fileobj=cast("IO[bytes]", out), mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 20
         ) as archive:
+            written: dict[object, str] = {}
             for path in sorted(items):
-                _write_item(archive, path, items[path], mtime)
+                _write_item(archive, path, items[path], mtime, written)
         out.finish()
     return blob.blob, out.diff_id
 
 
-def _write_item(archive: tarfile.TarFile, path: str, item: Item, mtime: int) -> None:
+def _write_item(
+    archive: tarfile.TarFile, path: str, item: Item, mtime: int, written: dict[object, str]
+) -> None:
     info = tarfile.TarInfo(path)
     info.mode, info.uid, info.gid, info.mtime = item.mode, item.uid, item.gid, mtime
     if item.source is None:
@@ -57,6 +61,12 @@ def _write_item(archive: tarfile.TarFile, path: str, item: Item, mtime: int) -> 
         info.type, info.linkname = tarfile.SYMTYPE, link_target(item.source)
         archive.addfile(info)
     elif stat.S_ISREG(found.st_mode):
+        # The same file with another mode or owner must be a file of its own: links share both.
+        identity = (found.st_dev, found.st_ino, item.mode, item.uid, item.gid)
+        if found.st_nlink > 1 and (first := written.setdefault(identity, path)) != path:
+            info.type, info.linkname = tarfile.LNKTYPE, first
+            archive.addfile(info)
+            return
         with item.source.open("rb") as file:
             info.size = os.fstat(file.fileno()).st_size
             archive.addfile(info, file)
