@@ -59,9 +59,8 @@ def _build_and_push(scratch: Path) -> Path:
 def _content_hash() -> str:
     """Return a name for all that decides what the images become: recipes, builder and architecture."""
     digest = hashlib.sha256(platform.machine().encode())
-    builder = [places.CHECKOUT / "baustelle", places.CHECKOUT / "registratur"]
-    sources = [path for root in builder for path in root.rglob("*.py")]
-    for path in sorted([*sources, *(path for path in RECIPES.rglob("*") if path.is_file())]):
+    builder = (places.CHECKOUT / "baustelle").rglob("*.py")
+    for path in sorted([*builder, *(path for path in RECIPES.rglob("*") if path.is_file())]):
         digest.update(str(path.relative_to(places.CHECKOUT)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 

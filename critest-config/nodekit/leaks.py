@@ -1,16 +1,22 @@
-"""What a node has more of after a run than before: mounts, interfaces, namespaces, cgroups, rules."""
+"""What a node has more of after a run than before: processes, cgroups, mounts, interfaces, packet filter rules.
+
+Processes and cgroups are looked at from outside of the run (`contained`), the rest from inside of its
+namespaces (`snapshot`, `leaks`, `sweep`).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
 import shutil
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from nodekit.processes import run
+from nodekit.processes import run, supervise
 
 Snapshot = dict[str, set[str]]
 
@@ -19,13 +25,23 @@ _CGROUPS = Path("/sys/fs/cgroup")
 _MNT_DETACH = 2  # umount2(2)
 
 
+def contained(body: Callable[[], int], *, judged: bool) -> int:
+    """Run BODY in a child and return its exit code; end the processes and remove the cgroups that it leaves.
+
+    They are shown, and if JUDGED an exit code of 0 becomes 1.
+    """
+    before = _cgroups()
+    code, processes = supervise(body)
+    left = {"process": set(processes), "cgroup": _remove_empty(_cgroups() - before)}
+    show(left)
+    return code or int(judged and any(left.values()))
+
+
 def snapshot() -> Snapshot:
-    """Return what exists now, by kind."""
+    """Return what exists now in this process's namespaces, by kind."""
     return {
         "mount": set(_mounts()),
         "interface": {name for _, name in socket.if_nameindex()},
-        "network namespace": {entry.name for entry in _NETNS.iterdir()} if _NETNS.is_dir() else set(),
-        "cgroup": {directory for directory, _, _ in os.walk(_CGROUPS)},
         "packet filter rule": _packet_filter_rules(),
     }
 
@@ -42,18 +58,36 @@ def leaks(before: Snapshot, settle: float = 5.0) -> Snapshot:
 
 
 def sweep(leaked: Snapshot) -> None:
-    """Remove those of the leaked resources that would outlive our namespaces: mounts' files and cgroups."""
+    """Undo leaked mounts; whatever else is leaked goes away together with our namespaces."""
     libc = ctypes.CDLL(None, use_errno=True)
-    for point in sorted(leaked.get("mount", ()), reverse=True):
+    for point in sorted(leaked.get("mount", ()), reverse=True):  # the deepest first
         libc.umount2(os.fsencode(point), _MNT_DETACH)
-    for name in leaked.get("network namespace", ()):
-        libc.umount2(os.fsencode(_NETNS / name), _MNT_DETACH)
-        (_NETNS / name).unlink(missing_ok=True)
-    for directory in sorted(leaked.get("cgroup", ()), reverse=True):  # the deepest first
-        try:
+        if Path(point).parent == _NETNS:  # a named network namespace is a file that the mount covers
+            Path(point).unlink(missing_ok=True)
+
+
+def show(leaked: Snapshot) -> None:
+    """Print what was left behind."""
+    for kind, names in leaked.items():
+        for name in sorted(names):
+            print(f"LEAK {kind} {name}")
+
+
+def _cgroups() -> set[str]:
+    return {directory for directory, _, _ in os.walk(_CGROUPS)}
+
+
+def _remove_empty(directories: set[str]) -> set[str]:
+    """Remove those of DIRECTORIES that hold no process, and return them.
+
+    A populated one cannot be removed, nor is it ours: all our processes have ended.
+    """
+    removed = set()
+    for directory in sorted(directories, reverse=True):  # the deepest first
+        with contextlib.suppress(OSError):
             Path(directory).rmdir()
-        except OSError as error:
-            print(f"cannot remove the cgroup {directory}: {error.strerror}")
+            removed.add(directory)
+    return removed
 
 
 def _mounts() -> list[str]:

@@ -97,8 +97,8 @@ class Daemon:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-_LOG_TAIL:])
 
 
-def supervise(body: Callable[[], int], *, leftovers_are_errors: bool = True) -> int:
-    """Run BODY in a child and return its exit code, having ended every process that it left behind.
+def supervise(body: Callable[[], int]) -> tuple[int, list[str]]:
+    """Run BODY in a child; return its exit code, and the processes that it left behind and that were ended.
 
     The caller becomes a child subreaper: daemons, shims and containers that lose their parent become its
     children, whatever they do about sessions and groups. So whoever is still alive after BODY is a leak.
@@ -117,10 +117,7 @@ def supervise(body: Callable[[], int], *, leftovers_are_errors: bool = True) -> 
         pid, status = os.wait()
         if pid == child:
             code = os.waitstatus_to_exitcode(status)
-    left = _end_children()
-    for line in left:
-        print(f"LEAK process {line}")
-    return code or int(bool(left) and leftovers_are_errors)
+    return code, _end_children()
 
 
 def _run_body(body: Callable[[], int]) -> int:

@@ -85,11 +85,15 @@ def run_critest(
         errors="replace",
     )
     with critest_process, log.open("w") as output:
-        for line in critest_process.stdout or ():
-            output.write(line)
-            if line.startswith(("• [", "S [")):  # a spec has ended
-                mark = "F" if "FAIL" in line or "PANIC" in line else line[0].replace("•", ".")
-                print(mark, end="", flush=True)
+        try:
+            for line in critest_process.stdout or ():
+                output.write(line)
+                if line.startswith(("• [", "S [")):  # a spec has ended
+                    mark = "F" if "FAIL" in line or "PANIC" in line else line[0].replace("•", ".")
+                    print(mark, end="", flush=True)
+        except BaseException:  # an interrupt, too: its specs must not go on while we clean up
+            critest_process.kill()
+            raise
     print()
     if not report.exists():
         raise CommandError(f"critest ended with {critest_process.returncode} and without a report; see {log}")

@@ -76,7 +76,7 @@ def listing(root: Path):
                 with open(path, "rb") as file:
                     content = file.read()
             attributes = {}
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, AttributeError):  # FreeBSD's Python has no listxattr
                 for attribute in os.listxattr(path, follow_symlinks=False):
                     if not attribute.startswith("trusted.overlay."):
                         attributes[attribute] = os.getxattr(path, attribute, follow_symlinks=False)

@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import subprocess
+import sys
 import threading
 import urllib.request
 from functools import partial
@@ -272,6 +273,7 @@ def test_the_command_line(context, tmp_path, capsys):
 
 
 @pytest.mark.node
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only: umoci and skopeo")
 async def test_skopeo_and_umoci_read_the_layout(made, layout, tmp_path, list_tree):
     image = made("FROM scratch\nCOPY --chown=3:4 dir /d\nCOPY tool /d/f")
     layout.tag(image, "demo:1")

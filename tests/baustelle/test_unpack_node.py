@@ -9,6 +9,7 @@ import os
 import stat
 import struct
 import subprocess
+import sys
 import tarfile
 from pathlib import PurePath
 
@@ -20,6 +21,9 @@ from baustelle.layout import OCI_LAYER_GZIP, OCI_MANIFEST, ImageLayout
 from baustelle.unpack import UnpackError, Whiteouts
 
 pytestmark = pytest.mark.node
+linux_only = pytest.mark.skipif(
+    sys.platform != "linux", reason="Linux only: overlayfs, file capabilities, umoci"
+)
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -90,6 +94,7 @@ def test_impossible_owners(root, new_layer, put_layer, owner):
         put_layer(root, new_layer().file("f", **owner))
 
 
+@linux_only
 def test_devices(root, new_layer, put_layer):
     layer = new_layer().add("null", tarfile.CHRTYPE, devmajor=1, devminor=3, mode=0o666)
     put_layer(root, layer.add("disk", tarfile.BLKTYPE, devmajor=259, devminor=70000, mode=0o640))
@@ -101,6 +106,7 @@ def test_devices(root, new_layer, put_layer):
     assert null.st_mode & 0o777 == 0o666
 
 
+@linux_only
 def test_capabilities_survive_the_change_of_owner(root, new_layer, put_layer):
     value = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)  # vfs_cap_data: cap_net_raw+ep
     header = {
@@ -137,6 +143,7 @@ def without_root(work):
     return text
 
 
+@linux_only
 def test_nobody_can_unpack_but_makes_no_devices(root, new_layer, put_layer):
     os.chown(root, 65534, 65534)
     plain = new_layer().directory("d", mode=0o555).file("d/f", b"x", uid=0, mode=0o4755).bytes()
@@ -153,6 +160,7 @@ def test_nobody_can_unpack_but_makes_no_devices(root, new_layer, put_layer):
         os.close(fd)
 
 
+@linux_only
 def test_whiteouts_of_overlayfs(tmp_path, new_layer, put_layer, list_tree):
     first = (
         new_layer().file("f").file("d/old").file("d/e/old").file("o/old").file("keep", b"1").symlink("s", "d")
@@ -181,6 +189,7 @@ def test_whiteouts_of_overlayfs(tmp_path, new_layer, put_layer, list_tree):
     assert sorted(found) == ["d", "d/e", "d/e/third", "f", "keep", "o", "q", "q/x"]
 
 
+@linux_only
 def test_files_and_directories_in_turn(tmp_path, new_layer, put_layer, list_tree):
     first = new_layer().file("x/a").file("x/b").file("y", b"1").bytes()
     second = new_layer().file("x", b"f").directory("x")
@@ -189,6 +198,7 @@ def test_files_and_directories_in_turn(tmp_path, new_layer, put_layer, list_tree
     assert sorted(found) == ["x", "x/c", "y", "y/a"]
 
 
+@linux_only
 def test_a_whiteout_in_a_directory_that_goes_away_too(tmp_path, new_layer, put_layer, list_tree):
     layers = [new_layer().file("e/b").bytes(), new_layer().file("e/.wh.b").file(".wh.e").bytes()]
     assert compare(tmp_path, layers, put_layer, list_tree) == {}
@@ -207,6 +217,7 @@ ENTRIES = st.one_of(
 )
 
 
+@linux_only
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(ENTRIES, max_size=6), min_size=1, max_size=3))
 def test_both_ways_agree(tmp_path_factory, new_layer, put_layer, list_tree, layers):
@@ -223,6 +234,7 @@ def test_both_ways_agree(tmp_path_factory, new_layer, put_layer, list_tree, laye
         assert "Not a directory" in str(error)  # noqa: PT017 - an entry below a file fails either way
 
 
+@linux_only
 def test_umoci_agrees(tmp_path, new_layer, put_layer, list_tree):
     first = (
         new_layer().directory("d", mode=0o1777, mtime=3).file("d/f", b"1" * 5000, uid=5, mode=0o4755, mtime=4)

@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "critest-config"))
 
-from nodekit import critools, images, isolation, leaks, packages, processes
+from nodekit import critools, images, isolation, leaks, packages
 from nodekit.containerd import Containerd
 from nodekit.crijails import CriJails
 from nodekit.registry import Registry
@@ -44,7 +44,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.cycles < 2:
         parser.error("--cycles: quantiles need at least 2")
-    return processes.supervise(lambda: compare(options), leftovers_are_errors=False)
+    return leaks.contained(lambda: compare(options), judged=False)
 
 
 def compare(options: argparse.Namespace) -> int:
