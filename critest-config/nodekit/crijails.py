@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from nodekit import places
 from nodekit.endpoint import Endpoint
@@ -32,7 +33,7 @@ class CriJails(Endpoint):
         """Start the daemon with every registry mirrored and pods on its built-in bridge network."""
         config = self.base / "cri-jails.toml"
         config.write_text(_CONFIG.format(base=self.base, socket=self.socket, mirror=self.mirror))
-        argv = [sys.executable, "-m", "cri", "serve", "--config", config]
+        argv: list[str | Path] = [sys.executable, "-m", "cri", "serve", "--config", config]
         return Daemon(self.name, argv, self.log, cwd=places.CHECKOUT, env=self._environment())
 
     @staticmethod

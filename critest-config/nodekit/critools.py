@@ -16,7 +16,7 @@ def build(*tools: str) -> Path:
         CommandError: if the build fails; what it printed stands on standard error.
 
     """
-    argv = [places.CONFIG / "build-tools", *tools]
+    argv: list[str | Path] = [places.CONFIG / "build-tools", *tools]
     done = subprocess.run(argv, check=False, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise CommandError(f"building {' and '.join(tools)} failed with {done.returncode}; see above")

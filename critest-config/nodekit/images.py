@@ -49,8 +49,8 @@ def _build_and_push(scratch: Path) -> Path:
         for name in (name for image in images for name in image["names"]):
             path = name.split("/", 1)[1]  # all registries are mirrored by this one, under the same paths
             to = f"docker://{registry.host}:{registry.port}/{path}"
-            options = ("--quiet", "--insecure-policy", "--dest-tls-verify=false")
-            run("skopeo", "copy", *options, f"oci:{layout}:{name}", to)
+            quiet = ("--quiet", "--insecure-policy", "--dest-tls-verify=false")
+            run("skopeo", "copy", *quiet, f"oci:{layout}:{name}", to)
     finally:
         registry.stop()
     return storage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import json
@@ -45,7 +46,9 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     bin_ = base / "context/root/bin"
     bin_.mkdir(parents=True)
     shutil.copy(BUSYBOX, bin_ / "busybox")
-    for applet in subprocess.run([BUSYBOX, "--list"], check=True, capture_output=True, text=True).stdout.split():
+    for applet in subprocess.run(
+        [BUSYBOX, "--list"], check=True, capture_output=True, text=True
+    ).stdout.split():
         if applet != "busybox":
             (bin_ / applet).hardlink_to(bin_ / "busybox")
     for directory, mode in (("tmp", 0o1777), ("etc", 0o755), ("proc", 0o555), ("dev", 0o755)):
@@ -55,7 +58,16 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (base / "context/root/etc/group").write_text("root:x:0:\nuser:x:1000:\nextra:x:2000:user\n")
     (base / "context/Containerfile").write_text(CONTAINERFILE)
     subprocess.run(
-        [sys.executable, "-m", "baustelle", "build", "-f", base / "context/Containerfile", "-t", "localhost/busybox:latest"]
+        [
+            sys.executable,
+            "-m",
+            "baustelle",
+            "build",
+            "-f",
+            base / "context/Containerfile",
+            "-t",
+            "localhost/busybox:latest",
+        ]
         + [base / "context", "--layout", base / "layout", "--tree", base / "tree"],
         check=True,
         cwd=REPOSITORY,
@@ -73,7 +85,9 @@ class Client:
     """Blocking calls of both services by RPC name."""
 
     def __init__(self, socket: Path) -> None:
-        self._channel = grpc.insecure_channel(f"unix:{socket}")
+        self._channel = grpc.insecure_channel(
+            f"unix:{socket}", options=[("grpc.max_receive_message_length", 16 * 1024 * 1024)]  # as the kubelet
+        )
 
     def __call__(self, name: str, request: Any, timeout: float = 60.0) -> Any:
         service = "ImageService" if "Image" in name else "RuntimeService"
@@ -152,20 +166,26 @@ class Daemon:
             log_path=f"{pod[:12]}-{name}.log",
             **fields,
         )
-        request = v1.CreateContainerRequest(pod_sandbox_id=pod, config=config, sandbox_config=v1.PodSandboxConfig())
+        request = v1.CreateContainerRequest(
+            pod_sandbox_id=pod, config=config, sandbox_config=v1.PodSandboxConfig()
+        )
         container = self.client("CreateContainer", request).container_id
         if start:
             self.client("StartContainer", v1.StartContainerRequest(container_id=container))
         return container
 
     def status(self, container: str, *, verbose: bool = False) -> Any:
-        return self.client("ContainerStatus", v1.ContainerStatusRequest(container_id=container, verbose=verbose))
+        return self.client(
+            "ContainerStatus", v1.ContainerStatusRequest(container_id=container, verbose=verbose)
+        )
 
     def pid(self, container: str) -> int:
         return int(json.loads(self.status(container, verbose=True).info["info"])["pid"])
 
     def exec(self, container: str, *command: str, timeout: int = 10) -> Any:
-        return self.client("ExecSync", v1.ExecSyncRequest(container_id=container, cmd=list(command), timeout=timeout))
+        return self.client(
+            "ExecSync", v1.ExecSyncRequest(container_id=container, cmd=list(command), timeout=timeout)
+        )
 
     def log_of(self, container: str) -> Path:
         return Path(self.status(container).status.log_path)
@@ -184,7 +204,9 @@ class Daemon:
 
 def traces(base: Path, bridge: str) -> list[str]:
     """What the node has of a daemon's things."""
-    found = [f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(base) in line]
+    found = [
+        f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(base) in line
+    ]
     found += [f"interface {name}" for name in os.listdir("/sys/class/net") if name == bridge]
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -197,10 +219,9 @@ def traces(base: Path, bridge: str) -> list[str]:
     return found
 
 
-@pytest.fixture
-def daemon(registry: str) -> Iterator[Daemon]:
-    """A running daemon; afterwards it and all its pods are gone without a trace."""
-    bridge = f"crit{os.getpid()}"
+@contextlib.contextmanager
+def running_daemon(registry: str, bridge: str) -> Iterator[Daemon]:
+    """A daemon; afterwards it and all its pods are gone without a trace."""
     node = Daemon(registry, bridge)
     node.start()
     try:
@@ -214,3 +235,17 @@ def daemon(registry: str) -> Iterator[Daemon]:
         time.sleep(0.1)
     assert left == []
     shutil.rmtree(node.base)
+
+
+@pytest.fixture
+def daemon(registry: str) -> Iterator[Daemon]:
+    """A daemon for one test, which may kill it."""
+    with running_daemon(registry, f"crit{os.getpid()}") as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def module_daemon(registry: str) -> Iterator[Daemon]:
+    """A daemon for all tests of a module."""
+    with running_daemon(registry, f"crim{os.getpid()}") as node:
+        yield node

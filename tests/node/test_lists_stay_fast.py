@@ -32,7 +32,9 @@ def test_lists_stay_fast_when_something_hangs(daemon):
     pod = daemon.pod()
     for number in range(5):
         daemon.container(pod, "sleep", "1000", name=f"c{number}")
-    stubborn = daemon.container(pod, "sh", "-c", "trap '' TERM; while true; do sleep 1; done", name="stubborn")
+    stubborn = daemon.container(
+        pod, "sh", "-c", "trap '' TERM; while true; do sleep 1; done", name="stubborn"
+    )
     p99(daemon)  # warm-up
     idle = p99(daemon)
 
@@ -41,7 +43,9 @@ def test_lists_stay_fast_when_something_hangs(daemon):
         ("StopContainer", v1.StopContainerRequest(container_id=stubborn, timeout=60)),
         (
             "PullImage",
-            v1.PullImageRequest(image=v1.ImageSpec(image=f"localhost:{silent.getsockname()[1]}/silent:latest")),
+            v1.PullImageRequest(
+                image=v1.ImageSpec(image=f"localhost:{silent.getsockname()[1]}/silent:latest")
+            ),
         ),
     ]
     outcomes: dict[str, grpc.StatusCode] = {}

@@ -24,9 +24,7 @@ def ticks(daemon, container: str) -> list[int]:
 def test_kill_under_twenty_containers(daemon):
     daemon.pull()
     pods = [daemon.pod(f"pod{number}") for number in range(CONTAINERS // 2)]
-    containers = [
-        daemon.container(pod, *TICK, name=name) for pod in pods for name in ("first", "second")
-    ]
+    containers = [daemon.container(pod, *TICK, name=name) for pod in pods for name in ("first", "second")]
     ending = daemon.container(pods[0], "sh", "-c", "sleep 1.5; exit 42", name="ending")
     shot = daemon.container(pods[1], "sleep", "1000", name="shot")
     pids = {container: daemon.pid(container) for container in containers}
@@ -75,7 +73,10 @@ def test_second_daemon_on_the_same_state_is_refused(daemon):
     import sys
 
     refused = subprocess.run(
-        [sys.executable, "-m", "cri", "serve", "--config", second.config], capture_output=True, text=True, timeout=30
+        [sys.executable, "-m", "cri", "serve", "--config", second.config],
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     assert refused.returncode == 1
     assert str(daemon.process.pid) in refused.stderr

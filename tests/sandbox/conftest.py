@@ -107,7 +107,10 @@ def pod_config(name: str = "pod", **fields: object) -> v1.PodSandboxConfig:
 
 def container_config(*command: str, name: str = "c", **fields: object) -> v1.ContainerConfig:
     return v1.ContainerConfig(
-        metadata=v1.ContainerMetadata(name=name), image=v1.ImageSpec(image="image"), command=list(command), **fields
+        metadata=v1.ContainerMetadata(name=name),
+        image=v1.ImageSpec(image="image"),
+        command=list(command),
+        **fields,
     )
 
 

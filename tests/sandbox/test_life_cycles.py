@@ -27,7 +27,11 @@ async def test_whole_life(node, make):
     assert container.record.pid in node.kernel.processes
     await pods.stop_container(container_id, 10)
     assert container.state is ContainerState.EXITED
-    assert (container.record.exit_code, container.record.signal, container.record.reason) == (143, 15, "Error")
+    assert (container.record.exit_code, container.record.signal, container.record.reason) == (
+        143,
+        15,
+        "Error",
+    )
     assert container.record.finished_at >= container.record.started_at >= container.record.created_at
     await pods.remove_container(container_id)
     assert pods.find_container(container_id) is None
@@ -39,7 +43,9 @@ async def test_whole_life(node, make):
 
 
 @pytest.mark.parametrize(
-    ("command", "code", "reason"), [(("true",), 0, "Completed"), (("exit", "3"), 3, "Error")], ids=["true", "exit 3"]
+    ("command", "code", "reason"),
+    [(("true",), 0, "Completed"), (("exit", "3"), 3, "Error")],
+    ids=["true", "exit 3"],
 )
 async def test_end_by_itself(node, make, command, code, reason):
     sandbox_id = await node.pods.run_sandbox(make.pod(), "")

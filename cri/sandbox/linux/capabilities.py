@@ -40,13 +40,10 @@ def wanted(security: Security) -> int:
     return (bits | _mask(add)) & ~_mask(drop)
 
 
-def restrict_bounding(bits: int) -> int:
-    """Drop everything else from the bounding set. Returns what of `bits` this process can have itself."""
+def possible(bits: int) -> tuple[int, int]:
+    """What of `bits` a child of ours can have, and what it must drop from its bounding set. Bit masks."""
     bounding = kernel.bounding_capabilities()
-    for number in range(bounding.bit_length()):
-        if (bounding & ~bits) >> number & 1:
-            kernel.drop_bounding_capability(number)
-    return bits & bounding & kernel.permitted_capabilities()
+    return bits & bounding & kernel.permitted_capabilities(), bounding & ~bits
 
 
 def _names(given: tuple[str, ...]) -> list[str]:

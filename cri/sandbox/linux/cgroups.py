@@ -79,16 +79,23 @@ class Group:
     def create(self) -> None:
         """Make the directories, and their parents as far as they are missing."""
         for controller, directory in self.directories.items():
-            if controller not in ("cpuset", "hugetlb"):  # made when they are used: each costs time at every start
+            if controller not in (
+                "cpuset",
+                "hugetlb",
+            ):  # made when they are used: each costs time at every start
                 self._create(controller, directory)
 
+    def join_files(self) -> list[str]:
+        """The files that a process writes 0 to in order to join; it must have one thread."""
+        # Version 1: writing 0 to `tasks` moves the current thread alone, without the global lock that `cgroup.procs`
+        # takes: 0.1 ms instead of the 7 ms of an RCU grace period.
+        name = "cgroup.procs" if self.version == 2 else "tasks"
+        return [f"{directory}/{name}" for directory in self._present()]
+
     def join(self) -> None:
-        """Move the calling process, which must have one thread, into the group."""
-        for directory in self._present():
-            # Version 1: writing 0 to `tasks` moves the current thread alone, without the global lock that
-            # `cgroup.procs` takes: 0.1 ms instead of the 7 ms of an RCU grace period.
-            name = "cgroup.procs" if self.version == 2 else "tasks"
-            _write(f"{directory}/{name}", "0")
+        """Move the calling process into the group."""
+        for path in self.join_files():
+            _write(path, "0")
 
     def subgroup(self, name: str) -> Group | None:
         """A group inside for keeping track of processes, in one hierarchy; no limits of its own. Made at once."""
@@ -193,7 +200,8 @@ class Group:
             ("cpuset", "cpuset.mems", wanted.cpuset_mems or None),
         ]
         settings += [
-            ("hugetlb", f"hugetlb.{size}.limit_in_bytes", limit) for size, limit in wanted.hugepage_limits.items()
+            ("hugetlb", f"hugetlb.{size}.limit_in_bytes", limit)
+            for size, limit in wanted.hugepage_limits.items()
         ]
         for controller, name, value in settings:
             if value is not None and controller in self.directories:

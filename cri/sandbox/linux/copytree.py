@@ -55,7 +55,9 @@ def disk_usage(directory: str) -> DiskUsage:
     return DiskUsage(bytes=blocks * 512, inodes=len(seen))
 
 
-def _copy_directory(source: int, target: int, links: dict[tuple[int, int], str], top: int, path: str = "") -> None:
+def _copy_directory(
+    source: int, target: int, links: dict[tuple[int, int], str], top: int, path: str = ""
+) -> None:
     for name in os.listdir(source):
         found = os.stat(name, dir_fd=source, follow_symlinks=False)
         here = f"{path}{name}"

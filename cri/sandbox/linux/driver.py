@@ -11,6 +11,8 @@ import socket
 import struct
 import termios
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NoReturn
 
 from cri.sandbox.host import HostError, StartError
@@ -19,9 +21,9 @@ from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.linux.rootfs import RootBuilder
 from cri.sandbox.spec import Credentials, ProcessSpec, SandboxSpec, Sharing
 from cri.sandbox.warden import launch, users
-from cri.sandbox.warden.driver import Driver, Plan
+from cri.sandbox.warden.driver import Driver, Plan, Target
 from cri.sandbox.warden.journal import warn
-from cri.sandbox.warden.launch import Child, Stdio
+from cri.sandbox.warden.launch import Child, Report, Running, Stdio
 
 _SHARED_MEMORY = "67108864"
 """Bytes of a pod's /dev/shm: 64 MiB, as every container engine has it."""
@@ -70,8 +72,8 @@ class LinuxDriver:
     def start(self, plan: Plan, stdio: Stdio, target: int) -> Child:
         """Fork a container's first process."""
 
-        def child(report: socket.socket) -> NoReturn:
-            self._first(report, plan, stdio)
+        def child(channel: socket.socket) -> NoReturn:
+            self._first(channel, plan, stdio)
 
         sharing = plan.spec.namespaces.pid
         if sharing is Sharing.NODE:
@@ -87,20 +89,31 @@ class LinuxDriver:
         finally:
             os.close(pids)
 
-    def exec(
-        self, plan: Plan, first: int, process: ProcessSpec, credentials: Credentials, stdio: Stdio, name: str
-    ) -> Child:
-        """Fork a process into a running container."""
-        mounts = os.open(f"/proc/{first}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-        pids = os.open(f"/proc/{first}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with _ChildNamespace(pids, self._own_pids):
-                return launch.fork(
-                    lambda report: self._beside(report, plan, process, credentials, stdio, name, (mounts, first))
-                )
-        finally:
-            os.close(mounts)
-            os.close(pids)
+    def exec(self, target: Target, process: ProcessSpec, stdio: Stdio, name: str) -> Child | Running:
+        """Start a process in a running container."""
+        namespaces = f"/proc/{target.first}/ns"
+        group = _group(target.plan)
+        with contextlib.ExitStack() as opened:
+
+            def enter(kind: str) -> int:
+                fd = os.open(f"{namespaces}/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+                opened.callback(os.close, fd)
+                return fd
+
+            joined = [group, own] if (own := group.subgroup(name)) else [group]
+            way = _Way(
+                plan=target.plan,
+                process=process,
+                report=target.report,
+                hostname=self._hostname,
+                cgroups=tuple(path for one in joined for path in one.join_files()),
+                mounts=enter("mnt"),
+                cgroup_namespace=enter("cgroup") if group.version == 2 else -1,
+            )
+            with _ChildNamespace(enter("pid"), self._own_pids):
+                if stdio.tty:
+                    return launch.fork(lambda channel: self._on_terminal(channel, way))
+                return self._spawn(way, stdio)
 
     def kill(self, plan: Plan, first: int) -> bool:
         """KILL everything in the container's cgroups, and its first process if it still is one."""
@@ -155,7 +168,7 @@ class LinuxDriver:
                     os._exit(1)
         return pid
 
-    def _first(self, report: socket.socket, plan: Plan, stdio: Stdio) -> NoReturn:
+    def _first(self, channel: socket.socket, plan: Plan, stdio: Stdio) -> NoReturn:
         spec = plan.spec
         group = _group(plan)
         group.join()
@@ -163,83 +176,88 @@ class LinuxDriver:
             _set_oom_score(spec.resources.oom_score_adj)
         root = RootBuilder(spec, plan.host["root"], group.directories, group.version)
         root.build(self._shared_memory)
-        credentials, home = users.resolve(spec.process.user, *users.read_accounts())
-        self._become(report, plan, spec.process, credentials, stdio, home, console=True)
+        report = Report(*users.resolve(spec.process.user, *users.read_accounts()))
+        self._become(channel, _Way(plan, spec.process, report, self._hostname), stdio, console=True)
 
-    def _beside(
-        self,
-        report: socket.socket,
-        plan: Plan,
-        process: ProcessSpec,
-        credentials: Credentials,
-        stdio: Stdio,
-        name: str,
-        target: tuple[int, int],
-    ) -> NoReturn:
-        mounts, first = target
-        group = _group(plan)
-        group.join()
-        if own := group.subgroup(name):
-            own.join()
-        if plan.spec.resources.oom_score_adj is not None:
-            _set_oom_score(plan.spec.resources.oom_score_adj)
-        if group.version == 2:
-            with open(f"/proc/{first}/ns/cgroup") as cgroups:  # noqa: PTH123
-                kernel.setns(cgroups.fileno(), kernel.CLONE_NEWCGROUP)
-        kernel.setns(mounts, kernel.CLONE_NEWNS)
-        entry = next((entry for entry in users.read_accounts()[0] if entry.uid == credentials.uid), None)
-        home = entry.home if entry and entry.home else "/"
-        self._become(report, plan, process, credentials, stdio, home, console=False)
+    def _spawn(self, way: _Way, stdio: Stdio) -> Running:
+        """Start the program without a fork of this process. We wait until it runs: about a millisecond."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            program = way.program(stdio, theirs.fileno(), ours.fileno())
+            try:
+                return Running(kernel.spawn(program))
+            except kernel.ProgramError as error:
+                raise _start_error(way, error) from None
 
-    def _become(
-        self,
-        report: socket.socket,
-        plan: Plan,
-        process: ProcessSpec,
-        credentials: Credentials,
-        stdio: Stdio,
-        home: str,
-        *,
-        console: bool,
-    ) -> NoReturn:
-        """From root with everything to the program with what it may have. The order matters: each step needs what later
-        ones give up.
-        """
-        spec = plan.spec
-        os.setsid()
-        pty = None
+    def _on_terminal(self, channel: socket.socket, way: _Way) -> NoReturn:
+        """In a forked child: make a terminal inside the container, then go on as everybody does."""
+        for path in way.cgroups:
+            Path(path).write_text("0")
+        if way.cgroup_namespace >= 0:
+            kernel.setns(way.cgroup_namespace, kernel.CLONE_NEWCGROUP)
+        kernel.setns(way.mounts, kernel.CLONE_NEWNS)
+        way = replace(way, cgroups=(), mounts=-1, cgroup_namespace=-1)
+        self._become(channel, way, Stdio(tty=True), console=False)
+
+    def _become(self, channel: socket.socket, way: _Way, stdio: Stdio, *, console: bool) -> NoReturn:
+        """In a forked child whose cgroups and namespaces are right: become the program."""
         if stdio.tty:
-            pty = _make_terminal(credentials, console=console)
-        else:
-            launch.use_stdio(stdio, credentials)
-        cwd = spec.process.cwd or "/"  # an exec's too: the CRI gives it none of its own
+            os.setsid()
+            way = replace(
+                way, report=replace(way.report, pty=_make_terminal(way.report.credentials, console=console))
+            )
+        program = way.program(stdio, channel.fileno(), -1)
+        launch.announce(channel, way.report)
         try:
-            os.chdir(cwd)
-        except OSError as error:
-            raise StartError("chdir to", f'"{cwd}"', (error.strerror or "").lower(), error.errno) from error
-        own = capabilities.restrict_bounding(capabilities.wanted(spec.security))
-        os.setgroups(credentials.groups)
-        os.setresgid(credentials.gid, credentials.gid, credentials.gid)
-        os.setresuid(credentials.uid, credentials.uid, credentials.uid)
-        # Another user has lost them all with setresuid, and gains none by exec: no inheritable, no ambient ones.
-        if credentials.uid == 0:
-            kernel.set_capabilities(own)
-        if spec.security.no_new_privileges:
-            kernel.set_no_new_privileges()
+            kernel.become(program)
+        except kernel.ProgramError as error:
+            raise _start_error(way, error) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """A process's way into its container, as far as it is known before it starts."""
+
+    plan: Plan
+    process: ProcessSpec
+    report: Report
+    hostname: str
+    cgroups: tuple[str, ...] = ()
+    mounts: int = -1
+    cgroup_namespace: int = -1
+
+    def program(self, stdio: Stdio, report: int, parent_end: int) -> kernel.Program:
+        """What the kernel binding needs. Raises StartError."""
+        spec, process = self.plan.spec, self.process
         env = launch.environment(
-            launch.parse_env((*spec.process.env, *process.env)),
-            home=home,
-            hostname=spec.hostname or self._hostname,
+            launch.parse_env(
+                spec.process.env if process is spec.process else (*spec.process.env, *process.env)
+            ),
+            home=self.report.home,
+            hostname=spec.hostname or self.hostname,
             tty=stdio.tty,
         )
-        os.umask(0o022)
-        kernel.reset_signals()
-        kernel.close_on_exec_from(3)
-        # After setresuid, which clears it. A warden that dies takes its containers with it: nobody would record their
-        # end. (A setuid program clears it once more; the daemon then kills by cgroup.)
-        kernel.die_with_parent(signal.SIGKILL)
-        launch.announce(report, credentials, pty)
-        launch.execute(process.argv, env)
+        keep, drop = capabilities.possible(capabilities.wanted(spec.security))
+        streams = [-1 if fd is None else fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr)]
+        return kernel.Program(
+            argv=process.argv,
+            env=env,
+            candidates=launch.candidates(process.argv, env),
+            cwd=spec.process.cwd or "/",  # an exec's too: the CRI gives it none of its own
+            uid=self.report.credentials.uid,
+            gid=self.report.credentials.gid,
+            groups=self.report.credentials.groups,
+            drop=drop,
+            capabilities=keep,
+            no_new_privileges=spec.security.no_new_privileges,
+            parent_end=parent_end,
+            report=report,
+            cgroups=self.cgroups,
+            oom_score=spec.resources.oom_score_adj if self.cgroups else None,
+            mounts=self.mounts,
+            cgroup_namespace=self.cgroup_namespace,
+            stdio=None if stdio.tty else (streams[0], streams[1], streams[2]),
+        )
 
 
 class _ChildNamespace:
@@ -260,12 +278,26 @@ class _ChildNamespace:
         try:
             kernel.setns(self._own, kernel.CLONE_NEWPID)
         except OSError as error:
-            raise HostError("return to", "the node's process namespace", error.strerror or "", error.errno) from error
+            raise HostError(
+                "return to", "the node's process namespace", error.strerror or "", error.errno
+            ) from error
 
 
 def _group(plan: Plan) -> Group:
     cgroup = plan.host["cgroup"]
     return Group(cgroup["version"], cgroup["directories"])
+
+
+def _start_error(way: _Way, error: kernel.ProgramError) -> StartError:
+    if error.failed == "exec":
+        return launch.not_executed(way.process.argv, error.errno)
+    if error.failed == "chdir":
+        return StartError(
+            "chdir to", f'"{way.plan.spec.process.cwd}"', os.strerror(error.errno).lower(), error.errno
+        )
+    return StartError(
+        "start", f'"{way.process.argv[0]}"', f"{error.failed}: {os.strerror(error.errno)}", error.errno
+    )
 
 
 def _kill(pid: int) -> None:
@@ -294,7 +326,7 @@ def _make_shared_memory(runtime_directory: str) -> int | str:
         os.close(mount)
         path = f"{runtime_directory}/shm"
         os.makedirs(path, exist_ok=True)  # noqa: PTH103
-        os.chmod(path, 0o1777)  # noqa: PTH101
+        os.chmod(path, 0o1777)  # noqa: PTH101, S103  # as /dev/shm is
         return path
     return mount
 
@@ -317,7 +349,9 @@ def _make_terminal(owner: Credentials, *, console: bool) -> int:
 def _bind_console(terminal: int) -> None:
     path = "/dev/console"
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0o600))
+        os.close(
+            os.open(path, os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0o600)
+        )
         tree = kernel.clone_mount(terminal)
         target = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         kernel.attach_mount(tree, target, path)

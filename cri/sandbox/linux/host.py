@@ -17,9 +17,10 @@ from cri.sandbox.linux.cgroups import Group, Hierarchies
 from cri.sandbox.linux.copytree import disk_usage
 from cri.sandbox.linux.snapshots import DirectorySnapshotter, make_snapshotter
 from cri.sandbox.spec import ContainerSpec, DiskUsage, Resources, SandboxSpec, Usage
-from cri.sandbox.warden.client import Spawner, WardenClient
+from cri.sandbox.warden.client import WardenClient
 from cri.sandbox.warden.container import PLAN_FILE, write_plan
 from cri.sandbox.warden.driver import Plan
+from cri.sandbox.warden.spawning import Spawner
 from cri.sandbox.warden.supervisor import SOCKET_NAME, socket_path
 
 _SHUTDOWN_SECONDS = 15.0
@@ -61,15 +62,19 @@ class LinuxHost(Host):
     async def condition(self) -> Condition:
         """Whether pods can be run."""
         if os.geteuid() != 0:
-            return Condition(ok=False, reason="NotRoot", message="cri-jails must run as root to make namespaces")
+            return Condition(
+                ok=False, reason="NotRoot", message="cri-jails must run as root to make namespaces"
+            )
         if missing := self._hierarchies.missing_controllers():
-            message = f"no cgroup controller {', '.join(missing)}: its limits are not enforced; mount or enable it"
+            message = (
+                f"no cgroup controller {', '.join(missing)}: its limits are not enforced; mount or enable it"
+            )
             return Condition(ok=True, reason="CgroupControllersMissing", message=message)
         return Condition(ok=True)
 
     async def create_sandbox(self, spec: SandboxSpec) -> Warden:
         """Have a warden forked, which makes the namespaces."""
-        Path(spec.runtime_directory).mkdir(parents=True, exist_ok=True, mode=0o711)
+        os.makedirs(spec.runtime_directory, mode=0o711, exist_ok=True)  # noqa: PTH103
         return await self._spawner.spawn(spec, self._lost)
 
     async def find_warden(self, spec: SandboxSpec) -> Warden | None:
@@ -178,7 +183,9 @@ class LinuxHost(Host):
             self._remove_container(spec)
             if isinstance(error, OSError):
                 subject = f"container {spec.id}"
-                raise HostError("create", subject, f"{error.strerror}: {error.filename}", error.errno) from error
+                raise HostError(
+                    "create", subject, f"{error.strerror}: {error.filename}", error.errno
+                ) from error
             raise
 
     def _remove_container(self, spec: ContainerSpec) -> None:
@@ -240,7 +247,9 @@ class LinuxNetworkStack(NetworkStack):
 
     def socket(self, family: int, type_: int, protocol: int = 0) -> socket.socket:
         """A socket made inside the pod. Blocks."""
-        return asyncio.run_coroutine_threadsafe(self._warden.socket(family, type_, protocol), self._loop).result()
+        return asyncio.run_coroutine_threadsafe(
+            self._warden.socket(family, type_, protocol), self._loop
+        ).result()
 
     def close(self) -> None:
         """Close the descriptor."""

@@ -7,7 +7,9 @@ other manual pages of these names tell what the arguments mean. Standard library
 from __future__ import annotations
 
 import os
-from typing import NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from cri.sandbox.linux._kernel import ffi, lib
 
@@ -36,7 +38,11 @@ _AT_FDCWD = -100
 def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
     """Make a mount the old way."""
     result = lib.mount(
-        os.fsencode(source), os.fsencode(target), kind.encode(), flags, ffi.from_buffer(os.fsencode(data) + b"\0")
+        os.fsencode(source),
+        os.fsencode(target),
+        kind.encode(),
+        flags,
+        ffi.from_buffer(os.fsencode(data) + b"\0"),
     )
     _check(result, f"{kind} on {target}")
 
@@ -108,11 +114,6 @@ def become_subreaper() -> None:
     _check(lib.cri_prctl(lib.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "child subreaper")
 
 
-def set_no_new_privileges() -> None:
-    """Give up gaining privileges by exec, for ever."""
-    _check(lib.cri_prctl(lib.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-
-
 def set_name(name: str) -> None:
     """The process's name in ps and top (15 bytes count)."""
     _check(lib.cri_set_name(os.fsencode(name)), name)
@@ -127,11 +128,6 @@ def bounding_capabilities() -> int:
     return bits
 
 
-def drop_bounding_capability(number: int) -> None:
-    """Take a capability out of the bounding set."""
-    _check(lib.cri_prctl(lib.PR_CAPBSET_DROP, number, 0, 0, 0), f"capability {number}")
-
-
 def permitted_capabilities() -> int:
     """The permitted set as a bit mask."""
     sets = ffi.new("uint64_t[3]")
@@ -139,20 +135,100 @@ def permitted_capabilities() -> int:
     return int(sets[1])
 
 
-def set_capabilities(capabilities: int) -> None:
-    """Make the effective and permitted sets these, the inheritable and the ambient set empty."""
-    _check(lib.cri_prctl(lib.PR_CAP_AMBIENT, lib.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0), "ambient capabilities")
-    _check(lib.cri_capset(capabilities, capabilities, 0), f"capabilities {capabilities:#x}")
+@dataclass(frozen=True, slots=True)
+class Program:
+    """How a process becomes a program: `struct program` in kernel.c."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    candidates: Sequence[str]
+    cwd: str
+    uid: int
+    gid: int
+    groups: Sequence[int]
+    drop: int
+    """Capabilities that leave the bounding set, as a bit mask."""
+    capabilities: int
+    """What root keeps."""
+    no_new_privileges: bool
+    parent_end: int
+    report: int
+    cgroups: Sequence[str] = ()
+    """Files to write 0 to."""
+    oom_score: int | None = None
+    mounts: int = -1
+    cgroup_namespace: int = -1
+    stdio: tuple[int, int, int] | None = (-1, -1, -1)
+    """-1 is /dev/null; None: session and standard streams are made already."""
 
 
-def close_on_exec_from(first: int) -> None:
-    """Have all descriptors from `first` on closed by exec."""
-    _check(lib.cri_close_on_exec_from(first), "descriptors")
+class ProgramError(Exception):
+    """A process did not become its program."""
+
+    def __init__(self, failed: str, errno: int) -> None:
+        super().__init__(f"{failed}: {os.strerror(errno)}")
+        self.failed = failed
+        self.errno = errno
 
 
-def reset_signals() -> None:
-    """All signals to their default dispositions, none blocked."""
-    lib.cri_reset_signals()
+def become(program: Program) -> NoReturn:
+    """Become the program. Raises ProgramError; the process is half-way then, and of no other use."""
+    native, _alive = _native(program)
+    lib.cri_become(native)
+    raise ProgramError(ffi.string(native.failed).decode(), native.error)
+
+
+def spawn(program: Program) -> int:
+    """Start a child that becomes the program, and return its pid. Waits until the program runs.
+
+    Raises ProgramError, with no child left; OSError if none can be made.
+    """
+    native, _alive = _native(program)
+    pid = _check(lib.cri_spawn(native), program.candidates[0])
+    if native.failed != ffi.NULL:
+        os.waitpid(pid, 0)
+        raise ProgramError(ffi.string(native.failed).decode(), native.error)
+    return pid
+
+
+def _native(program: Program) -> tuple[Any, list[Any]]:
+    """The struct, and what must live as long as it does."""
+    alive: list[Any] = []
+
+    def text(value: str) -> Any:
+        data = os.fsencode(value)
+        if b"\0" in data:
+            raise ValueError("embedded NUL")
+        alive.append(ffi.new("char[]", data))
+        return alive[-1]
+
+    def texts(values: Iterable[str]) -> Any:
+        alive.append(ffi.new("char *[]", [*map(text, values), ffi.NULL]))
+        return alive[-1]
+
+    groups = ffi.new("uint32_t[]", list(program.groups))
+    alive.append(groups)
+    native = ffi.new("struct program *")
+    native.cgroups = texts(program.cgroups)
+    native.oom_score = ffi.NULL if program.oom_score is None else text(str(program.oom_score))
+    native.mounts = program.mounts
+    native.cgroup_namespace = program.cgroup_namespace
+    native.terminal = program.stdio is None
+    native.stdio = program.stdio or (-1, -1, -1)
+    native.cwd = text(program.cwd)
+    native.drop = program.drop
+    native.capabilities = program.capabilities
+    native.uid = program.uid
+    native.gid = program.gid
+    native.groups = groups
+    native.group_count = len(groups)
+    native.no_new_privileges = program.no_new_privileges
+    native.parent_end = program.parent_end
+    native.report = program.report
+    native.candidates = texts(program.candidates)
+    native.argv = texts(program.argv)
+    native.env = texts(f"{key}={value}" for key, value in program.env.items())
+    return native, alive
 
 
 def reap_forever() -> NoReturn:

@@ -50,7 +50,9 @@ _OWN_DEV = frozenset({"pts", "shm", "mqueue", "console", "ptmx", *_LINKS})
 class RootBuilder:
     """Builds one container's tree. Runs in the forked child, as root, before it gives anything up."""
 
-    def __init__(self, spec: ContainerSpec, root: dict[str, Any], cgroups: dict[str, str], version: int) -> None:
+    def __init__(
+        self, spec: ContainerSpec, root: dict[str, Any], cgroups: dict[str, str], version: int
+    ) -> None:
         self._spec = spec
         self._root = root
         self._cgroups = cgroups
@@ -194,7 +196,9 @@ class RootBuilder:
 
 def _mount_overlay(root: dict[str, Any], target: str, flags: int) -> None:
     """Mount the layers. By descriptor numbers: the options fit one page with any number of layers and any path."""
-    descriptors = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in (*root["lower"], root["upper"], root["work"])]
+    descriptors = [
+        os.open(path, os.O_PATH | os.O_CLOEXEC) for path in (*root["lower"], root["upper"], root["work"])
+    ]
     *lower, upper, work = map(str, descriptors)
     # An overlay needs a lower directory; without layers, the (empty) target is one.
     options = f"lowerdir={':'.join(reversed(lower)) or target},upperdir={upper},workdir={work}"
@@ -238,7 +242,9 @@ def _device(device: DeviceSpec) -> int:
         if "w" not in device.permissions:
             kernel.set_mount(tree, attributes=MOUNT_ATTR_RDONLY)
     except OSError as error:
-        raise HostError("use", f"device {device.source}", error.strerror or str(error), error.errno) from error
+        raise HostError(
+            "use", f"device {device.source}", error.strerror or str(error), error.errno
+        ) from error
     return tree
 
 

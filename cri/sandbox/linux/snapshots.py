@@ -1,8 +1,8 @@
 """Unpacked image layers on disk, as overlay layers or as whole copies.
 
-    <state>/snapshots/<kind>/<chain id>/fs          a committed layer (overlay), or all of its chain (copy)
-    <state>/snapshots/<kind>/<chain id>/usage.json
-    <state>/snapshots/<kind>/new-<chain id>/        begun and not committed
+<state>/snapshots/<kind>/<chain id>/fs          a committed layer (overlay), or all of its chain (copy)
+<state>/snapshots/<kind>/<chain id>/usage.json
+<state>/snapshots/<kind>/new-<chain id>/        begun and not committed
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class DirectorySnapshotter(Snapshotter):
         """A committed layer's files. Raises HostError if it is not there."""
         path = self._directory / _name(chain_id) / "fs"
         if not path.is_dir():
-            raise HostError("use", f"layer {chain_id}", "it is not unpacked on this node; pull the image again")
+            raise HostError(
+                "use", f"layer {chain_id}", "it is not unpacked on this node; pull the image again"
+            )
         return path
 
     def _begun(self, chain_id: str) -> Path:

@@ -1,17 +1,13 @@
-"""The daemon's side: a connection to a warden, and the start of the spawner."""
+"""The daemon's side of a connection to a warden."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import os
-import signal
 import socket
-import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from cri.sandbox import wire
@@ -55,14 +51,15 @@ class WardenClient(Warden):
         channel.setblocking(False)
         try:
             channel.connect(path)  # a local socket connects at once
-            if protocol.peer_uid(channel) != os.geteuid():
-                raise HostError("connect to warden", path, "it runs as another user")
         except (FileNotFoundError, ConnectionRefusedError):
             channel.close()
             return None
-        except BaseException:
+        except OSError as error:
             channel.close()
-            raise
+            raise HostError("connect to warden", path, error.strerror or str(error), error.errno) from error
+        if protocol.peer_uid(channel) != os.geteuid():
+            channel.close()
+            raise HostError("connect to warden", path, "it runs as another user")
         client = cls(spec.id, channel, lost)
         try:
             await client.hello()
@@ -151,7 +148,9 @@ class WardenClient(Warden):
 
     async def socket(self, family: int, type_: int, protocol: int = 0) -> socket.socket:
         """Make a socket that belongs to the pod's network stack."""
-        _, (descriptor,) = await self._request("socket", family=int(family), type=int(type_), protocol=protocol)
+        _, (descriptor,) = await self._request(
+            "socket", family=int(family), type=int(type_), protocol=protocol
+        )
         made = socket.socket(fileno=descriptor)
         made.setblocking(True)
         return made
@@ -188,7 +187,9 @@ class WardenClient(Warden):
         """Stop waiting for an exec's end."""
         self._execs.pop(name, None)
 
-    async def _request(self, operation: str, descriptors: Sequence[int] = (), **arguments: Any) -> tuple[Any, list[int]]:
+    async def _request(
+        self, operation: str, descriptors: Sequence[int] = (), **arguments: Any
+    ) -> tuple[Any, list[int]]:
         if self._closed.done():
             raise self._gone()
         number = self._next_number
@@ -307,7 +308,9 @@ class WardenClient(Warden):
 
     def _gone(self) -> WardenGoneError:
         return WardenGoneError(
-            "reach", f"warden of sandbox {self.sandbox_id}", "it has ended, and the sandbox's containers with it"
+            "reach",
+            f"warden of sandbox {self.sandbox_id}",
+            "it has ended, and the sandbox's containers with it",
         )
 
 
@@ -350,92 +353,6 @@ class WardenExec(Exec):
         if not self._code.done():
             self._code.set_exception(error)
             self._code.exception()  # nobody may be waiting
-
-
-class Spawner:
-    """The process that forks wardens."""
-
-    def __init__(self, driver: str) -> None:
-        """`driver` is the module with the wardens' driver."""
-        self._driver = driver
-        self._pid = 0
-        self._channel: socket.socket | None = None
-
-    def start(self) -> None:
-        """Start the process (posix_spawn: no copy of this one is made). Blocks for a moment."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            # Isolated, without site: the directories that the modules come from are all it gets.
-            paths = list(dict.fromkeys(_import_directory(name) for name in ("cri", "baustelle", "_cffi_backend")))
-            program = f"import sys; sys.path[:0] = {paths!r}; from cri.sandbox.warden.spawner import main; main(3, {self._driver!r})"
-            self._pid = os.posix_spawn(
-                sys.executable,
-                [sys.executable, "-I", "-S", "-c", program],
-                {},
-                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)],
-                setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM],
-            )
-        ours.setblocking(False)
-        self._channel = ours
-
-    async def spawn(self, spec: SandboxSpec, lost: Callable[[str], None]) -> WardenClient:
-        """Have a warden forked for a sandbox, and wait until it is ready."""
-        try:
-            return await self._spawn(spec, lost)
-        except WardenGoneError:
-            if not self._has_died():
-                raise
-        # It took the request with it. (Before it died, it cannot have forked: the warden would have the connection.)
-        return await self._spawn(spec, lost)
-
-    def close(self) -> None:
-        """End the spawner; wardens live on. Blocks for a moment."""
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._pid, 0)
-
-    async def _spawn(self, spec: SandboxSpec, lost: Callable[[str], None]) -> WardenClient:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            with theirs:
-                self._ask(spec, theirs)
-        except BaseException:
-            ours.close()
-            raise
-        client = WardenClient(spec.id, ours, lost)
-        await client.hello()
-        return client
-
-    def _ask(self, spec: SandboxSpec, channel: socket.socket) -> None:
-        if self._has_died():
-            self.start()
-        assert self._channel is not None
-        try:
-            protocol.send(self._channel, {"sandbox": wire.encode(spec)}, [channel.fileno()])
-        except OSError as error:
-            raise HostError("ask the spawner for", f"sandbox {spec.id}", str(error), error.errno) from error
-
-    def _has_died(self) -> bool:
-        if self._channel is None:
-            return True
-        try:
-            # It never writes. The end of the connection shows before the process can be waited for.
-            self._channel.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass
-        self.close()
-        return True
-
-
-def _import_directory(name: str) -> str:
-    module = importlib.import_module(name)
-    assert module.__file__ is not None
-    path = Path(module.__file__)
-    return str(path.parent.parent if path.name == "__init__.py" else path.parent)
 
 
 def _discarding(loop: asyncio.AbstractEventLoop) -> asyncio.Future[tuple[Any, list[int]]]:

@@ -201,9 +201,12 @@ class SupervisedContainer:
                 ours, end = os.pipe()
                 theirs.append(end)
                 self.outputs.append(Output(name, ours, self._log))
-            return self._driver.start(self.plan, Stdio(stdin, *theirs[-2:]), target)
+            stdout, stderr = theirs[-2:]
+            return self._driver.start(self.plan, Stdio(stdin, stdout, stderr), target)
         except OSError as error:
-            raise HostError("fork", f"container {self.id}", error.strerror or str(error), error.errno) from error
+            raise HostError(
+                "fork", f"container {self.id}", error.strerror or str(error), error.errno
+            ) from error
         finally:
             for fd in theirs:
                 os.close(fd)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cri.sandbox.spec import ContainerSpec, Credentials, ProcessSpec, SandboxSpec
-from cri.sandbox.warden.launch import Child, Stdio
+from cri.sandbox.spec import ContainerSpec, ProcessSpec, SandboxSpec
+from cri.sandbox.warden.launch import Child, Report, Running, Stdio
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,16 @@ class Plan:
     spec: ContainerSpec
     host: dict[str, Any]
     """What the driver in the daemon tells the driver in the warden (root filesystem, limits)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A running container."""
+
+    plan: Plan
+    first: int
+    """Its first process."""
+    report: Report
 
 
 class Driver(Protocol):
@@ -35,10 +45,11 @@ class Driver(Protocol):
         `target` is the first process of the container whose processes it shall see, 0 for none.
         """
 
-    def exec(
-        self, plan: Plan, first: int, process: ProcessSpec, credentials: Credentials, stdio: Stdio, name: str
-    ) -> Child:
-        """Fork a process into the running container whose first process is `first`; `name` is unique in it."""
+    def exec(self, target: Target, process: ProcessSpec, stdio: Stdio, name: str) -> Child | Running:
+        """Start a process in a running container, as the user of its first one. `name` is unique in it.
+
+        Raises StartError, if that is known at once.
+        """
 
     def kill(self, plan: Plan, first: int) -> bool:
         """KILL everything in the container once. True when nothing was left to kill.

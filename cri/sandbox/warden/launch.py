@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -19,7 +18,7 @@ from cri.sandbox.spec import Credentials
 from cri.sandbox.warden import protocol
 
 ChildBody = Callable[[socket.socket], NoReturn]
-"""What a forked child does: it gets its end of the report, and never returns."""
+"""What a forked child does: it gets its end of the report, and never returns. The warden's end is closed in it."""
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -35,19 +34,27 @@ class Stdio:
 
 
 @dataclass(frozen=True, slots=True)
+class Report:
+    """What a child told before it executed its program."""
+
+    credentials: Credentials
+    home: str
+    pty: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Child:
-    """A forked process on its way to its program."""
+    """A process on its way to its program: what it tells of itself comes from `report`."""
 
     pid: int
     report: socket.socket
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What a child told before it executed its program."""
+class Running:
+    """A process that runs its program already."""
 
-    credentials: Credentials
-    pty: int | None
+    pid: int
 
 
 def fork(child: ChildBody) -> Child:
@@ -61,6 +68,7 @@ def fork(child: ChildBody) -> Child:
         raise
     if pid == 0:
         try:
+            ours.close()  # so that the child sees when the warden dies
             child(theirs)
         except BaseException as error:  # noqa: BLE001  # the fork must end here, whatever happens
             _report_failure(theirs, error)
@@ -71,15 +79,16 @@ def fork(child: ChildBody) -> Child:
     return Child(pid, ours)
 
 
-def announce(report: socket.socket, credentials: Credentials, pty: int | None) -> None:
-    """Tell the warden that the program comes next. Fails if the warden has died, so that none runs unwatched."""
+def announce(channel: socket.socket, report: Report) -> None:
+    """Tell the warden that the program comes next."""
     message: dict[str, Any] = {
-        "uid": credentials.uid,
-        "gid": credentials.gid,
-        "groups": credentials.groups,
-        "pty": pty is not None,
+        "uid": report.credentials.uid,
+        "gid": report.credentials.gid,
+        "groups": report.credentials.groups,
+        "home": report.home,
+        "pty": report.pty is not None,
     }
-    protocol.send(report, message, [] if pty is None else [pty])
+    protocol.send(channel, message, [] if report.pty is None else [report.pty])
 
 
 def read_report(message: protocol.Message, descriptors: list[int]) -> Report:
@@ -87,7 +96,7 @@ def read_report(message: protocol.Message, descriptors: list[int]) -> Report:
     if "error" in message:
         raise unpack_error(message["error"])
     credentials = Credentials(message["uid"], message["gid"], tuple(message["groups"]))
-    return Report(credentials, descriptors[0] if message["pty"] else None)
+    return Report(credentials, message["home"], descriptors[0] if message["pty"] else None)
 
 
 def pack_error(error: HostError) -> dict[str, Any]:
@@ -107,18 +116,6 @@ def unpack_error(data: Mapping[str, Any]) -> HostError:
     return kind(data["operation"], data["subject"], data["reason"], data["errno"])
 
 
-def use_stdio(stdio: Stdio, owner: Credentials) -> None:
-    """Put the descriptors to 0, 1, 2, and make them the user's, who may want to open /dev/stdout by name."""
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    given = [null if fd is None else fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr)]
-    # Out of the way of 0, 1 and 2 first: dup2 would close a source that happens to be a target.
-    moved = [fd if fd > 2 else os.dup(os.dup(os.dup(fd))) for fd in given]
-    for target, fd in enumerate(moved):
-        os.dup2(fd, target)
-        if stat.S_ISFIFO(os.fstat(fd).st_mode):
-            os.fchown(fd, owner.uid, -1)
-
-
 def environment(env: Mapping[str, str], *, home: str, hostname: str, tty: bool) -> dict[str, str]:
     """A process's environment: what the spec gives, and what every runtime adds where it gives nothing."""
     added = {"PATH": DEFAULT_PATH, "HOME": home}
@@ -134,34 +131,26 @@ def parse_env(entries: tuple[str, ...]) -> dict[str, str]:
     return {key: value for key, _, value in (entry.partition("=") for entry in entries) if key}
 
 
-def execute(argv: tuple[str, ...], env: Mapping[str, str]) -> NoReturn:
-    """Become the program `argv[0]`, looked up in the PATH of `env`. Raises StartError."""
+def candidates(argv: tuple[str, ...], env: Mapping[str, str]) -> list[str]:
+    """The files that may be the program `argv[0]`: itself, or its name in each directory of the PATH in `env`."""
     name = argv[0] if argv else ""
     if not name:
         raise StartError("exec", '""', "no command specified", errno.ENOENT)
     if "/" in name:
-        candidates = [name]
-    else:
-        candidates = [f"{folder or '.'}/{name}" for folder in env.get("PATH", DEFAULT_PATH).split(":")]
-    failure = errno.ENOENT
-    for candidate in candidates:
-        try:
-            os.execve(candidate, argv, env)
-        except OSError as error:
-            # A directory without permission, or none at all, does not end the search; execvp(3).
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR) and failure != errno.EACCES:
-                failure = error.errno or 0
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
-                break
-        except ValueError as error:
-            raise StartError("exec", f'"{name}"', str(error), errno.EINVAL) from None
+        return [name]
+    return [f"{folder or '.'}/{name}" for folder in env.get("PATH", DEFAULT_PATH).split(":")]
+
+
+def not_executed(argv: tuple[str, ...], failure: int) -> StartError:
+    """The error of a program that could not be executed, in the words that users of other runtimes know."""
+    name = argv[0]
     if failure == errno.ENOENT and "/" not in name:
         reason = "executable file not found in $PATH"
     elif failure == errno.ENOENT:
         reason = f"stat {name}: no such file or directory"
     else:
         reason = os.strerror(failure).lower()
-    raise StartError("exec", f'"{name}"', reason, failure)
+    return StartError("exec", f'"{name}"', reason, failure)
 
 
 def _report_failure(report: socket.socket, error: BaseException) -> None:

@@ -80,17 +80,9 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
     if not data and not received:
         return None
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise ProtocolError("message too long, or too many descriptors")
-        message = decode(data)
+        message = decode(b"" if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) else data)
         if _SPILLED in message:
-            if not received:
-                raise ProtocolError("a spilled message without its file")
-            spilled = received.pop()
-            try:
-                message = decode(_read(spilled, message[_SPILLED]))
-            finally:
-                os.close(spilled)
+            message = decode(_read(received, message[_SPILLED]))
     except BaseException:
         close_all(received)
         raise
@@ -138,13 +130,15 @@ def _spill(data: bytes) -> int:
     return descriptor
 
 
-def _read(descriptor: int, size: object) -> bytes:
-    if not isinstance(size, int) or not 0 <= size <= MAX_MESSAGE:
-        raise ProtocolError(f"a message of {size} bytes")
+def _read(descriptors: list[int], size: object) -> bytes:
+    """The content of a spilled message, whose file is the last descriptor; that is taken off and closed."""
+    if not descriptors or not isinstance(size, int) or not 0 <= size <= MAX_MESSAGE:
+        raise ProtocolError(f"a spilled message of {size} bytes with {len(descriptors)} descriptors")
     data = bytearray()
-    while len(data) < size:
-        chunk = os.pread(descriptor, size - len(data), len(data))
-        if not chunk:
-            raise ProtocolError("a spilled message that ends early")
-        data += chunk
+    with os.fdopen(descriptors.pop(), "rb", buffering=0) as file:
+        while len(data) < size:
+            chunk = os.pread(file.fileno(), size - len(data), len(data))
+            if not chunk:
+                raise ProtocolError("a spilled message that ends early")
+            data += chunk
     return bytes(data)

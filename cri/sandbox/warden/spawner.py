@@ -24,7 +24,9 @@ from cri.sandbox.warden.supervisor import Supervisor
 def main(control: int, driver: str) -> None:
     """Serve the daemon at the other end of descriptor `control`; `driver` is the module that has the driver."""
     make_driver = importlib.import_module(driver).make_driver
-    wire.decode(SandboxSpec, {"id": "", "name": "", "namespace": "", "directory": "", "runtime_directory": ""})
+    wire.decode(
+        SandboxSpec, {"id": "", "name": "", "namespace": "", "directory": "", "runtime_directory": ""}
+    )
     # The daemon's terminal sends its signals to the whole group; the daemon decides, and tells by closing the connection.
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

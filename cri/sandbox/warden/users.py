@@ -61,9 +61,7 @@ def read_accounts(root: str = "/") -> tuple[list[PasswdEntry], list[GroupEntry]]
     )
 
 
-def resolve(
-    user: UserSpec, passwd: list[PasswdEntry], groups: list[GroupEntry]
-) -> tuple[Credentials, str]:
+def resolve(user: UserSpec, passwd: list[PasswdEntry], groups: list[GroupEntry]) -> tuple[Credentials, str]:
     """The ids that `user` means, and the home directory.
 
     A number needs no entry. Raises StartError for a name that the files do not have.
@@ -71,7 +69,9 @@ def resolve(
     name, _, group_name = user.user.partition(":")
     entry = _find_user(name, passwd)
     if entry is None:
-        raise StartError("start as", f'user "{name}"', f"unable to find user {name}: no matching entries in passwd file")
+        raise StartError(
+            "start as", f'user "{name}"', f"unable to find user {name}: no matching entries in passwd file"
+        )
     gid = entry.gid
     if group_name:
         gid = _find_group(group_name, groups)
@@ -105,7 +105,9 @@ def _find_group(name: str, groups: list[GroupEntry]) -> int:
             return group.gid
     if _is_id(name):
         return int(name)
-    raise StartError("start with", f'group "{name}"', f"unable to find group {name}: no matching entries in group file")
+    raise StartError(
+        "start with", f'group "{name}"', f"unable to find group {name}: no matching entries in group file"
+    )
 
 
 def _is_id(text: str) -> bool:
@@ -118,6 +120,7 @@ def _read(path: str) -> str:
     except OSError:
         return ""
     with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
             return ""
-        return file.read(_MAX_FILE).decode(errors="surrogateescape")
+        return file.read(min(found.st_size, _MAX_FILE)).decode(errors="surrogateescape")

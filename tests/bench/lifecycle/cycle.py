@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 import uuid
 from typing import Any
@@ -50,8 +51,13 @@ class Cycle:
             return response
 
         pod_config = self._pod_config()
-        for _ in range(VERSIONS):  # the first finds the endpoint with cold caches; the last is kept
+        versions = []
+        for _ in range(VERSIONS):
             timed("Version")
+            versions.append(took["Version"])
+        took["Version"] = statistics.median(
+            versions
+        )  # one call alone would mostly tell how cold the caches were
         pod = timed("RunPodSandbox", config=pod_config).pod_sandbox_id
         config = {
             "metadata": {"name": "main"},

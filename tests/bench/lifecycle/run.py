@@ -4,8 +4,8 @@
     tests/bench/lifecycle/run.py [--cycles N] [--warm-up N] [--endpoint-a WHICH] [--endpoint-b WHICH]
 
 WHICH is `cri-jails` or `containerd`, started here on a private directory, or the address of an endpoint
-that runs already and can pull --image. The two take turns (A, B, A, B...), so that whatever else the
-machine does hits both. The client is single-threaded and its cost is part of both sides.
+that runs already and can pull --image. The two take turns, and take turns in going first (A B, B A, A B...),
+so that whatever else the machine does hits both. The client is single-threaded and its cost is part of both sides.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def measure(options: argparse.Namespace, addresses: list[str], logs: str) -> lis
     for cycle in cycles:
         cycle.pull()
     for number in range(-options.warm_up, options.cycles):
-        for cycle in cycles:
+        for cycle in cycles if number % 2 else reversed(cycles):
             cycle.run(measured=number >= 0)
     for client in clients:
         client.close()

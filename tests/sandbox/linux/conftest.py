@@ -24,10 +24,46 @@ from cri.sandbox.warden.client import WardenClient
 
 CHAIN = "sha256:" + "a" * 64
 BUSYBOX = Path("/bin/busybox")
-APPLETS = (
-    "sh cat ls true false sleep id echo ps mount touch dd env head yes wc stat hostname setsid seq pwd tty kill mkdir "
-    "readlink nproc ulimit grep tail printf tr mknod chmod rm ipcs sync stty umask"
-).split()
+APPLETS = [
+    "sh",
+    "cat",
+    "ls",
+    "true",
+    "false",
+    "sleep",
+    "id",
+    "echo",
+    "ps",
+    "mount",
+    "touch",
+    "dd",
+    "env",
+    "head",
+    "yes",
+    "wc",
+    "stat",
+    "hostname",
+    "setsid",
+    "seq",
+    "pwd",
+    "tty",
+    "kill",
+    "mkdir",
+    "readlink",
+    "nproc",
+    "ulimit",
+    "grep",
+    "tail",
+    "printf",
+    "tr",
+    "mknod",
+    "chmod",
+    "rm",
+    "ipcs",
+    "sync",
+    "stty",
+    "umask",
+]
 
 
 @dataclass
@@ -139,9 +175,7 @@ async def make_layer(host: LinuxHost) -> None:
     shutil.copy(BUSYBOX, root / "bin/busybox")
     for name in APPLETS:
         os.link(root / "bin/busybox", root / "bin" / name)
-    (root / "etc/passwd").write_text(
-        "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1001:Web:/home/web:/bin/sh\n"
-    )
+    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1001:Web:/home/web:/bin/sh\n")
     (root / "etc/group").write_text("root:x:0:\nweb:x:1001:\nextra:x:2000:web\nother:x:2001:\n")
     os.chown(root / "home/web", 1000, 1001)
     await host.snapshots.commit(CHAIN)

@@ -1,6 +1,7 @@
 """Real containers of a real pod: file tree, identity, privileges, limits."""
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 
@@ -60,7 +61,10 @@ async def test_a_program_that_cannot_be_had(pod, argv, message):
         (UserSpec("1000"), "uid=1000(web) gid=1001(web) groups=1001(web),2000(extra)"),
         (UserSpec("web:other"), "uid=1000(web) gid=2001(other) groups=2000(extra),2001(other)"),
         (UserSpec("4242:4343"), "uid=4242 gid=4343 groups=4343"),
-        (UserSpec("web", supplemental_groups=(77,)), "uid=1000(web) gid=1001(web) groups=77,1001(web),2000(extra)"),
+        (
+            UserSpec("web", supplemental_groups=(77,)),
+            "uid=1000(web) gid=1001(web) groups=77,1001(web),2000(extra)",
+        ),
         (
             UserSpec("web", supplemental_groups=(77,), groups_policy=GroupsPolicy.STRICT),
             "uid=1000(web) gid=1001(web) groups=77,1001(web)",
@@ -125,7 +129,9 @@ async def test_no_new_privileges(pod):
 
 async def test_readonly_root_masked_and_readonly_paths(pod):
     script = "touch /x; touch /tmp/y; touch /dev/shm/z && echo shm; wc -c /etc/passwd; ls /root; echo 1 > /proc/sys/kernel/panic"
-    security = Security(readonly_root=True, masked_paths=("/etc/passwd", "/root", "/nowhere"), readonly_paths=("/proc/sys",))
+    security = Security(
+        readonly_root=True, masked_paths=("/etc/passwd", "/root", "/nowhere"), readonly_paths=("/proc/sys",)
+    )
     _, output = await pod.run("sh", "-c", script, security=security)
     assert output.count("Read-only file system") == 2 + 1
     assert "shm" in output
@@ -134,7 +140,7 @@ async def test_readonly_root_masked_and_readonly_paths(pod):
 
 async def test_devices(pod):
     script = "echo x > /dev/null && head -c 4 /dev/zero | wc -c; mknod /tmp/mem c 1 1 && cat /tmp/mem; ls -l /dev/fd /dev/ptmx"
-    record, output = await pod.run("sh", "-c", script)
+    _record, output = await pod.run("sh", "-c", script)
     assert output.startswith("4\n")
     assert "can't open '/tmp/mem': Permission denied" in output
     device = DeviceSpec("/dev/zero", "/dev/mine/zero")
@@ -190,16 +196,17 @@ async def test_links_of_the_image_do_not_lead_outside(pod, tmp_path, link):
     secret.mkdir()
     spec = pod.container(
         process=ProcessSpec(("sh", "-c", "pwd; ls -d /etc/cri-target"), cwd=f"/way{tmp_path}/cwd"),
-        mounts=(MountSpec(str(secret), f"/way{tmp_path}/target"), MountSpec(str(secret), "/way/etc/cri-target")),
+        mounts=(
+            MountSpec(str(secret), f"/way{tmp_path}/target"),
+            MountSpec(str(secret), "/way/etc/cri-target"),
+        ),
         security=Security(masked_paths=(f"/way{tmp_path}/mask",)),
     )
     await pod.node.host.create_container(spec)
-    os.symlink(link, pod.node.host.snapshots.writable(spec) / "way")
-    try:
+    (pod.node.host.snapshots.writable(spec) / "way").symlink_to(link)
+    with contextlib.suppress(HostError):  # refused is right too, as for a link into the container's own /proc
         await pod.warden.start(spec)
         await pod.exit_of(spec)
-    except HostError as error:  # a link into /proc of the container itself: refused is right too
-        assert "way" in str(error)
     assert not (tmp_path / "target").exists()
     assert not (tmp_path / "cwd").exists()
     assert not Path("/etc/cri-target").exists()
@@ -218,13 +225,17 @@ async def test_out_of_memory(pod):
 
 async def test_pids_limit(pod):
     script = "for i in 1 2 3 4 5 6 7 8 9 10; do sleep 2 & done; wait"
-    record, output = await pod.run("sh", "-c", script, resources=Resources(pids_limit=5))
+    _record, output = await pod.run("sh", "-c", script, resources=Resources(pids_limit=5))
     assert "Resource temporarily unavailable" in output
 
 
 async def test_limits_update_and_usage(pod):
     host = pod.node.host
-    spec = pod.container("sleep", "100", resources=Resources(memory_limit=64 << 20, cpu_shares=512, cpu_quota=20000, cpu_period=100000))
+    spec = pod.container(
+        "sleep",
+        "100",
+        resources=Resources(memory_limit=64 << 20, cpu_shares=512, cpu_quota=20000, cpu_period=100000),
+    )
     await pod.start(spec)
     before = await host.container_usage(spec)
     assert before.memory_usage > 0
@@ -236,8 +247,8 @@ async def test_limits_update_and_usage(pod):
         await host.update_container(spec, Resources(memory_limit=limit, memory_swap_limit=limit))
         after = await host.container_usage(spec)
         assert after.memory_available == limit - after.memory_working_set
-    code, output = await pod.exec(spec, "cat", "/sys/fs/cgroup/cpu/cpu.shares")
-    assert output.split() in (["512"], [])
+    _code, output = await pod.exec(spec, "cat", "/sys/fs/cgroup/cpu/cpu.shares")
+    assert output.split() == ["512"]
     assert (await host.root_usage(spec)).inodes > 0
 
 
@@ -300,8 +311,12 @@ async def test_shared_memory_belongs_to_the_pod(node):
 async def test_host_namespaces(node):
     sharing = Namespaces(network=Sharing.NODE, ipc=Sharing.NODE, pid=Sharing.NODE)
     pod = await node.pod(namespaces=sharing)
-    links = [await pod.run("readlink", f"/proc/self/ns/{name}", name=name) for name in ("net", "ipc", "uts", "pid")]
-    assert [link for _, link in links] == [os.readlink(f"/proc/self/ns/{name}") for name in ("net", "ipc", "uts", "pid")]
+    links = [
+        await pod.run("readlink", f"/proc/self/ns/{name}", name=name) for name in ("net", "ipc", "uts", "pid")
+    ]
+    assert [link for _, link in links] == [
+        str(Path(f"/proc/self/ns/{name}").readlink()) for name in ("net", "ipc", "uts", "pid")
+    ]
 
 
 async def test_sysctls(node):

@@ -1,0 +1,105 @@
+"""A warden's event loop: descriptors, timers and children, in one thread.
+
+Smaller than asyncio, which would cost each pod megabytes; and nothing that a callback raises ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+from cri.sandbox.warden.journal import warn
+
+READ = selectors.EVENT_READ
+WRITE = selectors.EVENT_WRITE
+
+FileObject = int | socket.socket
+
+
+class Loop:
+    """Calls back when something can be read or written, when a time has come, when a child has ended."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_numbers = itertools.count()
+        self.children: dict[int, Callable[[int], None]] = {}
+        """What to call with the wait status of each child."""
+
+    def catch_signals(self) -> None:
+        """Learn of ended children; ignore what ends a process. KILL remains."""
+        for number in (
+            signal.SIGTERM,
+            signal.SIGHUP,
+            signal.SIGINT,
+            signal.SIGQUIT,
+            signal.SIGUSR1,
+            signal.SIGUSR2,
+        ):
+            signal.signal(number, signal.SIG_IGN)
+        woken, wake = socket.socketpair()
+        woken.setblocking(False)
+        wake.setblocking(False)
+        signal.set_wakeup_fd(wake.detach(), warn_on_full_buffer=False)
+        signal.signal(
+            signal.SIGCHLD, lambda *_: None
+        )  # without a handler, nothing would be written to `wake`
+        self.watch(woken, READ, lambda _: self._reap(woken))
+
+    def watch(self, file: FileObject, events: int, callback: Callable[[int], None]) -> None:
+        """Call back with the events that are possible, or change the events that are waited for."""
+        known = self._selector.get_map().get(file)
+        if known is None:
+            self._selector.register(file, events, callback)
+        elif known.events != events:
+            self._selector.modify(file, events, callback)
+
+    def unwatch(self, file: FileObject) -> None:
+        """Stop calling back; before the file is closed."""
+        self._selector.unregister(file)
+
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Call once, later."""
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._timer_numbers), action))
+
+    def turn(self) -> None:
+        """Wait for something to happen, and call who waits for it."""
+        timeout = max(self._timers[0][0] - time.monotonic(), 0) if self._timers else None
+        for key, events in self._selector.select(timeout):
+            # An earlier callback of this round may have closed it, and its number may be in use again.
+            if self._selector.get_map().get(key.fd) is key:
+                _call(key.data, events)
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            _call(heapq.heappop(self._timers)[2])
+
+    def _reap(self, woken: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError):
+            woken.recv(4096)
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            ended = self.children.pop(pid, None)
+            if ended is not None:  # else an orphan that a container left to us
+                _call(ended, status)
+
+
+def _call(action: Callable[..., None], *arguments: object) -> None:
+    try:
+        action(*arguments)
+    except Exception as error:  # noqa: BLE001  # a pod must not end because its warden has a flaw
+        where = error.__traceback__
+        while where is not None and where.tb_next is not None:
+            where = where.tb_next
+        line = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where is not None else "?"
+        warn(f"{type(error).__name__}: {error} ({line})")

@@ -1,0 +1,149 @@
+"""The daemons at the other ends: connections, requests coming in, answers and events going out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cri.sandbox.host import HostError
+from cri.sandbox.warden import launch, protocol
+from cri.sandbox.warden.journal import warn
+from cri.sandbox.warden.loop import READ, WRITE, Loop
+
+_MAX_OUTBOX = 10_000
+"""Messages that wait for a daemon that does not read; then its connection is closed."""
+
+
+@dataclass(eq=False)
+class Connection:
+    """A daemon."""
+
+    channel: socket.socket
+    outbox: deque[tuple[protocol.Message, list[int]]] = field(default_factory=deque)
+
+
+Handler = Callable[[Connection, protocol.Message, list[int]], None]
+
+
+class Server:
+    """Serves any number of connections; there is more than one while a daemon replaces another."""
+
+    def __init__(
+        self, loop: Loop, greeting: protocol.Message, handle: Handler, left: Callable[[Connection], None]
+    ) -> None:
+        """`handle` is called with each message, whose descriptors are closed after it; `left` when a connection ends."""
+        self._loop = loop
+        self._greeting = greeting
+        self._handle = handle
+        self._left = left
+        self._connections: list[Connection] = []
+        self.announced: list[int] = []
+        """Descriptors that go with the greeting."""
+
+    def listen(self, path: str) -> None:
+        """Accept connections at a path. Raises OSError."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # noqa: PTH108
+        mask = os.umask(0o177)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(mask)
+        listener.listen(8)
+        listener.setblocking(False)
+        self._loop.watch(listener, READ, lambda _: self._accept(listener))
+
+    def connect(self, channel: socket.socket) -> None:
+        """Serve a connection."""
+        channel.setblocking(False)
+        connection = Connection(channel)
+        self._connections.append(connection)
+        self._loop.watch(channel, READ, lambda events: self._serve(connection, events))
+        self.post(connection, self._greeting, self.announced)
+
+    def post(
+        self, connection: Connection, message: protocol.Message, descriptors: list[int] | None = None
+    ) -> None:
+        """Send a message as soon as the daemon takes it; nothing happens if that is gone. The caller keeps its descriptors."""
+        if connection not in self._connections:
+            return
+        connection.outbox.append((message, [os.dup(fd) for fd in descriptors or ()]))
+        self._flush(connection)
+
+    def broadcast(self, message: protocol.Message) -> None:
+        """Send to all."""
+        for connection in list(self._connections):
+            self.post(connection, message)
+
+    def is_idle(self) -> bool:
+        """Whether everything has been sent."""
+        return not any(connection.outbox for connection in self._connections)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            channel, _ = listener.accept()
+        except OSError as error:
+            warn(f"accept: {error}")
+            return
+        if protocol.peer_uid(channel) == os.geteuid():
+            self.connect(channel)
+        else:
+            channel.close()
+
+    def _disconnect(self, connection: Connection) -> None:
+        if connection not in self._connections:
+            return
+        self._connections.remove(connection)
+        self._loop.unwatch(connection.channel)
+        connection.channel.close()
+        for _, descriptors in connection.outbox:
+            protocol.close_all(descriptors)
+        connection.outbox.clear()
+        self._left(connection)
+
+    def _serve(self, connection: Connection, events: int) -> None:
+        if events & WRITE:
+            self._flush(connection)
+        if not events & READ or connection not in self._connections:
+            return
+        try:
+            received = protocol.receive(connection.channel)
+        except BlockingIOError:
+            return
+        except OSError:
+            received = None
+        except protocol.ProtocolError as error:
+            failure = HostError("understand", "message", str(error))
+            self.post(connection, {"id": None, "error": launch.pack_error(failure)})
+            return
+        if received is None:
+            self._disconnect(connection)
+            return
+        message, descriptors = received
+        try:
+            self._handle(connection, message, descriptors)
+        finally:
+            protocol.close_all(descriptors)
+
+    def _flush(self, connection: Connection) -> None:
+        while connection.outbox:
+            message, descriptors = connection.outbox[0]
+            try:
+                protocol.send(connection.channel, message, descriptors)
+            except BlockingIOError:
+                break
+            except OSError:
+                self._disconnect(connection)
+                return
+            connection.outbox.popleft()
+            protocol.close_all(descriptors)
+        if len(connection.outbox) > _MAX_OUTBOX:
+            self._disconnect(connection)
+            return
+        events = READ | WRITE if connection.outbox else READ
+        self._loop.watch(connection.channel, events, lambda events: self._serve(connection, events))

@@ -1,0 +1,162 @@
+"""Pulling, naming, sharing and collecting."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from baustelle.unpack import CorruptLayerError
+from cri.errors import InvalidArgumentError, NotFoundError
+from cri.images.layers import chain_ids
+from cri.state import ContainerRecord
+from registratur import DigestMismatchError, NotFoundError as NotInRegistryError
+
+
+async def test_pull_by_tag_and_all_its_names(shelf, registry):
+    registry.add("app", "1", "hello", user="1000:1000")
+    image_id = await shelf.images.pull(f"{registry.address}/app:1", None)
+    image = shelf.images.find(f"{registry.address}/app:1")
+    assert image.id == image_id
+    assert image.tags == [f"{registry.address}/app:1"]
+    (digest,) = image.digests
+    for name in (digest, image_id, image_id.removeprefix("sha256:"), image_id[7:19]):
+        assert shelf.images.find(name) is image
+    assert shelf.images.find(f"{registry.address}/app:2") is None
+    assert shelf.layers() == 1
+    runnable = shelf.images.runnable(image_id)
+    assert runnable.defaults.cmd == ("sleep",)
+    assert runnable.defaults.user == "1000:1000"
+    assert runnable.reference == digest
+
+
+async def test_pull_by_digest_gives_no_tag(shelf, registry):
+    registry.add("app", "1", "hello")
+    await shelf.images.pull(f"{registry.address}/app:1", None)
+    (digest,) = shelf.images.find(f"{registry.address}/app:1").digests
+    await shelf.images.remove(digest)
+    assert shelf.images.find(digest) is None
+    image_id = await shelf.images.pull(digest, None)
+    assert shelf.images.find(image_id).tags == []
+
+
+async def test_one_image_under_many_names_goes_at_once(shelf, registry):
+    registry.add("app", "1", "hello")
+    registry.add("other", "latest", "hello")
+    first = await shelf.images.pull(f"{registry.address}/app:1", None)
+    second = await shelf.images.pull(f"{registry.address}/other", None)
+    assert first == second
+    assert len(list(shelf.images.images())) == 1
+    await shelf.images.remove(f"{registry.address}/other")
+    assert shelf.images.find(f"{registry.address}/app:1") is None
+    assert shelf.layers() == 0
+    assert not list(shelf.content.digests())
+
+
+async def test_a_tag_belongs_to_one_image(shelf, registry):
+    registry.add("app", "latest", "old")
+    old = await shelf.images.pull(f"{registry.address}/app", None)
+    registry.add("app", "latest", "new")
+    new = await shelf.images.pull(f"{registry.address}/app", None)
+    assert old != new
+    assert shelf.images.find(f"{registry.address}/app").id == new
+    assert shelf.images.find(old).tags == []
+
+
+async def test_shared_layers_are_unpacked_once_and_stay_while_needed(shelf, registry):
+    registry.add("a", "1", "base", "a")
+    registry.add("b", "1", "base", "b")
+    await shelf.images.pull(f"{registry.address}/a:1", None)
+    await shelf.images.pull(f"{registry.address}/b:1", None)
+    assert shelf.layers() == 3
+    await shelf.images.remove(f"{registry.address}/a:1")
+    assert shelf.layers() == 2
+    shelf.images.runnable(f"{registry.address}/b:1")
+
+
+async def test_simultaneous_pulls_of_the_same_are_one(shelf, registry):
+    registry.add("app", "1", "hello")
+    ids = await asyncio.gather(*(shelf.images.pull(f"{registry.address}/app:1", None) for _ in range(5)))
+    assert len(set(ids)) == 1
+    assert sum("/blobs/" in path for path in registry.requests) == 2
+
+
+async def test_simultaneous_pulls_that_share_a_layer(shelf, registry):
+    registry.add("a", "1", "base", "a")
+    registry.add("b", "1", "base", "b")
+    await asyncio.gather(*(shelf.images.pull(f"{registry.address}/{name}:1", None) for name in "ab"))
+    assert shelf.layers() == 3
+
+
+async def test_layers_of_a_container_outlive_its_image(shelf, registry):
+    registry.add("app", "1", "hello")
+    await shelf.images.pull(f"{registry.address}/app:1", None)
+    layers = shelf.images.runnable(f"{registry.address}/app:1").layers
+    record = ContainerRecord(
+        id="c", sandbox_id="s", name="n", state="running", spec='{"layers": ["' + '", "'.join(layers) + '"]}'
+    )
+    await shelf.store.save(record)
+    await shelf.images.remove(f"{registry.address}/app:1")
+    assert shelf.layers() == 1
+    await shelf.store.delete(record)
+    await shelf.images.collect()
+    assert shelf.layers() == 0
+
+
+async def test_held_layers_are_not_collected(shelf, registry):
+    registry.add("app", "1", "hello")
+    await shelf.images.pull(f"{registry.address}/app:1", None)
+    with shelf.images.hold(shelf.images.runnable(f"{registry.address}/app:1").layers):
+        await shelf.images.remove(f"{registry.address}/app:1")
+        assert shelf.layers() == 1
+    await shelf.images.collect()
+    assert shelf.layers() == 0
+
+
+async def test_a_wrong_blob_leaves_nothing(shelf, registry):
+    registry.add("app", "1", "hello", "world")
+    for blob in (registry.tree / "v2/app/blobs").iterdir():
+        content = bytearray(blob.read_bytes())
+        if content[:2] == b"\x1f\x8b":
+            content[-1] ^= 0xFF
+            blob.write_bytes(content)
+    with pytest.raises((DigestMismatchError, CorruptLayerError)):
+        await shelf.images.pull(f"{registry.address}/app:1", None)
+    assert list(shelf.images.images()) == []
+    assert shelf.layers() == 0
+    await shelf.images.collect()
+    assert not list(shelf.content.digests())
+
+
+async def test_an_image_that_lost_a_layer_is_dropped_at_start(shelf, registry):
+    registry.add("app", "1", "hello")
+    await shelf.images.pull(f"{registry.address}/app:1", None)
+    for chain_id in await shelf.snapshots.chains():
+        await shelf.snapshots.remove(chain_id)
+    reopened = shelf.reopened(shelf.client)
+    await reopened.load()
+    assert list(reopened.images()) == []
+    await reopened.pull(f"{registry.address}/app:1", None)
+
+
+async def test_what_is_not_there(shelf, registry):
+    with pytest.raises(NotInRegistryError, match="nosuch"):
+        await shelf.images.pull(f"{registry.address}/nosuch:1", None)
+    with pytest.raises(NotFoundError, match="pull it first"):
+        shelf.images.runnable("nosuch")
+    await shelf.images.remove("nosuch")
+    for bad in ("", "app/UPPER", "a b"):
+        with pytest.raises(InvalidArgumentError):
+            await shelf.images.remove(bad)
+    assert shelf.images.find("sha256:" + "0" * 64) is None
+
+
+def test_chain_ids():
+    """By the definition of the image specification, computed by hand."""
+    import hashlib
+
+    a, b, c = "sha256:a", "sha256:b", "sha256:c"
+    ab = "sha256:" + hashlib.sha256(b"sha256:a sha256:b").hexdigest()
+    abc = "sha256:" + hashlib.sha256(f"{ab} {c}".encode()).hexdigest()
+    assert chain_ids([]) == ()
+    assert chain_ids([a, b, c]) == (a, ab, abc)
