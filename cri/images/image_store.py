@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -30,6 +31,8 @@ from registratur import (
 )
 
 log = structlog.get_logger(__name__)
+
+_IMAGE_ID = re.compile(r"(sha256:)?[0-9a-f]{64}|sha256:[0-9a-f]*")
 
 _SHORTEST_ID = 12
 """Hexadecimal digits from which on a word may be the beginning of an image id."""
@@ -74,6 +77,7 @@ class ImageStore:
                 )
                 await self._store.delete(image)
         await self.collect()
+        await self._collect_content()
 
     def images(self) -> Iterable[ImageRecord]:
         """All images."""
@@ -91,7 +95,7 @@ class ImageStore:
         try:
             parsed = Reference.parse(reference)
         except InvalidReferenceError as error:
-            if reference.startswith("sha256:"):
+            if _IMAGE_ID.fullmatch(reference):
                 return None
             raise InvalidArgumentError(str(error)) from error
         for image in self._store.images.values():
@@ -138,13 +142,13 @@ class ImageStore:
         return self.layers.hold(layers)
 
     async def collect(self) -> None:
-        """Give back layers and content that no image and no container needs any more."""
+        """Give back layers that no image and no container needs any more. Costs nothing where every layer has an image."""
         needed = {chain_id for image in self._store.images.values() for chain_id in image.chains}
+        if self.layers.all_in(needed):
+            return
         for container in self._store.containers.values():
             needed.update(json.loads(container.spec)["layers"])
         await self.layers.collect(needed)
-        if not self._pulling:
-            await asyncio.to_thread(self._collect_content, self._content_in_use())
 
     def usage(self) -> DiskUsage:
         """What all images take on disk, unpacked."""
@@ -219,15 +223,19 @@ class ImageStore:
         await self._store.delete(image)
         log.info("image removed", id=image.id, tags=image.tags)
         await self.collect()
+        await self._collect_content()
 
-    def _content_in_use(self) -> set[str]:
+    async def _collect_content(self) -> None:
+        """Give back manifests and configs that no image needs; a pull under way may be about to need any of them."""
+        if self._pulling:
+            return
         used: set[str] = set()
         for image in self._store.images.values():
             used.update((image.id, image.manifest))
             used.update(digest.partition("@")[2] for digest in image.digests)
-        return used
+        await asyncio.to_thread(self._delete_content_but, used)
 
-    def _collect_content(self, used: set[str]) -> None:
+    def _delete_content_but(self, used: set[str]) -> None:
         for digest in list(self._content.digests()):
             if digest not in used:
                 self._content.delete(digest)

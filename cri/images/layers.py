@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from typing import Self
 
@@ -52,6 +52,10 @@ class Layers:
     def has(self, chain_id: str) -> bool:
         """Whether the layer is here, whole."""
         return chain_id in self._committed
+
+    def all_in(self, chain_ids: Set[str]) -> bool:
+        """Whether every layer that is here is one of these."""
+        return self._committed.keys() <= chain_ids
 
     def usage(self) -> DiskUsage:
         """What all layers together take on disk."""

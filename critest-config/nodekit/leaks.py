@@ -6,7 +6,6 @@ namespaces (`snapshot`, `leaks`, `sweep`).
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import re
@@ -16,12 +15,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from nodekit import cgroups, isolation
 from nodekit.processes import run, supervise
 
 Snapshot = dict[str, set[str]]
 
 _NETNS = Path("/run/netns")
-_CGROUPS = Path("/sys/fs/cgroup")
 _MNT_DETACH = 2  # umount2(2)
 
 
@@ -30,10 +29,9 @@ def contained(body: Callable[[], int], *, judged: bool) -> int:
 
     They are shown, and if JUDGED an exit code of 0 becomes 1.
     """
-    before = _cgroups()
     code, processes = supervise(body)
-    left = {"process": set(processes), "cgroup": _remove_empty(_cgroups() - before)}
-    show(left)
+    left = {"process": set(processes), "cgroup": cgroups.remove(isolation.subtree_of(os.getpid()))}
+    show(left, judged=judged)
     return code or int(judged and any(left.values()))
 
 
@@ -66,28 +64,11 @@ def sweep(leaked: Snapshot) -> None:
             Path(point).unlink(missing_ok=True)
 
 
-def show(leaked: Snapshot) -> None:
-    """Print what was left behind."""
+def show(leaked: Snapshot, *, judged: bool) -> None:
+    """Print what was left behind; where it is not JUDGED, it does not sound like a verdict."""
     for kind, names in leaked.items():
         for name in sorted(names):
-            print(f"LEAK {kind} {name}")
-
-
-def _cgroups() -> set[str]:
-    return {directory for directory, _, _ in os.walk(_CGROUPS)}
-
-
-def _remove_empty(directories: set[str]) -> set[str]:
-    """Remove those of DIRECTORIES that hold no process, and return them.
-
-    A populated one cannot be removed, nor is it ours: all our processes have ended.
-    """
-    removed = set()
-    for directory in sorted(directories, reverse=True):  # the deepest first
-        with contextlib.suppress(OSError):
-            Path(directory).rmdir()
-            removed.add(directory)
-    return removed
+            print(f"{'LEAK' if judged else 'left behind:'} {kind} {name}")
 
 
 def _mounts() -> list[str]:

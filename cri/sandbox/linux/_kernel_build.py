@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cffi import FFI
+from cffi import FFI  # type: ignore[import-untyped]
 
 _CONSTANTS = [
     "CLONE_NEWNS",

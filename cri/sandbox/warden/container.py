@@ -18,7 +18,7 @@ from cri.sandbox.warden.launch import Child, Report, Stdio
 from cri.sandbox.warden.logs import Framer, LogFile
 
 PLAN_FILE = "spec.json"
-_READ = 1024 * 1024
+_READ = 64 * 1024
 _DRAIN_AT_EXIT = 64
 """Reads per stream at exit: a background process that writes without end must not hold the exit back."""
 

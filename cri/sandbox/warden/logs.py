@@ -74,21 +74,15 @@ class LogFile:
 
     def write(self, records: bytes) -> None:
         """Append whole records."""
-        if not records:
-            return
         if self.dropped:
             note = f"cri-jails: {self.dropped} bytes of this log were lost: {self._reason}".encode()
-            records = timestamp(time.time_ns()) + b" stderr F " + note + b"\n" + records
-        start = 0
-        try:
-            view = memoryview(records)
-            while start < len(view):
-                start += os.write(self._file, view[start:])
-        except OSError as error:
-            self._give_up(records, start, error)
-        else:
+            record = timestamp(time.time_ns()) + b" stderr F " + note + b"\n"
+            if self._append(record) < len(record):
+                self.dropped += len(records)
+                return
             self.dropped = 0
             self._reason = ""
+        self.dropped += len(records) - self._append(records)
 
     def reopen(self) -> None:
         """Open the path anew, as after a rotation. Raises OSError, and goes on with the old file then."""
@@ -99,19 +93,29 @@ class LogFile:
         """Close the file."""
         os.close(self._file)
 
-    def _give_up(self, records: bytes, written: int, error: OSError) -> None:
-        # What was written of a torn record goes again, so that the file holds whole records only.
-        torn = written - (records.rfind(b"\n", 0, written) + 1)
+    def _append(self, records: bytes) -> int:
+        """Write as many whole records as possible. Returns how many bytes that is."""
+        written = 0
         try:
-            if torn:
-                os.ftruncate(self._file, os.fstat(self._file).st_size - torn)
-        except OSError:
-            torn = 0
-        self.dropped += len(records) - written + torn
-        reason = error.strerror or str(error)
-        if reason != self._reason:
-            self._reason = reason
-            warn(f"cannot write log {self.path}: {reason}; output is dropped")
+            while written < len(records):
+                written += os.write(self._file, memoryview(records)[written:])
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if reason != self._reason:
+                self._reason = reason
+                warn(f"cannot write log {self.path}: {reason}; output is dropped")
+            return self._cut(records, written)
+        return written
+
+    def _cut(self, records: bytes, written: int) -> int:
+        """Take back what was written of a record that is not whole."""
+        whole = records.rfind(b"\n", 0, written) + 1
+        try:
+            if written > whole:
+                os.ftruncate(self._file, os.fstat(self._file).st_size - (written - whole))
+        except OSError as error:
+            warn(f"cannot truncate log {self.path}, which has half a record now: {error.strerror}")
+        return whole
 
 
 def _open(path: str) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from cri.sandbox.spec import (
     MountSpec,
     Namespaces,
     ProcessSpec,
+    Propagation,
     Resources,
     Security,
     Sharing,
@@ -358,3 +360,29 @@ async def test_copies_instead_of_overlays(pod):
     assert record.exit_code == 0
     assert output.split("\n")[0] == "hi"
     assert int(output.split("\n")[1]) > 10  # hard links stay hard links
+
+
+@pytest.fixture
+def shared_mount(tmp_path):
+    """A mount of the node that propagates."""
+    where = tmp_path / "shared"
+    where.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", where], check=True)
+    subprocess.run(["mount", "--make-shared", where], check=True)
+    (where / "inner").mkdir()
+    yield where
+    subprocess.run(["umount", "-R", where], check=True)
+
+
+@pytest.mark.parametrize("propagation", Propagation)
+async def test_mount_propagation(pod, shared_mount, propagation):
+    volume = MountSpec(str(shared_mount), "/v", propagation=propagation)
+    spec = pod.container("sleep", "100", mounts=(volume,), security=Security(privileged=True))
+    await pod.start(spec)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", shared_mount / "inner"], check=True)
+    (shared_mount / "inner/from-node").touch()
+    code, _ = await pod.exec(spec, "ls", "/v/inner/from-node")
+    assert (code == 0) == (propagation is not Propagation.PRIVATE)
+    script = "mkdir -p /v/other && mount -t tmpfs tmpfs /v/other && touch /v/other/from-container"
+    assert (await pod.exec(spec, "sh", "-c", script)) == (0, "")
+    assert (shared_mount / "other/from-container").exists() == (propagation is Propagation.BIDIRECTIONAL)

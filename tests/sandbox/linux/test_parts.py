@@ -1,0 +1,191 @@
+"""The parts of the Linux driver that need no root."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cri.sandbox.host import HostError
+from cri.sandbox.linux import capabilities, sysctls
+from cri.sandbox.linux.cgroups import Group, Hierarchies
+from cri.sandbox.linux.copytree import copy_tree, disk_usage
+from cri.sandbox.linux.snapshots import CopySnapshotter, make_snapshotter
+from cri.sandbox.spec import Resources, Security
+
+V1 = """
+31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw shared:3 - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+37 31 0:34 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer
+41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+""".strip()
+V2 = "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw"
+
+
+def test_hierarchies():
+    hybrid = Hierarchies.detect(V1)
+    assert hybrid.v2 is None
+    assert hybrid.missing_controllers() == ["pids"]
+    assert hybrid.group("/a/b").directories == {
+        "cpu": "/sys/fs/cgroup/cpu,cpuacct/a/b",
+        "cpuacct": "/sys/fs/cgroup/cpu,cpuacct/a/b",
+        "memory": "/sys/fs/cgroup/memory/a/b",
+    }
+    assert Hierarchies.detect(V2).group("/a").directories == {"": "/sys/fs/cgroup/a"}
+    with pytest.raises(HostError):
+        hybrid.group("/a/../../b")
+
+
+def v2_group(directory: Path) -> Group:
+    for name in ("cpu.weight", "cpu.max", "memory.max", "memory.swap.max", "pids.max", "cpuset.cpus"):
+        (directory / name).write_text("")
+    return Group(2, {"": str(directory)})
+
+
+def test_limits_of_version_2(tmp_path):
+    group = v2_group(tmp_path)
+    group.apply(
+        Resources(
+            cpu_shares=1024, cpu_quota=50000, cpu_period=100000, memory_limit=1000, memory_swap_limit=1500,
+            pids_limit=7, cpuset_cpus="0-1", unified={"pids.max": "8"},
+        )
+    )  # fmt: skip
+    values = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert values == {
+        "cpu.weight": "39",
+        "cpu.max": "50000 100000",
+        "memory.max": "1000",
+        "memory.swap.max": "500",
+        "pids.max": "8",
+        "cpuset.cpus": "0-1",
+    }
+    for name in ("../x", "no.such"):
+        with pytest.raises(HostError):
+            group.apply(Resources(unified={name: "1"}))
+
+
+def test_usage_of_version_2(tmp_path):
+    files = {
+        "memory.stat": "anon 100\ninactive_file 30\npgfault 5\npgmajfault 1\n",
+        "memory.current": "200",
+        "memory.max": "1000",
+        "memory.events": "oom 2\noom_kill 1\n",
+        "cpu.stat": "usage_usec 7\n",
+        "pids.current": "3",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    group = Group(2, {"": str(tmp_path)})
+    usage = group.usage()
+    assert (usage.cpu_nanoseconds, usage.memory_usage, usage.memory_working_set) == (7000, 200, 170)
+    assert (usage.memory_available, usage.memory_rss, usage.processes, usage.swap_usage) == (
+        830,
+        100,
+        3,
+        None,
+    )
+    assert group.oom_kills() == 1
+    (tmp_path / "memory.max").write_text("max")
+    assert group.usage().memory_available is None
+
+
+def test_missing_groups_are_empty(tmp_path):
+    group = Group(1, {"memory": str(tmp_path / "gone")})
+    assert group.processes() == set()
+    assert group.kill()
+    assert group.oom_kills() == 0
+    assert group.join_files() == []
+    assert group.usage().memory_usage == 0
+    group.remove()
+
+
+def test_capability_sets():
+    assert capabilities.wanted(Security()) == 0xA80425FB
+    assert capabilities.wanted(Security(privileged=True)) == (1 << 41) - 1
+    assert capabilities.wanted(Security(drop_capabilities=("ALL",), add_capabilities=("KILL",))) == 1 << 5
+    every = (1 << 41) - 1
+    assert (
+        capabilities.wanted(Security(add_capabilities=("ALL",), drop_capabilities=("CAP_CHOWN",)))
+        == every - 1
+    )
+    assert (
+        capabilities.wanted(Security(add_capabilities=("KILL",), drop_capabilities=("KILL",))) & 1 << 5 == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("net.ipv4.ip_forward", "net/ipv4/ip_forward"),
+        ("net/ipv4/ip_forward", "net/ipv4/ip_forward"),
+        ("net.ipv4.conf.eth0/100.forwarding", "net/ipv4/conf/eth0.100/forwarding"),
+        ("net/ipv4/conf/eth0.100/forwarding", "net/ipv4/conf/eth0.100/forwarding"),
+    ],
+)
+def test_names_of_sysctls(name, path):
+    assert sysctls.path_of(name) == path
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "net/../kernel/panic", "/net", "net..x", "net/.", "net.//.x"]
+)
+def test_names_that_are_no_sysctls(name):
+    with pytest.raises(HostError, match="not the name of a sysctl"):
+        sysctls.path_of(name)
+
+
+def test_copy_tree(tmp_path):
+    source, target = tmp_path / "a", tmp_path / "b"
+    (source / "d/e").mkdir(parents=True)
+    (source / "d/file").write_bytes(b"x" * 100_000)
+    (source / "d/file").chmod(0o4750)
+    (source / "hard").hardlink_to(source / "d/file")
+    (source / "link").symlink_to("/nowhere")
+    os.mkfifo(source / "fifo", 0o640)
+    os.utime(source / "d/file", ns=(1, 2))
+    os.utime(source / "link", ns=(3, 4), follow_symlinks=False)
+    os.utime(source / "d", ns=(5, 6))
+    os.setxattr(source / "d/file", "user.x", b"value")
+    target.mkdir()
+    copy_tree(str(source), str(target))
+    assert (target / "d/file").read_bytes() == b"x" * 100_000
+    assert (target / "d/file").stat().st_mode & 0o7777 == 0o4750
+    assert (target / "d/file").stat().st_mtime_ns == 2
+    assert (target / "d").stat().st_mtime_ns == 6
+    assert (target / "hard").samefile(target / "d/file")
+    assert (target / "link").readlink() == Path("/nowhere")
+    assert (target / "link").lstat().st_mtime_ns == 4
+    assert (target / "fifo").is_fifo()
+    assert os.getxattr(target / "d/file", "user.x") == b"value"
+    used = disk_usage(str(source))
+    assert used.inodes == 6
+    assert used.bytes >= 100_000
+    assert disk_usage(str(tmp_path / "gone")).inodes == 0
+
+
+async def test_layers(tmp_path):
+    layers = CopySnapshotter(tmp_path)
+    one, two = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+    root = await layers.begin(one, None)
+    (root / "f").write_text("x")
+    usage = await layers.commit(one)
+    root = await layers.begin(two, one)
+    assert (root / "f").read_text() == "x"
+    assert list(await layers.chains()) == [one]
+    await layers.abort(two)
+    await layers.abort(two)
+    assert await layers.chains() == {one: usage}
+    again = await layers.begin(one, None)
+    assert list(again.iterdir()) == []
+    await layers.commit(one)
+    with pytest.raises(HostError, match="pull the image again"):
+        await layers.begin(two, "sha256:" + "3" * 64)
+    assert layers.remove_unfinished() == [f"unfinished layer {two.replace(':', '-')}"]
+    await layers.remove(one)
+    await layers.remove(one)
+    assert await layers.chains() == {}
+    for name in ("../x", "", "new-x", "."):
+        with pytest.raises(HostError):
+            await layers.begin(name, None)
+    with pytest.raises(HostError, match="choose auto"):
+        make_snapshotter(tmp_path, "zfs")

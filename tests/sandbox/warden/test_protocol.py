@@ -1,0 +1,118 @@
+"""Messages between daemon, spawner and warden."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cri.sandbox.warden import protocol
+
+bytes_as_text = st.binary(max_size=40).map(os.fsdecode)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | bytes_as_text,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(bytes_as_text, inner, max_size=4),
+    max_leaves=12,
+)
+messages = st.dictionaries(bytes_as_text.filter(lambda key: key != "spilled"), values, max_size=6)
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+@pytest.fixture
+def pair():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        yield ours, theirs
+
+
+@given(messages)
+def test_any_text_survives(message):
+    data = protocol.encode(message)
+    assert data.isascii()
+    assert protocol.decode(data) == message
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_refused(data):
+    try:
+        message = protocol.decode(data)
+    except protocol.ProtocolError:
+        return
+    assert isinstance(message, dict)
+
+
+@pytest.mark.parametrize(
+    "size", [1, protocol.MAX_PACKET - 8, protocol.MAX_PACKET, protocol.MAX_PACKET + 1, 3_000_000]
+)
+def test_small_and_big_messages_with_descriptors(pair, size):
+    ours, theirs = pair
+    reading, writing = os.pipe()
+    before = open_descriptors()
+    protocol.send(ours, {"x": "y" * size}, [reading, writing])
+    message, descriptors = protocol.receive(theirs)
+    assert message == {"x": "y" * size}
+    assert len(descriptors) == 2
+    assert not any(os.get_inheritable(fd) for fd in descriptors)
+    os.write(descriptors[1], b"through")
+    assert os.read(reading, 10) == b"through"
+    protocol.close_all(descriptors)
+    assert open_descriptors() == before
+    protocol.close_all([reading, writing])
+
+
+def test_end_of_connection(pair):
+    ours, theirs = pair
+    ours.close()
+    assert protocol.receive(theirs) is None
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        b"",
+        b"x",
+        b'{"spilled":5}',
+        b'{"spilled":-1}',
+        b'{"spilled":"x"}',
+        b'{"spilled":99999999999}',
+        b"{" * protocol.MAX_PACKET * 2,
+    ],
+)
+@pytest.mark.parametrize("with_descriptor", [False, True])
+def test_bad_packets_leave_no_descriptor_open(pair, packet, with_descriptor):
+    ours, theirs = pair
+    with Path("/dev/null").open() as file:
+        before = open_descriptors()
+        if not packet and not with_descriptor:
+            return
+        socket.send_fds(ours, [packet], [file.fileno()] if with_descriptor else [])
+        with pytest.raises(protocol.ProtocolError):
+            protocol.receive(theirs)
+        assert open_descriptors() == before
+    protocol.send(ours, {"still": "usable"})
+    assert protocol.receive(theirs) == ({"still": "usable"}, [])
+
+
+def test_too_many_descriptors(pair):
+    ours, theirs = pair
+    with Path("/dev/null").open() as file:
+        socket.send_fds(ours, [b"{}"], [file.fileno()] * (protocol.MAX_DESCRIPTORS + 1))
+        before = open_descriptors()
+        with pytest.raises(protocol.ProtocolError):
+            protocol.receive(theirs)
+        assert open_descriptors() == before
+
+
+def test_peer(pair):
+    assert protocol.peer_uid(pair[0]) == os.geteuid()
+
+
+def test_socket_paths_have_a_limit():
+    assert protocol.check_path("/run/x.sock") == "/run/x.sock"
+    with pytest.raises(ValueError, match="choose a shorter runtime directory"):
+        protocol.check_path("/" + "x" * 120)

@@ -1,0 +1,293 @@
+"""Both services over gRPC, on the kernel in memory: what the kubelet is told."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+
+import grpc
+import pytest
+
+from baustelle.bundle import ImageDefaults
+from cri.api.runtime import v1
+from cri.image_service import ImageService
+from cri.runtime_service import RuntimeService
+from cri.sandbox.fake import FakeHost, FakeKernel, FakeNetwork
+from cri.sandbox.host import Condition
+from cri.sandbox.node import Node, RunnableImage
+from cri.sandbox.pods import Pods
+from cri.sandbox.recovery import recover
+from cri.sandbox.spec import DiskUsage
+from cri.state import ImageRecord, Store
+from cri.stats import Stats
+
+IMAGE_ID = "sha256:" + "a" * 64
+TAG = "docker.io/library/app:1"
+
+
+class Images:
+    """An image store with one image, and what was asked of it."""
+
+    def __init__(self) -> None:
+        self.record = ImageRecord(
+            id=IMAGE_ID, tags=[TAG], digests=["docker.io/library/app@sha256:b"], size=7, chains=["sha256:c"],
+            config="{}", user="1000:5", manifest="sha256:d", pinned=False, pulled_at=1,
+        )  # fmt: skip
+        self.pulled: list[object] = []
+
+    def runnable(self, reference: str) -> RunnableImage:
+        return RunnableImage(IMAGE_ID, self.record.digests[0], ("sha256:c",), ImageDefaults(cmd=("sleep",)))
+
+    def hold(self, layers):
+        return contextlib.nullcontext()
+
+    async def collect(self) -> None:
+        pass
+
+    def images(self):
+        return [self.record]
+
+    def find(self, reference: str):
+        return self.record if reference in (TAG, IMAGE_ID) else None
+
+    async def pull(self, reference: str, credentials) -> str:
+        self.pulled.append((reference, credentials))
+        return IMAGE_ID
+
+    async def remove(self, reference: str) -> None:
+        pass
+
+    def usage(self) -> DiskUsage:
+        return DiskUsage(1000, 10)
+
+
+class Network(FakeNetwork):
+    def condition(self) -> Condition:
+        return Condition(ok=False, reason="BridgeMissing", message="bridge cri0: it is no bridge")
+
+
+@pytest.fixture(scope="module")
+def images() -> Images:
+    return Images()
+
+
+@pytest.fixture(scope="module")
+def grpc_servicer(grpc_run, images):
+    directory = Path(tempfile.mkdtemp())
+    kernel = FakeKernel()
+    host, network = FakeHost(kernel, directory), Network(kernel)
+
+    async def make():
+        store = await Store.open(directory / "state.db")
+        node = Node(
+            host=host,
+            store=store,
+            network=network,
+            images=images,
+            state_dir=directory,
+            runtime_dir=directory / "run",
+            runtime_handlers=("linux",),
+        )
+        pods = Pods(node)
+        await host.open(pods.lost)
+        await recover(node, pods)
+        stats = Stats(host, pods, images, directory)
+        runtime = RuntimeService(
+            host=host,
+            pods=pods,
+            images=images,
+            network=network,
+            stats=stats,
+            runtime_handlers=("linux",),
+            config={"key": "value"},
+        )
+        return (runtime, ImageService(images, stats)), pods, store
+
+    services, pods, store = grpc_run(make())
+    yield services
+    grpc_run(pods.disconnect())
+    grpc_run(store.close())
+
+
+@pytest.fixture
+def pod(grpc_stub) -> str:
+    config = v1.PodSandboxConfig(
+        metadata=v1.PodSandboxMetadata(name="pod", uid="u", namespace="ns", attempt=2),
+        hostname="pod",
+        labels={"app": "x"},
+        annotations={"note": "y"},
+    )
+    sandbox_id = grpc_stub.RunPodSandbox(v1.RunPodSandboxRequest(config=config)).pod_sandbox_id
+    yield sandbox_id
+    grpc_stub.RemovePodSandbox(v1.RemovePodSandboxRequest(pod_sandbox_id=sandbox_id))
+
+
+def create(grpc_stub, pod: str, *command: str, **fields: object) -> str:
+    config = v1.ContainerConfig(
+        metadata=v1.ContainerMetadata(name=fields.pop("name", "c"), attempt=1),
+        image=v1.ImageSpec(image=TAG, user_specified_image="app:1"),
+        command=list(command),
+        **fields,
+    )
+    request = v1.CreateContainerRequest(pod_sandbox_id=pod, config=config)
+    return grpc_stub.CreateContainer(request).container_id
+
+
+def test_version_and_status(grpc_stub):
+    version = grpc_stub.Version(v1.VersionRequest())
+    assert (version.runtime_name, version.runtime_api_version) == ("cri-jails", "v1")
+    status = grpc_stub.Status(v1.StatusRequest(verbose=True))
+    conditions = {condition.type: condition for condition in status.status.conditions}
+    assert conditions["RuntimeReady"].status
+    assert not conditions["NetworkReady"].status
+    assert "cri0" in conditions["NetworkReady"].message
+    assert [handler.name for handler in status.runtime_handlers] == ["", "linux"]
+    assert json.loads(status.info["config"]) == {"key": "value"}
+    assert grpc_stub.Status(v1.StatusRequest()).info == {}
+    assert grpc_stub.RuntimeConfig(v1.RuntimeConfigRequest()).linux.cgroup_driver == v1.CgroupDriver.CGROUPFS
+
+
+def test_sandbox_as_it_was_asked_for(grpc_stub, pod):
+    status = grpc_stub.PodSandboxStatus(v1.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True))
+    assert status.status.metadata == v1.PodSandboxMetadata(name="pod", uid="u", namespace="ns", attempt=2)
+    assert status.status.labels == {"app": "x"}
+    assert status.status.annotations == {"note": "y"}
+    assert status.status.network.ip.startswith("10.0.0.")
+    assert status.status.created_at > 10**18
+    assert json.loads(status.info["info"])["pid"] == 1
+    (item,) = grpc_stub.ListPodSandbox(v1.ListPodSandboxRequest()).items
+    assert (item.id, item.state, item.labels) == (pod, v1.PodSandboxState.SANDBOX_READY, {"app": "x"})
+    streamed = list(grpc_stub.StreamPodSandboxes(v1.StreamPodSandboxesRequest()))
+    assert [one.id for message in streamed for one in message.pod_sandboxes] == [pod]
+
+
+def test_container_as_it_was_asked_for(grpc_stub, pod):
+    container = create(grpc_stub, pod, "sleep", labels={"a": "b"}, stop_signal=v1.Signal.SIGUSR1)
+    status = grpc_stub.ContainerStatus(v1.ContainerStatusRequest(container_id=container)).status
+    assert status.state == v1.ContainerState.CONTAINER_CREATED
+    assert (status.image.image, status.image.user_specified_image) == (TAG, "app:1")
+    assert (status.image_id, status.image_ref) == (IMAGE_ID, "docker.io/library/app@sha256:b")
+    assert status.stop_signal == v1.Signal.SIGUSR1
+    assert (status.started_at, status.user) == (0, None)
+    grpc_stub.StartContainer(v1.StartContainerRequest(container_id=container))
+    status = grpc_stub.ContainerStatus(v1.ContainerStatusRequest(container_id=container)).status
+    assert status.state == v1.ContainerState.CONTAINER_RUNNING
+    assert status.user.linux.uid == 0
+    (item,) = grpc_stub.ListContainers(v1.ListContainersRequest()).containers
+    assert (item.id, item.pod_sandbox_id, item.image_id, item.labels) == (container, pod, IMAGE_ID, {"a": "b"})
+    assert item.state == v1.ContainerState.CONTAINER_RUNNING
+
+
+def test_streamed_lists_have_each_item_once(grpc_stub, pod):
+    made = {create(grpc_stub, pod, "sleep", name=f"c{number}") for number in range(60)}
+    messages = list(grpc_stub.StreamContainers(v1.StreamContainersRequest()))
+    streamed = [container.id for message in messages for container in message.containers]
+    assert all(message.containers for message in messages)
+    assert sorted(streamed) == sorted(made)
+
+
+def test_exec_sync_and_stats(grpc_stub, pod):
+    container = create(grpc_stub, pod, "sleep")
+    with pytest.raises(grpc.RpcError) as early:
+        grpc_stub.ExecSync(v1.ExecSyncRequest(container_id=container, cmd=["true"]))
+    assert early.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert grpc_stub.ListContainerStats(v1.ListContainerStatsRequest()).stats == []
+    grpc_stub.StartContainer(v1.StartContainerRequest(container_id=container))
+    assert grpc_stub.ExecSync(v1.ExecSyncRequest(container_id=container, cmd=["exit", "3"])).exit_code == 3
+    with pytest.raises(grpc.RpcError) as late:
+        grpc_stub.ExecSync(v1.ExecSyncRequest(container_id=container, cmd=["sleep"], timeout=1))
+    assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    (stats,) = grpc_stub.ListContainerStats(v1.ListContainerStatsRequest()).stats
+    assert stats.attributes.id == container
+    assert stats.cpu.timestamp > 10**18
+    assert grpc_stub.ContainerStats(v1.ContainerStatsRequest(container_id=container)).stats.memory.usage_bytes.value
+    (message,) = grpc_stub.StreamContainerStats(v1.StreamContainerStatsRequest())
+    assert message.container_stats[0].attributes.id == container
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "message"),
+    [
+        (dict(mounts=[v1.Mount(container_path="/a", host_path="b")]), "INVALID_ARGUMENT", "must be absolute"),
+        (dict(mounts=[v1.Mount(container_path="", host_path="/b")]), "INVALID_ARGUMENT", "container_path is empty"),
+        (
+            dict(mounts=[v1.Mount(container_path="/a", host_path="/", recursive_read_only=True)]),
+            "INVALID_ARGUMENT",
+            "needs readonly",
+        ),
+        (dict(devices=[v1.Device(host_path="/etc/passwd")]), "INVALID_ARGUMENT", "not a character or block device"),
+        (dict(log_path="../../etc/cron.d/x"), "INVALID_ARGUMENT", "leads out of"),
+        (
+            dict(linux=v1.LinuxContainerConfig(security_context=v1.LinuxContainerSecurityContext(privileged=True))),
+            "INVALID_ARGUMENT",
+            "its sandbox",
+        ),
+        (
+            dict(
+                linux=v1.LinuxContainerConfig(
+                    security_context=v1.LinuxContainerSecurityContext(run_as_group=v1.Int64Value(value=1))
+                )
+            ),
+            "INVALID_ARGUMENT",
+            "run_as_group is set without",
+        ),
+        (
+            dict(
+                linux=v1.LinuxContainerConfig(
+                    security_context=v1.LinuxContainerSecurityContext(
+                        seccomp=v1.SecurityProfile(
+                            profile_type=v1.SecurityProfileProfileType.Localhost, localhost_ref="p.json"
+                        )
+                    )
+                )
+            ),
+            "UNIMPLEMENTED",
+            "p.json",
+        ),
+    ],
+)  # fmt: skip
+def test_what_can_be_seen_to_be_wrong_is_refused_before_anything_is_made(grpc_stub, fields, code, message):
+    config = v1.PodSandboxConfig(
+        metadata=v1.PodSandboxMetadata(name="strict", uid="u", namespace="ns"), log_directory=tempfile.gettempdir()
+    )
+    pod = grpc_stub.RunPodSandbox(v1.RunPodSandboxRequest(config=config)).pod_sandbox_id
+    try:
+        with pytest.raises(grpc.RpcError, match=message) as refused:
+            create(grpc_stub, pod, "sleep", **fields)
+        assert refused.value.code() is grpc.StatusCode[code]
+        assert grpc_stub.ListContainers(v1.ListContainersRequest()).containers == []
+    finally:
+        grpc_stub.RemovePodSandbox(v1.RemovePodSandboxRequest(pod_sandbox_id=pod))
+
+
+def test_sandbox_requests_that_are_refused(grpc_stub):
+    for config, message in (
+        (None, "config is missing"),
+        (v1.PodSandboxConfig(), "metadata"),
+        (v1.PodSandboxConfig(metadata=v1.PodSandboxMetadata(name="p", namespace="n")), "uid"),
+    ):
+        with pytest.raises(grpc.RpcError, match=message):
+            grpc_stub.RunPodSandbox(v1.RunPodSandboxRequest(config=config))
+    assert grpc_stub.ListPodSandbox(v1.ListPodSandboxRequest()).items == []
+
+
+def test_images(grpc_stub, images):
+    (image,) = grpc_stub.ListImages(v1.ListImagesRequest()).images
+    assert (image.id, image.repo_tags, image.size, image.uid.value) == (IMAGE_ID, [TAG], 7, 1000)
+    assert image.username == ""
+    asked = v1.ImageStatusRequest(image=v1.ImageSpec(image=TAG))
+    assert grpc_stub.ImageStatus(asked).image == image
+    assert grpc_stub.ImageStatus(v1.ImageStatusRequest(image=v1.ImageSpec(image="gone"))).image is None
+    nothing = v1.ListImagesRequest(filter=v1.ImageFilter(image=v1.ImageSpec(image="gone")))
+    assert grpc_stub.ListImages(nothing).images == []
+    auth = v1.AuthConfig(username="me", password="secret", server_address="example.org")
+    pulled = grpc_stub.PullImage(v1.PullImageRequest(image=v1.ImageSpec(image="app"), auth=auth))
+    assert pulled.image_ref == IMAGE_ID
+    ((reference, credentials),) = images.pulled
+    assert (reference, credentials.username, credentials.password) == ("app", "me", "secret")
+    assert "secret" not in repr(credentials)
+    info = grpc_stub.ImageFsInfo(v1.ImageFsInfoRequest())
+    assert info.image_filesystems[0].used_bytes.value == 1000
+    assert info.container_filesystems
