@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence, Set
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
 from typing import Self
 
@@ -53,7 +54,7 @@ class Layers:
         """Whether the layer is here, whole."""
         return chain_id in self._committed
 
-    def all_in(self, chain_ids: Set[str]) -> bool:
+    def all_in(self, chain_ids: AbstractSet[str]) -> bool:
         """Whether every layer that is here is one of these."""
         return self._committed.keys() <= chain_ids
 
@@ -105,10 +106,7 @@ class Layers:
         root = await self._snapshots.begin(chain_id, parent)
         try:
             unpacked = await unpack_stream(chunks, root, whiteouts=whiteouts)
-            if unpacked.diff_id != diff_id:
-                raise DigestMismatchError(
-                    f"layer {chain_id}: unpacks to {unpacked.diff_id}, the image config says {diff_id}"
-                )
+            _check(chain_id, unpacked.diff_id, diff_id)
             self._committed[chain_id] = await self._snapshots.commit(chain_id)
         except BaseException:
             await asyncio.shield(self._snapshots.abort(chain_id))
@@ -128,6 +126,13 @@ class Layers:
                 del self._going[chain_id]
         if doomed:
             log.info("layers removed", count=len(doomed))
+
+
+def _check(chain_id: str, unpacked: str, expected: str) -> None:
+    if unpacked != expected:
+        raise DigestMismatchError(
+            f"layer {chain_id}: unpacks to {unpacked}, the image config says {expected}"
+        )
 
 
 class PullSink:

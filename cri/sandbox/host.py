@@ -93,6 +93,8 @@ class Exec(abc.ABC):
     """A process that was started beside a container's own, with the ends of its streams."""
 
     pid: int
+    pty: int | None = None
+    """Our end of its terminal, if it has one: to read, write, resize (TIOCSWINSZ); `close` closes it."""
 
     @abc.abstractmethod
     async def wait(self) -> int:

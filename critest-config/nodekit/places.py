@@ -10,8 +10,8 @@ CHECKOUT = CONFIG.parent
 
 
 def cache() -> Path:
-    """Return the directory for what is downloaded and built once: $CRI_JAILS_CACHE or .cache in the checkout."""
-    return Path(os.environ.get("CRI_JAILS_CACHE") or CHECKOUT / ".cache").resolve()
+    """Return the directory for what is downloaded and built once: $CRITEST_CACHE or .cache in the checkout."""
+    return Path(os.environ.get("CRITEST_CACHE") or CHECKOUT / ".cache").resolve()
 
 
 def results(name: str) -> Path:

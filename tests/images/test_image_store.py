@@ -10,7 +10,8 @@ from baustelle.unpack import CorruptLayerError
 from cri.errors import InvalidArgumentError, NotFoundError
 from cri.images.layers import chain_ids
 from cri.state import ContainerRecord
-from registratur import DigestMismatchError, NotFoundError as NotInRegistryError
+from registratur import DigestMismatchError
+from registratur import NotFoundError as NotInRegistryError
 
 
 async def test_pull_by_tag_and_all_its_names(shelf, registry):

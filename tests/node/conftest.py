@@ -86,7 +86,8 @@ class Client:
 
     def __init__(self, socket: Path) -> None:
         self._channel = grpc.insecure_channel(
-            f"unix:{socket}", options=[("grpc.max_receive_message_length", 16 * 1024 * 1024)]  # as the kubelet
+            f"unix:{socket}",
+            options=[("grpc.max_receive_message_length", 16 * 1024 * 1024)],  # as the kubelet
         )
 
     def __call__(self, name: str, request: Any, timeout: float = 60.0) -> Any:
@@ -202,16 +203,21 @@ class Daemon:
             self.client("RemovePodSandbox", v1.RemovePodSandboxRequest(pod_sandbox_id=sandbox.id))
 
 
+def interfaces() -> set[str]:
+    """The names of the node's interfaces."""
+    return {path.name for path in Path("/sys/class/net").iterdir()}
+
+
 def traces(base: Path, bridge: str) -> list[str]:
     """What the node has of a daemon's things."""
     found = [
         f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(base) in line
     ]
-    found += [f"interface {name}" for name in os.listdir("/sys/class/net") if name == bridge]
+    found += [f"interface {name}" for name in interfaces() if name == bridge]
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            root = os.readlink(process / "root")
+            root = str((process / "root").readlink())
         except OSError:
             continue
         if str(base) in command or str(base) in root:

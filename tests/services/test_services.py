@@ -176,7 +176,12 @@ def test_container_as_it_was_asked_for(grpc_stub, pod):
     assert status.state == v1.ContainerState.CONTAINER_RUNNING
     assert status.user.linux.uid == 0
     (item,) = grpc_stub.ListContainers(v1.ListContainersRequest()).containers
-    assert (item.id, item.pod_sandbox_id, item.image_id, item.labels) == (container, pod, IMAGE_ID, {"a": "b"})
+    assert (item.id, item.pod_sandbox_id, item.image_id, item.labels) == (
+        container,
+        pod,
+        IMAGE_ID,
+        {"a": "b"},
+    )
     assert item.state == v1.ContainerState.CONTAINER_RUNNING
 
 
@@ -202,7 +207,9 @@ def test_exec_sync_and_stats(grpc_stub, pod):
     (stats,) = grpc_stub.ListContainerStats(v1.ListContainerStatsRequest()).stats
     assert stats.attributes.id == container
     assert stats.cpu.timestamp > 10**18
-    assert grpc_stub.ContainerStats(v1.ContainerStatsRequest(container_id=container)).stats.memory.usage_bytes.value
+    assert grpc_stub.ContainerStats(
+        v1.ContainerStatsRequest(container_id=container)
+    ).stats.memory.usage_bytes.value
     (message,) = grpc_stub.StreamContainerStats(v1.StreamContainerStatsRequest())
     assert message.container_stats[0].attributes.id == container
 
@@ -250,7 +257,8 @@ def test_exec_sync_and_stats(grpc_stub, pod):
 )  # fmt: skip
 def test_what_can_be_seen_to_be_wrong_is_refused_before_anything_is_made(grpc_stub, fields, code, message):
     config = v1.PodSandboxConfig(
-        metadata=v1.PodSandboxMetadata(name="strict", uid="u", namespace="ns"), log_directory=tempfile.gettempdir()
+        metadata=v1.PodSandboxMetadata(name="strict", uid="u", namespace="ns"),
+        log_directory=tempfile.gettempdir(),
     )
     pod = grpc_stub.RunPodSandbox(v1.RunPodSandboxRequest(config=config)).pod_sandbox_id
     try:

@@ -143,10 +143,6 @@ class LinuxDriver:
         """Whether the memory limit has killed a process of the container."""
         return _group(plan).oom_kills() > 0
 
-    def resize(self, pty: int, width: int, height: int) -> None:
-        """Set the size of a terminal."""
-        fcntl.ioctl(pty, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
-
     def close(self) -> None:
         """End the pod's init; the namespaces go with the warden."""
         if self._init:

@@ -6,6 +6,7 @@ other manual pages of these names tell what the arguments mean. Standard library
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -165,10 +166,10 @@ class Program:
 class ProgramError(Exception):
     """A process did not become its program."""
 
-    def __init__(self, failed: str, errno: int) -> None:
-        super().__init__(f"{failed}: {os.strerror(errno)}")
+    def __init__(self, failed: str, number: int) -> None:
+        super().__init__(f"{failed}: {os.strerror(number)}")
         self.failed = failed
-        self.errno = errno
+        self.errno = number
 
 
 def become(program: Program) -> NoReturn:
@@ -198,7 +199,7 @@ def _native(program: Program) -> tuple[Any, list[Any]]:
     def text(value: str) -> Any:
         data = os.fsencode(value)
         if b"\0" in data:
-            raise ValueError("embedded NUL")
+            raise OSError(errno.EINVAL, "a NUL byte inside", value)
         alive.append(ffi.new("char[]", data))
         return alive[-1]
 

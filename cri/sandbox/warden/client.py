@@ -17,6 +17,9 @@ from cri.sandbox.warden import launch, protocol
 
 _HELLO_SECONDS = 10.0
 
+Answer = asyncio.Future[tuple[Any, list[int]]]
+"""What the warden answers, and the descriptors that come with it."""
+
 
 class WardenClient(Warden):
     """One connection. Requests may overlap; answers and events are told apart by number."""
@@ -31,7 +34,7 @@ class WardenClient(Warden):
         self._lost = lost
         self._loop = asyncio.get_running_loop()
         self._hello: asyncio.Future[None] = self._loop.create_future()
-        self._waiting: dict[int, asyncio.Future[tuple[Any, list[int]]]] = {}
+        self._waiting: dict[int, Answer] = {}
         self._next_number = 1
         self._outbox: deque[tuple[protocol.Message, list[int]]] = deque()
         self._execs: dict[str, WardenExec] = {}
@@ -83,6 +86,10 @@ class WardenClient(Warden):
             self._close()
             raise
 
+    def claim(self) -> None:
+        """Tell a new warden that its sandbox is wanted. One whose daemon goes away before that ends itself."""
+        self._post({"id": 0, "op": "claim"}, [])
+
     async def containers(self) -> Sequence[ContainerState]:
         """All containers that this warden has started."""
         result, _ = await self._request("containers")
@@ -104,21 +111,18 @@ class WardenClient(Warden):
     ) -> Exec:
         """Start a process inside a running container."""
         streams = (stdin, stdout, stderr)
-        request = asyncio.ensure_future(
-            self._request(
-                "exec",
-                [fd for fd in streams if fd is not None],
-                container=container_id,
-                process=wire.encode(process),
-                stdio=[fd is not None for fd in streams],
-            )
+        # Sent here and now, so that the caller may close its descriptors whatever happens to this task.
+        answer = self._ask(
+            "exec",
+            [fd for fd in streams if fd is not None],
+            container=container_id,
+            process=wire.encode(process),
+            stdio=[fd is not None for fd in streams],
         )
-        # The request goes out now, so that the caller may close its descriptors whatever happens to this task.
-        await asyncio.sleep(0)
         try:
-            result, descriptors = await asyncio.shield(request)
+            result, descriptors = await asyncio.shield(answer)
         except asyncio.CancelledError:
-            request.add_done_callback(self._kill_unwanted)
+            answer.add_done_callback(self._kill_unwanted)
             raise
         name = result["exec"]
         started = WardenExec(self, name, result["pid"], descriptors[0] if descriptors else None)
@@ -187,25 +191,22 @@ class WardenClient(Warden):
         """Stop waiting for an exec's end."""
         self._execs.pop(name, None)
 
-    async def _request(
-        self, operation: str, descriptors: Sequence[int] = (), **arguments: Any
-    ) -> tuple[Any, list[int]]:
+    async def _request(self, operation: str, **arguments: Any) -> tuple[Any, list[int]]:
+        return await self._ask(operation, **arguments)
+
+    def _ask(self, operation: str, descriptors: Sequence[int] = (), **arguments: Any) -> Answer:
+        """Send a request. A cancelled answer keeps its place until it comes, and is thrown away then."""
+        answer: Answer = self._loop.create_future()
         if self._closed.done():
-            raise self._gone()
+            answer.set_exception(self._gone())
+            return answer
         number = self._next_number
         self._next_number += 1
-        answer: asyncio.Future[tuple[Any, list[int]]] = self._loop.create_future()
         self._waiting[number] = answer
-        try:
-            self._post({"id": number, "op": operation, **arguments}, descriptors)
-            return await answer
-        finally:
-            if answer.cancelled() or not answer.done():
-                self._waiting[number] = _discarding(self._loop)
-            else:
-                self._waiting.pop(number, None)
+        self._post({"id": number, "op": operation, **arguments}, descriptors)
+        return answer
 
-    def _kill_unwanted(self, request: asyncio.Future[tuple[Any, list[int]]]) -> None:
+    def _kill_unwanted(self, request: Answer) -> None:
         """End an exec that was answered after its caller had gone."""
         if request.cancelled() or request.exception() is not None:
             return
@@ -353,10 +354,3 @@ class WardenExec(Exec):
         if not self._code.done():
             self._code.set_exception(error)
             self._code.exception()  # nobody may be waiting
-
-
-def _discarding(loop: asyncio.AbstractEventLoop) -> asyncio.Future[tuple[Any, list[int]]]:
-    """A place for an answer that nobody waits for any more."""
-    future: asyncio.Future[tuple[Any, list[int]]] = loop.create_future()
-    future.cancel()
-    return future

@@ -66,8 +66,5 @@ class Driver(Protocol):
     def oom_killed(self, plan: Plan) -> bool:
         """Whether the memory limit has killed a process of the container."""
 
-    def resize(self, pty: int, width: int, height: int) -> None:
-        """Set the size of a terminal."""
-
     def close(self) -> None:
         """Let go of the sandbox; all containers have ended."""

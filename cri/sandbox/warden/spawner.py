@@ -27,6 +27,10 @@ def main(control: int, driver: str) -> None:
     wire.decode(
         SandboxSpec, {"id": "", "name": "", "namespace": "", "directory": "", "runtime_directory": ""}
     )
+    # Wardens outlive the daemon: what reads its output must not wait for them. (stderr stays, for their warnings.)
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
     # The daemon's terminal sends its signals to the whole group; the daemon decides, and tells by closing the connection.
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -46,17 +50,13 @@ def main(control: int, driver: str) -> None:
                 return
             message, descriptors = received
             try:
-                if _fork() == 0:
+                if os.fork() == 0:
                     channel.close()
                     _supervise(message, descriptors[0], make_driver())
             except OSError as error:
                 warn(f"spawner: cannot fork: {error.strerror}")  # the daemon sees its connection close
             finally:
                 protocol.close_all(descriptors)
-
-
-def _fork() -> int:
-    return os.fork()
 
 
 def _supervise(message: protocol.Message, channel: int, driver: Driver) -> None:

@@ -74,6 +74,7 @@ class Spawner:
             raise
         client = WardenClient(spec.id, ours, lost)
         await client.hello()
+        client.claim()
         return client
 
     def _ask(self, spec: SandboxSpec, channel: socket.socket) -> None:

@@ -7,6 +7,7 @@ warden. Signals that would end it are ignored: `shutdown` is the only way.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import socket
@@ -59,14 +60,13 @@ class Supervisor:
         self._spec = spec
         self._driver = driver
         self._loop = Loop()
-        self._server = Server(
-            self._loop, {"hello": spec.id, "pid": os.getpid()}, self._handle, self._abandon_execs_of
-        )
+        self._server = Server(self._loop, {"hello": spec.id, "pid": os.getpid()}, self._handle, self._left)
         self._containers: dict[str, SupervisedContainer] = {}
         self._starting: dict[str, Answer] = {}
         self._execs: dict[str, SupervisedExec] = {}
         self._exec_numbers = itertools.count(1)
         self._path = ""
+        self._claimed = False
         self._ending = False
 
     def run(self, channel: socket.socket) -> None:
@@ -323,7 +323,10 @@ class Supervisor:
             code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
             self._server.post(process.connection, {"event": "exec_exit", "exec": process.name, "code": code})
 
-    def _abandon_execs_of(self, connection: Connection) -> None:
+    def _left(self, connection: Connection) -> None:
+        """A daemon has gone, and with it those who wait for its execs; and the sandbox, if it was made in vain."""
+        if not self._claimed:
+            self._end()
         for process in list(self._execs.values()):
             if process.connection is connection:
                 self._abandon(process)
@@ -361,13 +364,22 @@ class Supervisor:
             pids = ", ".join(map(str, self._loop.children))
             answer(error=HostError("end", f"sandbox {self._spec.id}", f"processes {pids} cannot be killed"))
             return
-        os.unlink(self._path)  # noqa: PTH108
-        self._ending = True
+        self._end()
         answer()
+
+    def _claim(self, _: Connection, __: protocol.Message, ___: list[int], answer: Answer) -> None:
+        self._claimed = True
+        answer()
+
+    def _end(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)  # noqa: PTH108
+        self._ending = True
 
 
 Handler = Callable[[Supervisor, Connection, protocol.Message, list[int], Answer], None]
 _HANDLERS: dict[str, Handler] = {
+    "claim": Supervisor._claim,  # noqa: SLF001
     "start": Supervisor._start,  # noqa: SLF001
     "signal": Supervisor._signal,  # noqa: SLF001
     "kill": Supervisor._kill,  # noqa: SLF001

@@ -410,3 +410,44 @@ async def test_the_spawner_is_started_again_if_it_dies(node):
 async def test_a_warden_that_cannot_listen(node):
     with pytest.raises(HostError, match="choose a shorter runtime directory"):
         await node.pod(runtime_directory=str(node.directory / ("x" * 100)))
+
+
+async def test_a_sandbox_whose_maker_gave_up_ends_itself(node):
+    runtime = node.directory / "run" / "given-up"
+    making = asyncio.ensure_future(node.pod(runtime_directory=str(runtime)))
+    while not (runtime / "warden.sock").exists():
+        await asyncio.sleep(0)
+        assert not making.done()
+    making.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await making
+    async with asyncio.timeout(5):
+        while (runtime / "warden.sock").exists():
+            await asyncio.sleep(0.01)
+    assert node.lost == []
+
+
+async def test_arguments_with_a_nul(pod):
+    spec = pod.container("sleep", "100")
+    await pod.start(spec)
+    for argv in (("echo", "a\0b"), ("a\0b",)):
+        with pytest.raises(HostError, match="a NUL byte inside"):
+            await pod.exec(spec, *argv)
+        with pytest.raises(HostError, match="a NUL byte inside"):
+            await pod.start(pod.container(*argv, name=f"n{len(argv)}"))
+
+
+async def test_a_cancelled_exec_is_killed(pod):
+    spec = pod.container("sleep", "1000")
+    await pod.start(spec)
+    group = pod.node.host._group(spec)
+    for delay in (0, 0.0005, 0.002, 0.01):
+        starting = asyncio.ensure_future(pod.start_exec(spec, "sleep", "100"))
+        await asyncio.sleep(delay)
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            running = await starting
+            await running.close()
+    async with asyncio.timeout(5):
+        while len(group.processes()) != 1:
+            await asyncio.sleep(0.01)
