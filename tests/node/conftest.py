@@ -59,16 +59,10 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (base / "context/Containerfile").write_text(CONTAINERFILE)
     subprocess.run(
         [
-            sys.executable,
-            "-m",
-            "baustelle",
-            "build",
-            "-f",
-            base / "context/Containerfile",
-            "-t",
-            "localhost/busybox:latest",
-        ]
-        + [base / "context", "--layout", base / "layout", "--tree", base / "tree"],
+            *(sys.executable, "-m", "baustelle", "build", "-f", base / "context/Containerfile"),
+            *("-t", "localhost/busybox:latest", "--layout", base / "layout", "--tree", base / "tree"),
+            base / "context",
+        ],
         check=True,
         cwd=REPOSITORY,
     )

@@ -165,9 +165,10 @@ async def test_short_ids(node, make):
     assert node.pods.sandbox(sandbox_id[:8]).id == sandbox_id
     for number in range(17):
         await node.pods.run_sandbox(make.pod(f"other{number}"), "")
+    first_digits = [other[0] for other in node.pods.sandboxes]
+    shared = next(digit for digit in first_digits if first_digits.count(digit) > 1)
     with pytest.raises(InvalidArgumentError, match="ambiguous"):
-        first_digits = [other[0] for other in node.pods.sandboxes]
-        node.pods.find_sandbox(next(digit for digit in first_digits if first_digits.count(digit) > 1))
+        node.pods.find_sandbox(shared)
 
 
 async def test_no_container_in_a_stopped_sandbox(node, make):

@@ -83,6 +83,10 @@ class Spawner:
         assert self._channel is not None
         try:
             protocol.send(self._channel, {"sandbox": wire.encode(spec)}, [channel.fileno()])
+        except ConnectionError as error:  # it is dying at this moment
+            raise WardenGoneError(
+                "ask the spawner for", f"sandbox {spec.id}", str(error), error.errno
+            ) from error
         except OSError as error:
             raise HostError("ask the spawner for", f"sandbox {spec.id}", str(error), error.errno) from error
 
