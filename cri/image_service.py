@@ -19,15 +19,16 @@ class ImageService:
     def __init__(self, images: ImageStore, stats: Stats) -> None:
         self._images = images
         self._stats = stats
+        self._encoded: dict[str, tuple[ImageRecord, bytes]] = {}
 
     async def list_images(self, request: v1.ListImagesRequest) -> bytes:
         """Images that match the filter."""
-        return encode.joined(encode.list_item(_message(image)) for image in self._matching(request.filter))
+        return encode.joined(map(self._item, self._matching(request.filter)))
 
     async def stream_images(self, request: v1.StreamImagesRequest) -> AsyncGenerator[bytes, None]:
         """As ListImages, an image a message."""
         for image in self._matching(request.filter):
-            yield encode.list_item(_message(image))
+            yield self._item(image)
 
     async def image_status(self, request: v1.ImageStatusRequest) -> v1.ImageStatusResponse:
         """One image; no image in the answer if it is not here."""
@@ -55,6 +56,15 @@ class ImageService:
             image_filesystems=[self._stats.image_filesystem()],
             container_filesystems=[self._stats.container_filesystem()],
         )
+
+    def _item(self, image: ImageRecord) -> bytes:
+        """The image as an element of a list. Records do not change, so neither does this."""
+        cached = self._encoded.get(image.id)
+        if cached is None or cached[0] is not image:
+            for gone in self._encoded.keys() - {other.id for other in self._images.images()}:
+                del self._encoded[gone]
+            cached = self._encoded[image.id] = (image, encode.list_item(_message(image)))
+        return cached[1]
 
     def _matching(self, wanted: v1.ImageFilter | None) -> list[ImageRecord]:
         if wanted is None or not _name(wanted.image):

@@ -56,8 +56,9 @@ async def serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as end:
-        for directory in (config.state_dir, config.runtime_dir):
-            directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        # The state holds configs, and so secrets; the socket in the runtime directory is for a group to reach.
+        config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        config.runtime_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         end.enter_context(StateLock.acquire(config.state_dir))
         lost: asyncio.Queue[str] = asyncio.Queue()
         host = make_host(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal as signals
 import time
 from collections.abc import Callable
@@ -79,7 +80,7 @@ class Container:
             undo.push("record", lambda: self._node.store.delete(self.record))
             await self._node.store.save(self.record)
             undo.push("directory", lambda: asyncio.to_thread(wire.remove_tree, directory))
-            await asyncio.to_thread(directory.mkdir, mode=0o700, parents=True)
+            await asyncio.to_thread(self._make_directories, directory)
             undo.push("container", lambda: self._node.host.remove_container(self.spec))
             await self._node.host.create_container(self.spec)
             await self._step(ContainerState.CREATED)
@@ -102,15 +103,16 @@ class Container:
         try:
             started = await warden.start(self.spec)
         except (StartError, WardenGoneError) as error:
-            await self._exit(
-                ExitRecord(self.id, START_ERROR_EXIT_CODE, time.time_ns(), message=str(error)),
-                reason="StartError",
-            )
+            if ContainerState(self.record.state) is ContainerState.STARTING:  # else `lose` was quicker
+                record = ExitRecord(self.id, START_ERROR_EXIT_CODE, time.time_ns(), message=str(error))
+                await self._exit(record, reason="StartError")
             raise
         await self.began(started)
 
     async def began(self, started: Started) -> None:
-        """STARTING to RUNNING, as the warden tells it."""
+        """STARTING to RUNNING, as the warden tells it; not if the warden was lost right after."""
+        if self.state is not ContainerState.STARTING:
+            return
         await self._step(
             ContainerState.RUNNING,
             pid=started.pid,
@@ -188,6 +190,13 @@ class Container:
                 f"container {self.id} is {self.state}: only a running container has a log open"
             )
         await warden.reopen_log(self.id)
+
+    def _make_directories(self, own: Path) -> None:
+        own.mkdir(mode=0o700, parents=True)
+        for mount in self.spec.mounts:
+            if not mount.tmpfs and not os.path.lexists(mount.source):
+                # As containerd and CRI-O do for a hostPath of no type, so that pods which rely on it run here too.
+                Path(mount.source).mkdir(mode=0o755, parents=True)
 
     async def _end(self, stop_signal: int) -> None:
         try:

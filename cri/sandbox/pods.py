@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 import time
@@ -35,6 +36,9 @@ T = TypeVar("T")
 
 SandboxName = tuple[str, str, str, int]
 """Name, namespace, uid and attempt: together a sandbox's name."""
+
+DISCONNECT_PATIENCE = 10.0
+"""Seconds; what is not done by then is undone or finished by the next daemon, from its record."""
 
 ContainerName = tuple[str, str, int]
 """Sandbox id, name and attempt."""
@@ -196,8 +200,10 @@ class Pods:
         self._making.forget(name)
 
     async def disconnect(self) -> None:
-        """Let go of all wardens when the daemon ends; what is under way is finished first."""
-        await self._making.settle()
+        """Let go of all wardens when the daemon ends; what is being made is given a moment to get done."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DISCONNECT_PATIENCE):
+                await self._making.settle()
         await asyncio.gather(*(sandbox.disconnect() for sandbox in self.sandboxes.values()))
 
     def visible_sandboxes(self) -> Iterator[PodSandbox]:
@@ -254,6 +260,9 @@ class Pods:
         return sandbox_id
 
     async def _remove_sandbox(self, sandbox: PodSandbox) -> None:
+        await sandbox.stop()
+        # What was being created when the sandbox stopped being ready gets done first: half a container cannot be removed.
+        await self._making.settle(lambda name: isinstance(name, tuple) and name[0] == sandbox.id)
         await sandbox.remove(self._remove_container)
         self.drop_sandbox(sandbox)
         log.info("sandbox removed", sandbox=sandbox.id)

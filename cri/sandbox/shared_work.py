@@ -65,11 +65,11 @@ class SharedWork(Generic[T]):
         """Whether work under this key is under way."""
         return key in self._running
 
-    async def settle(self) -> None:
-        """Wait until nothing is under way."""
-        while self._running:
-            await asyncio.wait([running.task for running in self._running.values()])
-            await asyncio.sleep(0)
+    async def settle(self, concerns: Callable[[Hashable], bool] = lambda _: True) -> None:
+        """Wait until nothing is under way, of the keys that `concerns` says yes to."""
+        while tasks := [running.task for key, running in self._running.items() if concerns(key)]:
+            await asyncio.wait(tasks)
+            await asyncio.sleep(0)  # for the callbacks that take them off the list
 
     def _done(self, key: Hashable, task: asyncio.Task[T]) -> None:
         running = self._running.pop(key)

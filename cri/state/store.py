@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import os
 import queue
 import sqlite3
 import threading
@@ -189,7 +190,11 @@ class _Database:
 
     def __init__(self, path: Path) -> None:
         try:
+            # Configs hold secrets. SQLite gives its other files the mode of this one.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             connection = sqlite3.connect(path, isolation_level=None)
+        except OSError as error:
+            raise StateError(f"cannot open the state database {path}: {error.strerror}") from error
         except sqlite3.Error as error:
             raise StateError(f"cannot open the state database {path}: {error}") from error
         try:

@@ -239,3 +239,44 @@ async def test_warden_death_makes_the_sandbox_not_ready(node, make):
     assert "warden" in container.record.message
     await node.pods.remove_sandbox(sandbox_id)
     assert node.left() == []
+
+
+async def test_removal_waits_for_a_container_that_is_being_created(node, make):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    reached, go_on = asyncio.Event(), asyncio.Event()
+    create = node.host.create_container
+
+    async def slow(spec: object) -> None:
+        reached.set()
+        await go_on.wait()
+        await create(spec)
+
+    node.host.create_container = slow
+    creating = asyncio.create_task(node.pods.create_container(sandbox_id, make.container("sleep")))
+    await reached.wait()
+    removing = asyncio.create_task(node.pods.remove_sandbox(sandbox_id))
+    await asyncio.sleep(0.05)
+    assert not removing.done()
+    go_on.set()
+    # The jail is gone by now, so the creation fails; either way nothing may be left.
+    await asyncio.gather(creating, return_exceptions=True)
+    await removing
+    assert node.left() == []
+
+
+async def test_a_volume_that_is_not_there_is_made(node, make, tmp_path):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    wanted = tmp_path / "not" / "there"
+    mounts = [v1.Mount(container_path="/volume", host_path=str(wanted))]
+    await node.pods.create_container(sandbox_id, make.container("sleep", mounts=mounts))
+    assert wanted.is_dir()
+
+
+async def test_secrets_on_disk_are_for_root_only(node, make):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    envs = [v1.KeyValue(key="PASSWORD", value=b"secret")]
+    await node.pods.create_container(sandbox_id, make.container("sleep", envs=envs))
+    for path in node.directory.glob("state.db*"):
+        assert path.stat().st_mode & 0o077 == 0, path
+    for path in (*node.directory.glob("containers/*"), *node.directory.glob("sandboxes/*")):
+        assert path.stat().st_mode & 0o077 == 0, path

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import gc
 import importlib
+import json
 import os
 import signal
 import socket
 import sys
 
 from cri.sandbox import wire
-from cri.sandbox.spec import SandboxSpec
+from cri.sandbox.spec import (
+    ContainerSpec,
+    Credentials,
+    DeviceSpec,
+    ExitRecord,
+    MountSpec,
+    ProcessSpec,
+    SandboxSpec,
+    Started,
+    UserSpec,
+)
 from cri.sandbox.warden import protocol
 from cri.sandbox.warden.driver import Driver
 from cri.sandbox.warden.journal import warn
@@ -24,9 +35,7 @@ from cri.sandbox.warden.supervisor import Supervisor
 def main(control: int, driver: str) -> None:
     """Serve the daemon at the other end of descriptor `control`; `driver` is the module that has the driver."""
     make_driver = importlib.import_module(driver).make_driver
-    wire.decode(
-        SandboxSpec, {"id": "", "name": "", "namespace": "", "directory": "", "runtime_directory": ""}
-    )
+    _warm_up()
     # Wardens outlive the daemon: what reads its output must not wait for them. (stderr stays, for their warnings.)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
@@ -57,6 +66,16 @@ def main(control: int, driver: str) -> None:
                 warn(f"spawner: cannot fork: {error.strerror}")  # the daemon sees its connection close
             finally:
                 protocol.close_all(descriptors)
+
+
+def _warm_up() -> None:
+    """Have the codec look at every class once, here, instead of in each warden at its first container."""
+    container = ContainerSpec(
+        "", "", "", (), ProcessSpec(()), mounts=(MountSpec("", ""),), devices=(DeviceSpec("", ""),)
+    )
+    sandbox = SandboxSpec("", "", "", "", "", user=UserSpec())
+    for value in (sandbox, container, Started(0, 0, Credentials(0, 0)), ExitRecord("", 0, 0)):
+        wire.decode(type(value), json.loads(json.dumps(wire.encode(value))))
 
 
 def _supervise(message: protocol.Message, channel: int, driver: Driver) -> None:
