@@ -10,6 +10,7 @@ import signal as signals
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import structlog
 
@@ -41,10 +42,17 @@ class Container:
     through before the call that changed it is answered, so that readers never wait.
     """
 
-    def __init__(self, node: Node, record: ContainerRecord, warden: Callable[[], Warden | None]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        record: ContainerRecord,
+        spec: ContainerSpec,
+        config: v1.ContainerConfig,
+        warden: Callable[[], Warden | None],
+    ) -> None:
         self.record = record
-        self.spec = wire.decode(ContainerSpec, json.loads(record.spec))
-        self.config = v1.ContainerConfig.parse(record.config)
+        self.spec = spec
+        self.config = config
         self.ended = asyncio.Event()
         self.encoded: bytes | None = None
         """The list item, encoded; None after a change (see `cri.encode`)."""
@@ -56,6 +64,12 @@ class Container:
         self._stop_sooner = asyncio.Event()
         if self.state in (ContainerState.EXITED, ContainerState.REMOVING):
             self.ended.set()
+
+    @classmethod
+    def load(cls, node: Node, record: ContainerRecord, warden: Callable[[], Warden | None]) -> Self:
+        """The container of a record that an earlier daemon wrote."""
+        spec = wire.decode(ContainerSpec, json.loads(record.spec))
+        return cls(node, record, spec, v1.ContainerConfig.parse(record.config), warden)
 
     @property
     def id(self) -> str:
@@ -88,7 +102,8 @@ class Container:
     async def start(self) -> None:
         """CREATED to RUNNING. A process that cannot be started leaves the container EXITED with reason StartError.
 
-        Raises FailedPreconditionError in any other state, StartError with the reason otherwise.
+        STARTING is never written down: if the daemon dies meanwhile, the warden knows (see `recovery`). Raises
+        FailedPreconditionError in any other state, StartError with the reason otherwise.
         """
         if self.state is not ContainerState.CREATED:
             raise FailedPreconditionError(
@@ -99,7 +114,7 @@ class Container:
             raise FailedPreconditionError(
                 f"container {self.id}: its sandbox {self.spec.sandbox_id} is not ready"
             )
-        await self._step(ContainerState.STARTING)
+        self._enter(ContainerState.STARTING)
         try:
             started = await warden.start(self.spec)
         except (StartError, WardenGoneError) as error:
@@ -122,6 +137,11 @@ class Container:
         if self._early_exit is not None:
             await self._exit(self._early_exit)
 
+    async def was_started(self, started: Started) -> None:
+        """CREATED to RUNNING: an earlier daemon started it, and died before it could write that down."""
+        self._enter(ContainerState.STARTING)
+        await self.began(started)
+
     async def on_exit(self, record: ExitRecord) -> None:
         """Take note of the end that the warden observed."""
         if self.state is ContainerState.STARTING:
@@ -132,9 +152,13 @@ class Container:
 
     async def lose(self) -> None:
         """Take note that the warden is gone: the exit record on disk is the last word, if there is one."""
-        if self.state not in (ContainerState.STARTING, ContainerState.RUNNING):
+        if self.state not in (ContainerState.CREATED, ContainerState.STARTING, ContainerState.RUNNING):
             return
         record = await asyncio.to_thread(wire.read_exit_record, Path(self.spec.directory))
+        if self.state is ContainerState.CREATED:
+            if record is None:
+                return
+            self._enter(ContainerState.STARTING)  # an earlier daemon died before it could say so
         if record is not None:
             await self._exit(record)
         else:
@@ -246,9 +270,15 @@ class Container:
             # Removal tries again, and reconciliation after it.
             log.warning("resources of an ended container linger", container=self.id, error=str(error))
 
-    async def _step(self, to: ContainerState, **values: object) -> None:
+    def _enter(self, to: ContainerState, **values: object) -> None:
+        """Step in memory only."""
         check_step(CONTAINER_STEPS, f"container {self.id}", self.state, to)
-        await self._write(state=to.value, **values)
+        self.record = self.record.replace(state=to.value, **values)
+        self.encoded = None
+
+    async def _step(self, to: ContainerState, **values: object) -> None:
+        self._enter(to, **values)
+        await self._node.store.save(self.record)
 
     async def _write(self, **values: object) -> None:
         self.record = self.record.replace(**values)

@@ -3,8 +3,8 @@
 The whole life of either object stands in its table here. A step that is not in the table is a programming error, or a
 call that came at the wrong time; the life cycles check the latter before they begin.
 
-What is durable is durable in these states: an object found CREATING after a crash is undone, one found STARTING is
-looked up at its warden, one found REMOVING is removed to the end.
+What an object is after a crash follows from these states: one found CREATING is undone, one found CREATED may have been
+STARTING (which is never written down) and is looked up at its warden, one found REMOVING is removed to the end.
 """
 
 from __future__ import annotations

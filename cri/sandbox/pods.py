@@ -7,7 +7,7 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import structlog
@@ -166,7 +166,7 @@ class Pods:
                 raise InternalError(
                     f"state: container {record.id} belongs to sandbox {record.sandbox_id}, which is missing"
                 )
-            container = Container(self._node, record, lambda owner=owner: owner.warden)  # type: ignore[misc]
+            container = Container.load(self._node, record, _warden_of(owner))
             self.containers[container.id] = container
             owner.containers[container.id] = container
             self._container_names[record.sandbox_id, record.name, record.attempt] = container.id
@@ -320,7 +320,7 @@ class Pods:
             log_path=spec.log_path,
             spec=json.dumps(wire.encode(spec)),
         )
-        container = Container(self._node, record, lambda: sandbox.warden)
+        container = Container(self._node, record, spec, config, _warden_of(sandbox))
         self._container_names[name] = container_id
         self.containers[container_id] = container
         sandbox.containers[container_id] = container
@@ -349,6 +349,10 @@ def _find(items: dict[str, T], wanted: str) -> T | None:
             f"id {wanted!r} is ambiguous: {len(matches)} ids begin so; give more digits"
         )
     return matches[0] if matches else None
+
+
+def _warden_of(sandbox: PodSandbox) -> Callable[[], Warden | None]:
+    return lambda: sandbox.warden
 
 
 def _sandbox_name(record: SandboxRecord) -> SandboxName:

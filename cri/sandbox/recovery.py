@@ -69,11 +69,8 @@ async def _take_over(sandbox: PodSandbox, warden: Warden) -> None:
     sandbox.adopt(warden)
     for container in sandbox.containers.values():
         state = known.get(container.id)
-        if container.state is ContainerState.STARTING:
-            if state is None or state.started is None:
-                await container.lose()
-            else:
-                await container.began(state.started)
+        if container.state is ContainerState.CREATED and state is not None and state.started is not None:
+            await container.was_started(state.started)
         if container.state is ContainerState.RUNNING:
             if state is None:
                 await container.lose()

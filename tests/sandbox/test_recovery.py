@@ -90,3 +90,22 @@ async def test_jails_that_no_record_names_are_removed(node, make):
     node.kernel.jail_set("cstranger", vnet=True)
     await node.start()
     assert node.kernel.clean()
+
+
+async def test_a_start_that_the_daemon_did_not_live_to_write_down(node, make):
+    _, container_id = await running(node, make, "sleep")
+    record = node.pods.container(container_id).record
+    await node.store.save(record.replace(state="created", pid=0, started_at=0, credentials=None))
+    pods = await node.restart()
+    assert pods.container(container_id).record == record
+
+
+async def test_an_unwritten_start_whose_warden_died_too(node, make):
+    sandbox_id, container_id = await running(node, make, "sleep")
+    record = node.pods.container(container_id).record
+    await node.store.save(record.replace(state="created", pid=0, started_at=0))
+    await node.crash()
+    node.kernel.kill(record.pid, 2)
+    node.host.kill_warden(sandbox_id)
+    pods = await node.start()
+    assert pods.container(container_id).record.exit_code == 130

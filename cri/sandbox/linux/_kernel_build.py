@@ -57,6 +57,7 @@ ffibuilder.cdef(
     int cri_move_mount(int from, const char *from_path, int to, const char *to_path, unsigned int flags);
     int cri_mount_setattr(int directory, const char *path, unsigned int flags,
                           uint64_t set, uint64_t clear, uint64_t propagation);
+    int cri_open_in_root(int root, const char *path, uint64_t flags);
     int cri_fsopen(const char *type, unsigned int flags);
     int cri_fsconfig(int fd, unsigned int command, const char *key, const char *value, int aux);
     int cri_fsmount(int fd, unsigned int flags, unsigned int attributes);

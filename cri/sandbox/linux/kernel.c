@@ -73,6 +73,11 @@ static int cri_prctl(int option, unsigned long a, unsigned long b, unsigned long
 static int cri_pivot_root(const char *new_root, const char *put_old) {
     return syscall(SYS_pivot_root, new_root, put_old);
 }
+/* open(2) below a directory that stands for the root: openat2(2), RESOLVE_IN_ROOT. */
+static int cri_open_in_root(int root, const char *path, uint64_t flags) {
+    uint64_t how[3] = { flags, 0, 0x10 };
+    return syscall(SYS_openat2, root, path, how, sizeof how);
+}
 static int cri_open_tree(int directory, const char *path, unsigned int flags) {
     return syscall(SYS_open_tree, directory, path, flags);
 }

@@ -48,6 +48,11 @@ def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> No
     _check(result, f"{kind} on {target}")
 
 
+def open_in_root(root: int, path: str, flags: int = os.O_PATH) -> int:
+    """Open what `path` means to a process whose root is `root`: no link leads outside. Raises OSError."""
+    return _check(lib.cri_open_in_root(root, os.fsencode(path), flags | os.O_CLOEXEC), path)
+
+
 def unmount(target: str, flags: int = 0) -> None:
     """Take a mount away."""
     _check(lib.umount2(os.fsencode(target), flags), target)

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 from typing import Any
 
-from baustelle.paths import make_mount_target, open_beneath
+from baustelle.paths import make_mount_target
 from cri.sandbox.host import HostError
 from cri.sandbox.linux import kernel
 from cri.sandbox.linux.kernel import (
@@ -108,9 +108,12 @@ class RootBuilder:
             self._attach(kernel.new_filesystem("cgroup2", {}, _HARDENED | readonly), "/sys/fs/cgroup")
         elif cgroups:
             self._attach(kernel.new_filesystem("tmpfs", {"mode": "755"}, _HARDENED), "/sys/fs/cgroup")
+            directory = kernel.open_in_root(self._root_fd, "/sys/fs/cgroup", os.O_PATH | os.O_DIRECTORY)
             for controller, tree in cgroups:
                 kernel.set_mount(tree, attributes=_HARDENED | readonly)
-                self._attach(tree, f"/sys/fs/cgroup/{controller}")
+                os.mkdir(controller, 0o755, dir_fd=directory)
+                _attach_at(tree, directory, controller)
+            os.close(directory)
 
     def _clone_cgroups(self) -> list[tuple[str, int]]:
         """On version 1, the container's own directory of each hierarchy, as its programs look for their limits."""
@@ -122,7 +125,7 @@ class RootBuilder:
     def _mount_dev(self, nodes: dict[str, int], memory: int) -> None:
         noexec = MOUNT_ATTR_NOSUID | self._nodev
         self._attach(kernel.new_filesystem("tmpfs", {"mode": "755", "size": "65536k"}, noexec), "/dev")
-        dev = open_beneath(self._root_fd, "/dev", os.O_PATH | os.O_DIRECTORY)
+        dev = kernel.open_in_root(self._root_fd, "/dev", os.O_PATH | os.O_DIRECTORY)
         try:
             if self._privileged:
                 with _opened("/dev") as host:
@@ -146,7 +149,7 @@ class RootBuilder:
 
     def _make_cwd(self, path: str) -> None:
         try:
-            make_mount_target(self._root_fd, path or "/", directory=True)
+            os.close(self._target(path or "/", directory=True))
         except OSError as error:
             raise HostError("make", f"working directory {path}", error.strerror or "", error.errno) from error
 
@@ -172,7 +175,7 @@ class RootBuilder:
     @contextlib.contextmanager
     def _found(self, path: str) -> Iterator[int | None]:
         try:
-            fd = open_beneath(self._root_fd, path, os.O_PATH)
+            fd = kernel.open_in_root(self._root_fd, path)
         except OSError:
             yield None  # nothing there to hide
             return
@@ -183,8 +186,7 @@ class RootBuilder:
 
     def _attach(self, tree: int, target: str, *, directory: bool = True) -> None:
         try:
-            make_mount_target(self._root_fd, target, directory=directory)
-            fd = open_beneath(self._root_fd, target, os.O_PATH)
+            fd = self._target(target, directory=directory)
             try:
                 kernel.attach_mount(tree, fd, target)
             finally:
@@ -192,6 +194,16 @@ class RootBuilder:
         except OSError as error:
             raise HostError("mount on", target, error.strerror or str(error), error.errno) from error
         os.close(tree)
+
+    def _target(self, path: str, *, directory: bool) -> int:
+        """The place to mount on; made if it is not there. One of the wrong kind is left to `make_mount_target` to refuse."""
+        with contextlib.suppress(FileNotFoundError):
+            fd = kernel.open_in_root(self._root_fd, path)
+            if stat.S_ISDIR(os.fstat(fd).st_mode) == directory:
+                return fd
+            os.close(fd)
+        make_mount_target(self._root_fd, path, directory=directory)
+        return kernel.open_in_root(self._root_fd, path)
 
 
 def _mount_overlay(root: dict[str, Any], target: str, flags: int) -> None:
