@@ -1,5 +1,5 @@
 """The tar reader against the standard library's writer, sparse formats by hand, and noise."""
-# ruff: noqa: A002, PT012, PT017 - errors are looked at where they may or may not come
+# ruff: noqa: A002, PT017 - errors are looked at where they may or may not come
 
 import io
 import random

@@ -207,6 +207,7 @@ def traces(base: Path, bridge: str) -> list[str]:
     found = [
         f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(base) in line
     ]
+    found += [f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob("**/cri-jails")]
     found += [f"interface {name}" for name in interfaces() if name == bridge]
     for process in Path("/proc").glob("[0-9]*"):
         try:

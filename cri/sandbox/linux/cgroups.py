@@ -142,6 +142,12 @@ class Group:
             for path, _, _ in os.walk(directory, topdown=False):
                 _rmdir(path)
 
+    def remove_if_empty(self) -> None:
+        """Remove the directories unless something is in them."""
+        for directory in self._present():
+            with contextlib.suppress(OSError):  # EBUSY: it is in use
+                os.rmdir(directory)  # noqa: PTH106
+
     def apply(self, resources: Resources) -> None:
         """Set the limits that are given. Raises HostError with the first that the kernel refuses."""
         if self.version == 2:

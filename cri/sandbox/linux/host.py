@@ -23,6 +23,8 @@ from cri.sandbox.warden.driver import Plan
 from cri.sandbox.warden.spawning import Spawner
 from cri.sandbox.warden.supervisor import SOCKET_NAME, socket_path
 
+_OWN_PARENT = "/cri-jails"
+"""The cgroup for pods that the kubelet made none for."""
 _SHUTDOWN_SECONDS = 15.0
 _KILL_SECONDS = 5.0
 
@@ -56,8 +58,9 @@ class LinuxHost(Host):
         self._spawner.start()
 
     async def close(self) -> None:
-        """End the spawner."""
+        """End the spawner; leave no cgroup without a pod."""
         await asyncio.to_thread(self._spawner.close)
+        await asyncio.to_thread(self._hierarchies.group(_OWN_PARENT).remove_if_empty)
 
     async def condition(self) -> Condition:
         """Whether pods can be run."""
@@ -259,7 +262,7 @@ class LinuxNetworkStack(NetworkStack):
 
 
 def _own_parent(sandbox_id: str) -> str:
-    return f"/cri-jails/{sandbox_id}"
+    return f"{_OWN_PARENT}/{sandbox_id}"
 
 
 def _cgroup_path(spec: ContainerSpec) -> str:
