@@ -115,6 +115,19 @@ class LinuxDriver:
                     return launch.fork(lambda channel: self._on_terminal(channel, way))
                 return self._spawn(way, stdio)
 
+    def signal(self, plan: Plan, first: int, number: int) -> bool:
+        """Send a signal to the first process, if it is ready for it.
+
+        The first process of a namespace gets only signals that it has a handler for, as an init must not die by chance; the
+        kernel drops the others (pid_namespaces(7)).
+        """
+        alone = plan.spec.namespaces.pid is Sharing.CONTAINER
+        if alone and number not in (signal.SIGKILL, signal.SIGSTOP) and not _handles(first, number):
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(first, number)
+        return True
+
     def kill(self, plan: Plan, first: int) -> bool:
         """KILL everything in the container's cgroups, and its first process if it still is one."""
         if first:
@@ -294,6 +307,16 @@ def _start_error(way: _Way, error: kernel.ProgramError) -> StartError:
     return StartError(
         "start", f'"{way.process.argv[0]}"', f"{error.failed}: {os.strerror(error.errno)}", error.errno
     )
+
+
+def _handles(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal (proc_pid_status(5), SigCgt)."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:  # noqa: PTH123
+            caught = next((line for line in file if line.startswith(b"SigCgt:")), b"SigCgt: 0")
+    except FileNotFoundError:
+        return True  # it has ended; there is nothing to wait for
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
 def _kill(pid: int) -> None:

@@ -26,6 +26,8 @@ from cri.sandbox.warden.loop import READ, Loop
 from cri.sandbox.warden.server import Connection, Server
 
 SOCKET_NAME = "warden.sock"
+_SIGNAL_INTERVAL = 0.005
+_SIGNAL_INTERVAL_MAX = 0.5
 _KILL_INTERVAL = 0.01
 _KILL_SECONDS = 10.0
 _DRAIN_SECONDS = 2.0
@@ -241,9 +243,14 @@ class Supervisor:
 
     def _signal(self, _: Connection, message: protocol.Message, __: list[int], answer: Answer) -> None:
         container = self._container(message)
-        if container.phase is not Phase.EXITED:
-            os.kill(container.pid, message["signal"])
+        self._signal_until_heard(container, message["signal"], _SIGNAL_INTERVAL)
         answer()
+
+    def _signal_until_heard(self, container: SupervisedContainer, number: int, pause: float) -> None:
+        """A signal to a program that is not ready for it yet is sent once it is: a stop may follow right on a start."""
+        if container.pid and not self._driver.signal(container.plan, container.pid, number):
+            longer = min(pause * 2, _SIGNAL_INTERVAL_MAX)
+            self._loop.later(pause, lambda: self._signal_until_heard(container, number, longer))
 
     def _kill(self, _: Connection, message: protocol.Message, __: list[int], answer: Answer) -> None:
         self._kill_until_empty(self._container(message), time.monotonic() + _KILL_SECONDS)

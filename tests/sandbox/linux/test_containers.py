@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -386,3 +387,25 @@ async def test_mount_propagation(pod, shared_mount, propagation):
     script = "mkdir -p /v/other && mount -t tmpfs tmpfs /v/other && touch /v/other/from-container"
     assert (await pod.exec(spec, "sh", "-c", script)) == (0, "")
     assert (shared_mount / "other/from-container").exists() == (propagation is Propagation.BIDIRECTIONAL)
+
+
+async def test_a_signal_waits_until_the_program_is_ready_for_it(pod):
+    """The kernel drops what the first process of a namespace has no handler for; a stop right after a start is not lost."""
+    spec = pod.container(
+        "sh", "-c", "sleep 0.4; trap 'echo once; sleep 0.1; exit 7' TERM; while true; do sleep 0.05; done"
+    )
+    await pod.start(spec)
+    await pod.warden.signal(spec.id, signal.SIGTERM)
+    record = await pod.exit_of(spec, seconds=5)
+    assert record.exit_code == 7
+    assert pod.output(spec) == "once"
+
+
+async def test_a_signal_that_nothing_waits_for_keeps_nobody(pod):
+    spec = pod.container("sleep", "1000")
+    await pod.start(spec)
+    await pod.warden.signal(spec.id, signal.SIGTERM)
+    await asyncio.sleep(0.1)
+    assert not (await pod.warden.containers())[0].exited
+    await pod.warden.kill(spec.id)
+    assert (await pod.exit_of(spec, seconds=5)).exit_code == 137
