@@ -60,7 +60,9 @@ def messages(name: str, depth: int = 4):
             continue
         one = value(field)
         is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
-        fields[field.name] = one if is_map or not field.is_repeated else st.lists(one, max_size=2)
+        # Before protobuf 6.31, only the label says it; after, asking for the label warns.
+        repeated = field.is_repeated if hasattr(field, "is_repeated") else field.label == field.LABEL_REPEATED
+        fields[field.name] = one if is_map or not repeated else st.lists(one, max_size=2)
 
     def build(values):
         return strict(**values)

@@ -73,7 +73,8 @@ async def test_half_made_sandbox_is_undone(node, make):
     record = next(iter(store.sandboxes.values()))
     assert record.state == "creating"
     assert not list(node.pods.visible_sandboxes())
-    # A kill -9 gives no undo a chance.
+    # A kill -9 gives no undo a chance: the work is left hanging where it is.
+    (hanging,) = (running.task for running in node.pods._making._running.values())
     node.pods._making._running.clear()
     await node.crash()
     task.cancel()
@@ -83,6 +84,8 @@ async def test_half_made_sandbox_is_undone(node, make):
     await node.start()
     assert node.left() == []
     assert await node.pods.run_sandbox(make.pod(), "")
+    hanging.cancel()
+    await asyncio.wait([hanging])
 
 
 async def test_jails_that_no_record_names_are_removed(node, make):
