@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cri import config as configuration
 from cri._version import __version__
-from cri.config import SETTINGS, Config, ConfigError
+from cri.config import REGISTRIES, SETTINGS, Config, ConfigError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     group = settings.add_argument_group(
         "settings", "Each goes before its environment variable, which goes before the file."
     )
-    for setting in SETTINGS:
+    for setting in (*SETTINGS, REGISTRIES):
         default = f" (default: {_shown(setting.default)})" if setting.default else ""
         group.add_argument(
             setting.flag,
@@ -74,7 +74,11 @@ def _parser() -> argparse.ArgumentParser:
 def _flags(options: argparse.Namespace) -> dict[str, str]:
     """The settings that were given as flags, by key."""
     given = vars(options)
-    return {setting.key: given[setting.key] for setting in SETTINGS if given.get(setting.key) is not None}
+    return {
+        setting.key: given[setting.key]
+        for setting in (*SETTINGS, REGISTRIES)
+        if given.get(setting.key) is not None
+    }
 
 
 def _shown(value: object) -> str:

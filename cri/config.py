@@ -1,22 +1,23 @@
 """The configuration: one table of settings, each from a flag, the environment, the file, or its default, in this order.
 
 The file is TOML. The setting `log.level` is the key `level` in the table `[log]`, the variable `CRI_JAILS_LOG_LEVEL`, and
-the flag `--log-level`. Registries are tables by name, `[registries."docker.io"]`, and live in the file alone.
+the flag `--log-level`. Registries are tables by name, `[registries."docker.io"]`; the variable and the flag take all of them
+as one inline table, such as `{"docker.io" = {mirrors = ["https://mirror.example.org"]}}`.
 """
 
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import json
 import os
 import sys
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cri import config_values as kind
 from cri.sockets import SocketError, check_path
 
 ENV_PREFIX = "CRI_JAILS_"
@@ -98,107 +99,7 @@ class Config:
 
     def metrics_endpoint(self) -> tuple[str, int] | None:
         """Host and port for metrics, or None."""
-        return _endpoint(self.metrics_address) if self.metrics_address else None
-
-
-# The kinds of values. Each takes a value of the file, or the text of a flag or variable, and raises ValueError with what
-# it expects.
-
-Reader = Callable[[Any], Any]
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("a string")  # noqa: TRY004 - one kind of error for all expectations
-    return value
-
-
-def _path(value: Any) -> Path:
-    if not isinstance(value, str) or not value.startswith("/"):
-        raise ValueError("an absolute path")
-    return Path(value)
-
-
-def _whole(low: int, high: int) -> Reader:
-    def read(value: Any) -> int:
-        expected = f"a whole number from {low} to {high}"
-        if isinstance(value, str):
-            value = int(value) if value.isdecimal() else None
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise ValueError(expected)
-        return value
-
-    return read
-
-
-def _seconds(value: Any) -> float:
-    try:
-        number = (
-            float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else -1.0
-        )
-    except ValueError:
-        number = -1.0
-    if not 0 < number < float("inf"):
-        raise ValueError("a number of seconds greater than 0")
-    return number
-
-
-def _flag(value: Any) -> bool:
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if isinstance(value, str) and value.lower() in words:
-        return words[value.lower()]
-    if not isinstance(value, bool):
-        raise ValueError("true or false")  # noqa: TRY004
-    return value
-
-
-def _choice(*words: str) -> Reader:
-    def read(value: Any) -> str:
-        if value not in words:
-            raise ValueError("one of " + ", ".join(words))
-        return str(value)
-
-    return read
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value = [part.strip() for part in value.split(",") if part.strip()]
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise ValueError("a list of strings (in a flag or variable: separated by commas)")
-    return tuple(value)
-
-
-def _subnet(value: Any) -> str:
-    try:
-        return str(ipaddress.ip_network(_text(value)))
-    except ValueError:
-        raise ValueError("an address prefix such as 10.88.0.0/16, without host bits") from None
-
-
-def _address(value: Any) -> str:
-    if value:
-        _endpoint(_text(value))
-    return _text(value)
-
-
-def _interface(value: Any) -> str:
-    if (
-        not isinstance(value, str)
-        or not 0 < len(value.encode()) < 16
-        or "/" in value
-        or not value.isprintable()
-    ):
-        raise ValueError("an interface name of at most 15 characters")
-    return value
-
-
-def _endpoint(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ValueError("HOST:PORT, such as 127.0.0.1:9325, or nothing")
-    return host, int(port)
+        return kind.endpoint(self.metrics_address) if self.metrics_address else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +108,7 @@ class Setting:
 
     key: str
     """Its place in the file, dotted."""
-    read: Reader
+    read: kind.Reader
     default: Any
     help: str
 
@@ -227,32 +128,50 @@ _FREEBSD = sys.platform.startswith("freebsd")
 SETTINGS: Sequence[Setting] = (
     Setting(
         "state_dir",
-        _path,
+        kind.path,
         "/var/db/cri-jails" if _FREEBSD else "/var/lib/cri-jails",
         "what survives a reboot",
     ),
-    Setting("runtime_dir", _path, "/var/run/cri-jails", "sockets and wardens; emptied by a reboot"),
-    Setting("socket", _path, None, "the endpoint's unix socket (default: cri-jails.sock in runtime_dir)"),
-    Setting("socket_group", _text, "", "group that may connect, by name or number"),
-    Setting("metrics_address", _address, "", "HOST:PORT to serve Prometheus metrics on; empty: off"),
-    Setting("host", _choice("auto", "linux", "freebsd"), "auto", "the operating system's driver"),
+    Setting("runtime_dir", kind.path, "/var/run/cri-jails", "sockets and wardens; emptied by a reboot"),
+    Setting("socket", kind.path, None, "the endpoint's unix socket (default: cri-jails.sock in runtime_dir)"),
+    Setting("socket_group", kind.text, "", "group that may connect, by name or number"),
+    Setting("metrics_address", kind.address, "", "HOST:PORT to serve Prometheus metrics on; empty: off"),
+    Setting("host", kind.choice("auto", "linux", "freebsd"), "auto", "the operating system's driver"),
     Setting(
-        "snapshotter", _choice("auto", "overlay", "copy", "zfs"), "auto", "how layers become root filesystems"
+        "snapshotter",
+        kind.choice("auto", "overlay", "copy", "zfs"),
+        "auto",
+        "how layers become root filesystems",
     ),
-    Setting("runtime_handlers", _texts, (), "names of RuntimeClass handlers to accept"),
+    Setting("runtime_handlers", kind.texts, (), "names of RuntimeClass handlers to accept"),
     Setting(
-        "log.level", _choice("debug", "info", "warning", "error"), "info", "the least level that is logged"
+        "log.level",
+        kind.choice("debug", "info", "warning", "error"),
+        "info",
+        "the least level that is logged",
     ),
-    Setting("log.format", _choice("console", "json"), "console", "for people or for machines"),
-    Setting("image.max_parallel_downloads", _whole(1, 64), 4, "layers of one image at a time"),
-    Setting("image.idle_timeout", _seconds, 60.0, "seconds without a byte that end a download"),
-    Setting("network.bridge", _interface, "cri0", "the pods' bridge interface"),
-    Setting("network.subnet", _subnet, "10.88.0.0/16", "addresses for pods"),
-    Setting("network.mtu", _whole(0, 65535), 0, "bytes; 0: the kernel's default"),
+    Setting("log.format", kind.choice("console", "json"), "console", "for people or for machines"),
+    Setting("image.max_parallel_downloads", kind.whole(1, 64), 4, "layers of one image at a time"),
+    Setting("image.idle_timeout", kind.seconds, 60.0, "seconds without a byte that end a download"),
+    Setting("network.bridge", kind.interface, "cri0", "the pods' bridge interface"),
+    Setting("network.subnet", kind.subnet, "10.88.0.0/16", "addresses for pods"),
+    Setting("network.mtu", kind.whole(0, 65535), 0, "bytes; 0: the kernel's default"),
 )
 
-REGISTRY_SETTINGS: Mapping[str, Reader] = {"mirrors": _texts, "ca_file": _path, "skip_verify": _flag}
+REGISTRY_SETTINGS: Mapping[str, kind.Reader] = {
+    "mirrors": kind.texts,
+    "ca_file": kind.path,
+    "skip_verify": kind.flag,
+}
 """The keys of a table `[registries."NAME"]`."""
+
+REGISTRIES = Setting(
+    "registries",
+    kind.text,
+    None,
+    'how registries are reached, as TOML: {"NAME" = {mirrors = ["URL"]}}; NAME "*" is every other',
+)
+"""All of them, where there is no file to have tables in."""
 
 _BY_KEY = {setting.key: setting for setting in SETTINGS}
 _SECTIONS = {key.partition(".")[0] for key in _BY_KEY if "." in key}
@@ -274,13 +193,19 @@ def load(
     for setting in SETTINGS:
         values[setting.key], sources[setting.key] = setting.default, "default"
     contents = _parse(file) if file is not None else {}
-    registries = _registries(contents.pop("registries", {}), file, sources)
+    registries = _registries(contents.pop("registries", {}), str(file), sources)
     for key, value in _flatten(contents, file):
         take(key, value, str(file))
-    for key, value in _variables(os.environ if environment is None else environment):
-        take(key, value, _BY_KEY[key].variable)
-    for key, value in (flags or {}).items():
-        take(key, value, _BY_KEY[key].flag)
+    for given, prefix in (
+        (_variables(os.environ if environment is None else environment), "variable"),
+        ((flags or {}).items(), "flag"),
+    ):
+        for key, value in given:
+            if key == REGISTRIES.key:
+                source = getattr(REGISTRIES, prefix)
+                registries |= _registries(_inline(value, source), source, sources)
+            else:
+                take(key, value, getattr(_BY_KEY[key], prefix))
 
     values["state_dir"], values["runtime_dir"] = Path(values["state_dir"]), Path(values["runtime_dir"])
     if values["socket"] is None:
@@ -319,7 +244,7 @@ def dump(config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _read(reader: Reader, key: str, value: Any, source: str) -> Any:
+def _read(reader: kind.Reader, key: str, value: Any, source: str) -> Any:
     try:
         return reader(value)
     except ValueError as error:
@@ -354,7 +279,7 @@ def _flatten(contents: Mapping[str, Any], file: Path | None) -> list[tuple[str, 
 
 
 def _variables(environment: Mapping[str, str]) -> list[tuple[str, str]]:
-    known = {setting.variable: setting.key for setting in SETTINGS}
+    known = {setting.variable: setting.key for setting in (*SETTINGS, REGISTRIES)}
     found: list[tuple[str, str]] = []
     for name, value in environment.items():
         if name in known:
@@ -364,20 +289,27 @@ def _variables(environment: Mapping[str, str]) -> list[tuple[str, str]]:
     return found
 
 
-def _registries(tables: Any, file: Path | None, sources: dict[str, str]) -> dict[str, RegistryConfig]:
+def _inline(text: str, source: str) -> Any:
+    try:
+        return tomllib.loads(f"registries = {text}")["registries"]
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: {text!r} is no inline table of TOML: {error}") from None
+
+
+def _registries(tables: Any, source: str, sources: dict[str, str]) -> dict[str, RegistryConfig]:
     if not isinstance(tables, dict):
-        raise ConfigError(f'{file}: registries is {tables!r}, but must be tables [registries."NAME"]')
+        raise ConfigError(f'{source}: registries is {tables!r}, but must be tables [registries."NAME"]')
     found: dict[str, RegistryConfig] = {}
     for name, table in tables.items():
         if not isinstance(table, dict):
-            raise ConfigError(f'{file}: registries."{name}" is {table!r}, but must be a table')
+            raise ConfigError(f'{source}: registries."{name}" is {table!r}, but must be a table')
         values: dict[str, Any] = {}
         for key, value in table.items():
             full = f'registries."{name}".{key}'
             if key not in REGISTRY_SETTINGS:
-                raise ConfigError(_unknown(f"{file}: unknown key {full}", key, list(REGISTRY_SETTINGS)))
-            values[key] = _read(REGISTRY_SETTINGS[key], full, value, str(file))
-            sources[full] = str(file)
+                raise ConfigError(_unknown(f"{source}: unknown key {full}", key, list(REGISTRY_SETTINGS)))
+            values[key] = _read(REGISTRY_SETTINGS[key], full, value, source)
+            sources[full] = source
         found[name] = RegistryConfig(**values)
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import signal as signals
 import socket
@@ -74,7 +75,10 @@ class PodSandbox:
     def adopt(self, warden: Warden) -> None:
         """Take over the warden: one just started, or one found again."""
         self.warden = warden
-        self._watch = asyncio.create_task(self._consume_exits(warden), name=f"exits of {self.id}")
+        # In a context of its own: what happens from now on is not the doing of the call that made the sandbox.
+        self._watch = asyncio.create_task(
+            self._consume_exits(warden), name=f"exits of {self.id}", context=contextvars.Context()
+        )
 
     async def stop(self) -> None:
         """READY to NOTREADY: every container is killed, network and processes are given back. May be repeated."""
@@ -125,13 +129,14 @@ class PodSandbox:
         return [c for c in self.containers.values() if c.state is ContainerState.RUNNING]
 
     async def _consume_exits(self, warden: Warden) -> None:
+        structlog.contextvars.bind_contextvars(sandbox=self.id)
         async for record in warden.exits():
             if (container := self.containers.get(record.container_id)) is not None:
                 try:
                     await container.on_exit(record)
                 except Exception:
                     # One container's trouble must not hide the ends of the others.
-                    log.exception("exit not recorded", sandbox=self.id, container=record.container_id)
+                    log.exception("exit not recorded", container=record.container_id)
 
     async def _give_back(self) -> None:
         await self._node.host.stop_sandbox(self.spec, self.warden)

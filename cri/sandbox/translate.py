@@ -9,6 +9,7 @@ import os
 import posixpath
 import stat
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from baustelle.bundle import ImageDefaults, command
@@ -128,7 +129,14 @@ def container_spec(
         process=_process(config, context, image, sandbox),
         namespaces=_container_namespaces(context.namespace_options, sandbox, features),
         hostname=sandbox.hostname,
-        mounts=(*(file for file in pod_files if file.target not in taken), *mounts),
+        mounts=(
+            *(
+                replace(file, readonly=context.readonly_rootfs)
+                for file in pod_files
+                if file.target not in taken
+            ),
+            *mounts,
+        ),
         devices=tuple(_device(device) for device in config.devices),
         resources=resources(linux.resources),
         security=Security(

@@ -29,7 +29,6 @@ def _create(connection: sqlite3.Connection) -> None:
             config BLOB NOT NULL,
             created_at INTEGER NOT NULL,
             addresses JSON NOT NULL,
-            boot_id VARCHAR NOT NULL,
             spec VARCHAR NOT NULL
         )""")
     connection.execute("""

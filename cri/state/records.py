@@ -98,8 +98,6 @@ class SandboxRecord(Record, table=True):
     created_at: int = 0
     addresses: list[str] = Field(default_factory=list, sa_column=_json())
     """IP addresses, the primary one first."""
-    boot_id: str = ""
-    """The boot of the node that the sandbox was made in; with another, its kernel objects are gone."""
     spec: str = "{}"
     """JSON of `cri.sandbox.spec.SandboxSpec`."""
 

@@ -177,3 +177,43 @@ def test_a_dump_names_sources(tmp_path: Path) -> None:
     assert "mtu = 9000  # --network-mtu" in dumped
     assert '[registries."docker.io"]' in dumped
     assert f"skip_verify = true  # {file}" in dumped
+
+
+def test_the_deployed_example_names_every_setting_with_its_default(tmp_path) -> None:
+    example = (Path(__file__).parents[2] / "deploy/cri-jails.toml").read_text()
+    assert config.load(_written(tmp_path, example), environment={}) == config.load(None, environment={})
+    # With the comment marks taken off the settings, it still says the defaults, and says them all.
+    settings = "\n".join(
+        line.removeprefix("# ")
+        for line in example.partition("# How registries")[0].splitlines()
+        if not line.startswith("#") or (" = " in line and not line.endswith("."))
+    )
+    loaded = config.load(_written(tmp_path, settings), environment={})
+    assert loaded == config.load(None, environment={})
+    assert {key for key, source in loaded.sources.items() if source != "default"} == {s.key for s in SETTINGS}
+
+
+def _written(directory: Path, text: str) -> Path:
+    file = directory / "config.toml"
+    file.write_text(text)
+    return file
+
+
+def test_registries_without_a_file() -> None:
+    given = '{"docker.io" = {mirrors = ["https://m.example.org"]}, "*" = {skip_verify = true}}'
+    by_variable = config.load(None, environment={"CRI_JAILS_REGISTRIES": given})
+    assert by_variable.registries["docker.io"].mirrors == ("https://m.example.org",)
+    both = config.load(
+        None,
+        environment={"CRI_JAILS_REGISTRIES": given},
+        flags={"registries": '{"docker.io" = {skip_verify = true}}'},
+    )
+    assert both.registries["docker.io"].mirrors == ()
+    assert both.registries["*"].skip_verify
+    for wrong, message in (
+        ("x", "no inline table"),
+        ('{"a" = {mirror = []}}', "did you mean mirrors"),
+        ("1", "must be"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            config.load(None, environment={"CRI_JAILS_REGISTRIES": wrong})

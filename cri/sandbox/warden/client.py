@@ -248,6 +248,14 @@ class WardenClient(Warden):
                 return
             self._take(*received)
 
+    def _greet(self, version: object) -> None:
+        if version == protocol.VERSION:
+            self._hello.set_result(None)
+        else:
+            reason = f"it speaks version {version} of the protocol, this release version {protocol.VERSION}; "
+            reason += "serve with the release that started it until its pod has ended"
+            self._hello.set_exception(HostError("talk to", f"warden of sandbox {self.sandbox_id}", reason))
+
     def _take(self, message: protocol.Message, descriptors: list[int]) -> None:
         if "event" in message:
             self._take_event(message)
@@ -256,7 +264,7 @@ class WardenClient(Warden):
             self.sandbox_id = message["hello"]
             self.descriptors = descriptors
             if not self._hello.done():
-                self._hello.set_result(None)
+                self._greet(message.get("version"))
         elif "id" not in message:
             if not self._hello.done():
                 self._hello.set_exception(launch.unpack_error(message["error"]))

@@ -18,6 +18,8 @@ from typing import Any
 
 Message = dict[str, Any]
 
+VERSION = 1
+"""Of what daemon and warden say to each other: a warden outlives the daemon that started it, and its release."""
 MAX_PACKET = 32 * 1024
 """Bytes of JSON that go as a packet; below the default send buffer of every system."""
 MAX_MESSAGE = 32 * 1024 * 1024

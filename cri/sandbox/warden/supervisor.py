@@ -62,7 +62,12 @@ class Supervisor:
         self._spec = spec
         self._driver = driver
         self._loop = Loop()
-        self._server = Server(self._loop, {"hello": spec.id, "pid": os.getpid()}, self._handle, self._left)
+        self._server = Server(
+            self._loop,
+            {"hello": spec.id, "pid": os.getpid(), "version": protocol.VERSION},
+            self._handle,
+            self._left,
+        )
         self._containers: dict[str, SupervisedContainer] = {}
         self._starting: dict[str, Answer] = {}
         self._execs: dict[str, SupervisedExec] = {}

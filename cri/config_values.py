@@ -1,0 +1,120 @@
+"""The kinds of values that settings have.
+
+Each reader takes a value of the file, or the text of a flag or variable, and raises ValueError with what it expects.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Reader = Callable[[Any], Any]
+
+
+def text(value: Any) -> str:
+    """A string."""
+    if not isinstance(value, str):
+        raise ValueError("a string")  # noqa: TRY004 - one kind of error for all expectations
+    return value
+
+
+def path(value: Any) -> Path:
+    """An absolute path."""
+    if not isinstance(value, str) or not value.startswith("/"):
+        raise ValueError("an absolute path")
+    return Path(value)
+
+
+def whole(low: int, high: int) -> Reader:
+    """A whole number within bounds."""
+
+    def read(value: Any) -> int:
+        expected = f"a whole number from {low} to {high}"
+        if isinstance(value, str):
+            value = int(value) if value.isdecimal() else None
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(expected)
+        return value
+
+    return read
+
+
+def seconds(value: Any) -> float:
+    """A positive number of seconds."""
+    try:
+        number = (
+            float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else -1.0
+        )
+    except ValueError:
+        number = -1.0
+    if not 0 < number < float("inf"):
+        raise ValueError("a number of seconds greater than 0")
+    return number
+
+
+def flag(value: Any) -> bool:
+    """True or false."""
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    if not isinstance(value, bool):
+        raise ValueError("true or false")  # noqa: TRY004
+    return value
+
+
+def choice(*words: str) -> Reader:
+    """One of some words."""
+
+    def read(value: Any) -> str:
+        if value not in words:
+            raise ValueError("one of " + ", ".join(words))
+        return str(value)
+
+    return read
+
+
+def texts(value: Any) -> tuple[str, ...]:
+    """A list of strings; in a flag or variable, separated by commas."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise ValueError("a list of strings (in a flag or variable: separated by commas)")
+    return tuple(value)
+
+
+def subnet(value: Any) -> str:
+    """An address prefix."""
+    try:
+        return str(ipaddress.ip_network(text(value)))
+    except ValueError:
+        raise ValueError("an address prefix such as 10.88.0.0/16, without host bits") from None
+
+
+def address(value: Any) -> str:
+    """HOST:PORT, or nothing."""
+    if value:
+        endpoint(text(value))
+    return text(value)
+
+
+def interface(value: Any) -> str:
+    """A name for a network interface."""
+    if (
+        not isinstance(value, str)
+        or not 0 < len(value.encode()) < 16
+        or "/" in value
+        or not value.isprintable()
+    ):
+        raise ValueError("an interface name of at most 15 characters")
+    return value
+
+
+def endpoint(text: str) -> tuple[str, int]:
+    """Host and port out of HOST:PORT."""
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("HOST:PORT, such as 127.0.0.1:9325, or nothing")
+    return host, int(port)
