@@ -73,7 +73,9 @@ class Pods:
         name = (metadata.name, metadata.namespace, metadata.uid, metadata.attempt)
         encoded = bytes(config)
         return await self._making.run(
-            name, lambda: self._run_sandbox(name, config, encoded, runtime_handler), fingerprint=encoded
+            name,
+            lambda: self._run_sandbox(name, config, encoded, runtime_handler),
+            fingerprint=(encoded, runtime_handler),
         )
 
     async def stop_sandbox(self, sandbox_id: str) -> None:

@@ -42,8 +42,11 @@ class SharedWork(Generic[T]):
 
         With another fingerprint nothing is joined: the caller waits for the end of what runs, then `make` decides.
         """
-        while (running := self._running.get(key)) is not None and running.fingerprint != fingerprint:
+        while (running := self._running.get(key)) is not None and (
+            running.fingerprint != fingerprint or running.task.done()
+        ):
             await asyncio.wait([running.task])
+            await asyncio.sleep(0)  # for the callback that takes it off the list
         if running is None:
             if (heard_late := self._unclaimed.pop(key, None)) is not None and heard_late[0] == fingerprint:
                 return heard_late[1]

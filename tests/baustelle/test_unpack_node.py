@@ -57,19 +57,19 @@ def compare(tmp_path, layers, put_layer, list_tree):
         put_layer(directories[-1], layer, Whiteouts.OVERLAY)
     with Overlay(merged, directories):
         found, expected = list_tree(merged), list_tree(applied)
-    # Times of directories that no layer names are those of the moment.
-    named = {}
+    named = set()
     for layer in layers:
         with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
-            named |= {os.path.normpath(info.name): info for info in tar}
+            named |= {os.path.normpath(info.name) for info in tar}
 
     # overlayfs needs the directory of a whiteout, where there was none below too; real layers have no such thing.
     needed = {os.fspath(above) for name in named if "/.wh." in name for above in PurePath(name).parents}
     found = {path: value for path, value in found.items() if path in expected or path not in needed}
 
+    # Times of directories that no layer names are those of the moment.
     def told(listing):
         return {
-            path: value[:6] + ((value[6],) if path in named and not named[path].isdir() else ()) + value[7:]
+            path: value[:6] + (() if stat.S_ISDIR(int(value[0], 8)) else (value[6],)) + value[7:]
             for path, value in listing.items()
         }
 
