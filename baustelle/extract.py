@@ -277,12 +277,12 @@ class Extractor:
         self._stale.clear()
 
     def _touch(self, parent: _Parent, key: bytes) -> None:
-        self._touched.add(key)
         for depth in range(len(parent.names), 0, -1):
             above = b"/".join(parent.names[:depth])
             if above in self._touched:
                 break  # then all above it are there too
             self._touched.add(above)
+        self._touched.add(key)  # last: it may be the parent's own
 
     def _remove(self, parent: _Parent, name: bytes, key: bytes, *, missing_ok: bool = False) -> None:
         try:

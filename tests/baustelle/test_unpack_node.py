@@ -235,6 +235,15 @@ def test_both_ways_agree(tmp_path_factory, new_layer, put_layer, list_tree, laye
 
 
 @linux_only
+def test_a_whiteout_spares_what_an_opaque_directory_of_its_layer_holds(
+    tmp_path, new_layer, put_layer, list_tree
+):
+    below = new_layer().file("a/b/old").bytes()
+    layer = new_layer().file("a/b/.wh..wh..opq").file("a/b/c").file(".wh.a").bytes()
+    assert sorted(compare(tmp_path, [below, layer], put_layer, list_tree)) == ["a", "a/b", "a/b/c"]
+
+
+@linux_only
 def test_umoci_agrees(tmp_path, new_layer, put_layer, list_tree):
     first = (
         new_layer().directory("d", mode=0o1777, mtime=3).file("d/f", b"1" * 5000, uid=5, mode=0o4755, mtime=4)
