@@ -105,6 +105,10 @@ class Bridge:
         self.config = config
         self._links: Links = for_this_system(host if host is not None else OwnStack())
 
+    def exists(self) -> bool:
+        """Say whether the bridge is there."""
+        return self._links.find(self.config.name) is not None
+
     def ensure(self) -> None:
         """Make the bridge if need be, give it the gateways' addresses, bring it up. May be repeated.
 
@@ -223,6 +227,11 @@ class Bridge:
         return {
             link.name for link in self._links.all() if link.master in masters and ours.fullmatch(link.name)
         }
+
+    def strays(self) -> set[str]:
+        """Return the host interfaces that were disconnected and not deleted: what a crash in between leaves."""
+        ours = re.compile(re.escape(self.config.interface_prefix) + f"[0-9a-f]{{{_HASH_DIGITS}}}")
+        return {link.name for link in self._links.all() if not link.master and ours.fullmatch(link.name)}
 
     def delete_interface(self, name: str) -> None:
         """Remove an attachment by its host interface, as `attachments` returns it; succeeds if it is gone."""

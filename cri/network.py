@@ -39,19 +39,29 @@ class BridgeNetwork:
         """Take the leases over and make the bridge; what fails becomes the condition, pods may come later."""
         for lease in self._store.leases.values():
             if lease.network == self._name:
-                self._allocator.restore(lease.owner, ip_address(lease.address))
+                try:
+                    self._allocator.restore(lease.owner, ip_address(lease.address))
+                except NetworkError as error:
+                    # Of a subnet that was configured before: its pod keeps it until it ends.
+                    log.warning("an address is not of this subnet", sandbox=lease.owner, error=str(error))
+        await self._ensure()
+
+    async def condition(self) -> Condition:
+        """Whether pods can have a network, and if not, why; a bridge that is missing is made if that is possible now."""
+        if not self._condition.ok or not await asyncio.to_thread(self._bridge.exists):
+            await self._ensure()
+        return self._condition
+
+    async def _ensure(self) -> None:
         try:
             await asyncio.to_thread(self._bridge.ensure)
         except NetworkError as error:
             message = f"bridge {self._name}: {error}"
-            log.warning("no pod network", error=message)
+            if message != self._condition.message:
+                log.warning("no pod network", error=message)
             self._condition = Condition(ok=False, reason="BridgeMissing", message=message)
         else:
             self._condition = Condition(ok=True)
-
-    def condition(self) -> Condition:
-        """Whether pods can have a network, and if not, why."""
-        return self._condition
 
     async def attach(self, spec: SandboxSpec, warden: Warden) -> Sequence[str]:
         """Give the pod loopback, eth0, an address and a route."""
@@ -89,12 +99,14 @@ class BridgeNetwork:
         deletion.add_done_callback(self._deletions.discard)
 
     async def reconcile(self, sandboxes: Sequence[str]) -> None:
-        """Take back what belongs to no sandbox: leases, and interfaces of the bridge."""
+        """Take back what belongs to no sandbox: leases, and interfaces that a crash left half deleted.
+
+        An interface that is still on the bridge goes with its pod; if no pod of ours has it, it is another daemon's.
+        """
         for owner in {lease.owner for lease in self._store.leases.values()} - set(sandboxes):
             log.warning("releasing the address of a sandbox that is gone", sandbox=owner)
             await self.detach(owner)
-        ours = {self._bridge.host_interface(sandbox) for sandbox in sandboxes}
-        for name in await asyncio.to_thread(self._bridge.attachments) - ours:
+        for name in await asyncio.to_thread(self._bridge.strays):
             log.warning("removing an interface that no sandbox owns", interface=name)
             await asyncio.to_thread(self._bridge.delete_interface, name)
 
@@ -114,4 +126,6 @@ class BridgeNetwork:
 
     def _attach(self, spec: SandboxSpec, stack: NetworkStack, address: IPv4Interface | IPv6Interface) -> None:
         loopback.up(stack)
+        if not self._bridge.exists():  # somebody has deleted it, or it could not be made before
+            self._bridge.ensure()
         self._bridge.add(spec.id, stack, addresses=[address])

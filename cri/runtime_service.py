@@ -63,7 +63,7 @@ class RuntimeService:
 
     async def status(self, request: v1.StatusRequest) -> v1.StatusResponse:
         """Whether pods can run here, and what they may ask for."""
-        runtime, network = await self._host.condition(), self._network.condition()
+        runtime, network = await self._host.condition(), await self._network.condition()
         features = self._host.features
         handler_features = v1.RuntimeHandlerFeatures(
             recursive_read_only_mounts=features.recursive_readonly_mounts,

@@ -7,11 +7,14 @@ import contextlib
 import ipaddress
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
+from cni_plugins import NetworkError
 from cri import config as configuration
 from cri.config import Config
+from cri.errors import CRIError
 from cri.image_service import ImageService
 from cri.images import ImageStore
 from cri.metrics import Metrics, MetricsServer
@@ -22,10 +25,10 @@ from cri.sandbox.host import Host, HostError
 from cri.sandbox.node import Node
 from cri.sandbox.pods import Pods
 from cri.sandbox.recovery import recover
-from cri.sockets import SocketError
+from cri.sockets import SocketError, refuse_live
 from cri.state import StateError, StateLock, Store
 from cri.stats import Stats
-from registratur import Client, ContentStore, HostOptions, HostsConfig, InvalidEndpointError, Platform
+from registratur import Client, ContentStore, HostOptions, HostsConfig, Platform, RegistryError
 
 log = structlog.get_logger(__name__)
 
@@ -34,12 +37,24 @@ SHUTDOWN_GRACE = 5.0
 
 DEFAULT_MTU = 1500
 
+THREADS = 32
+"""For what the kernel or a disk takes its time over; what a volume can hang has threads of its own (`cri.threads`)."""
+
 
 def run(config: Config) -> int:
     """Run the daemon until SIGTERM or SIGINT; the exit status. Containers go on without it."""
     try:
         asyncio.run(serve(config))
-    except (StateError, SocketError, HostError, RpcTableError, InvalidEndpointError, OSError) as error:
+    except (
+        CRIError,
+        StateError,
+        SocketError,
+        HostError,
+        RpcTableError,
+        RegistryError,
+        NetworkError,
+        OSError,
+    ) as error:
         log.critical("cannot start", error=str(error))
         return 1
     return 0
@@ -60,6 +75,10 @@ async def serve(config: Config) -> None:
         config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         config.runtime_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         end.enter_context(StateLock.acquire(config.state_dir))
+        # Wardens that the records do not name will be ended: they must not be another daemon's.
+        end.enter_context(StateLock.acquire(config.runtime_dir))
+        refuse_live(config.socket)
+        loop.set_default_executor(ThreadPoolExecutor(THREADS, "cri-jails"))
         lost: asyncio.Queue[str] = asyncio.Queue()
         host = make_host(config)
         await host.open(lost.put_nowait)

@@ -55,7 +55,7 @@ class ListeningSocket:
 
     def prepare(self) -> str:
         """Make sure that nobody listens at the path; the address for gRPC to bind. Raises SocketError."""
-        _refuse_live(self.path)
+        refuse_live(self.path)
         try:
             self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             self._hidden = Path(tempfile.mkdtemp(prefix=".", dir=self.path.parent))
@@ -72,7 +72,7 @@ class ListeningSocket:
                 os.chown(bound, -1, self._gid)
             bound.chmod(MODE)
             found = bound.stat()
-            _refuse_live(self.path)
+            refuse_live(self.path)
             bound.rename(self.path)
             self._hidden.rmdir()
         except OSError as error:
@@ -108,7 +108,7 @@ def _group_id(group: str) -> int | None:
         ) from None
 
 
-def _refuse_live(path: Path) -> None:
+def refuse_live(path: Path) -> None:
     """Raise SocketError if something answers at the path, or is there and no socket."""
     try:
         mode = path.lstat().st_mode

@@ -64,6 +64,10 @@ class ImageStore:
         self._pulls: SharedWork[str] = SharedWork("pull")
         self._removals: SharedWork[None] = SharedWork("remove image")
         self._pulling = 0
+        self._naming = asyncio.Lock()
+        """Held over a read, change and write of records, never over a pull."""
+        self._sweeping = asyncio.Lock()
+        """Held over a sweep of the content, and over a pull's entry."""
 
     async def load(self) -> None:
         """Compare the records with what is on disk: an image that lacks a layer is dropped, to be pulled again."""
@@ -171,7 +175,8 @@ class ImageStore:
 
     async def _pull(self, reference: Reference, credentials: Credentials | None) -> str:
         began = time.monotonic()
-        self._pulling += 1
+        async with self._sweeping:
+            self._pulling += 1
         try:
             with PullSink(self.layers) as sink:
                 image = await pull(
@@ -196,8 +201,12 @@ class ImageStore:
         tag, digest = reference.tagged, f"{reference.name}@{pulled.repo_digest}"
         if reference.digest is not None:
             tag = None
-        known = self._store.images.get(pulled.id)
         config = await asyncio.to_thread(self._content.read, pulled.config.digest)
+        async with self._naming:
+            await self._save(pulled, config.decode(), tag, digest)
+
+    async def _save(self, pulled: PulledImage, config: str, tag: str | None, digest: str) -> None:
+        known = self._store.images.get(pulled.id)
         changed = [
             ImageRecord(
                 id=pulled.id,
@@ -206,7 +215,7 @@ class ImageStore:
                 digests=_with(known.digests if known else [], digest),
                 size=pulled.size,
                 chains=list(chain_ids(pulled.diff_ids)),
-                config=config.decode(),
+                config=config,
                 user=pulled.config_json.user,
                 pinned=known.pinned if known else False,
                 pulled_at=time.time_ns(),
@@ -220,20 +229,22 @@ class ImageStore:
         await self._store.save(*changed)
 
     async def _remove(self, image: ImageRecord) -> None:
-        await self._store.delete(image)
+        async with self._naming:
+            await self._store.delete(image)
         log.info("image removed", id=image.id, tags=image.tags)
         await self.collect()
         await self._collect_content()
 
     async def _collect_content(self) -> None:
         """Give back manifests and configs that no image needs; a pull under way may be about to need any of them."""
-        if self._pulling:
-            return
-        used: set[str] = set()
-        for image in self._store.images.values():
-            used.update((image.id, image.manifest))
-            used.update(digest.partition("@")[2] for digest in image.digests)
-        await asyncio.to_thread(self._delete_content_but, used)
+        async with self._sweeping:
+            if self._pulling:
+                return
+            used: set[str] = set()
+            for image in self._store.images.values():
+                used.update((image.id, image.manifest))
+                used.update(digest.partition("@")[2] for digest in image.digests)
+            await asyncio.to_thread(self._delete_content_but, used)
 
     def _delete_content_but(self, used: set[str]) -> None:
         for digest in list(self._content.digests()):

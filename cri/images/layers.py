@@ -87,11 +87,13 @@ class Layers:
         """Unpack layer `index` of an image. Raises DigestMismatchError, UnpackError, and what `chunks` raises."""
         chain = chain_ids(diff_ids[: index + 1])
         chain_id, parent = chain[-1], chain[-2] if index else None
-        if (going := self._going.get(chain_id)) is not None:
-            await asyncio.wait([going])
+        if await self.arrived(chain_id):
+            return  # another pull was quicker
         coming: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._coming[chain_id] = coming
         try:
+            if (going := self._going.get(chain_id)) is not None:
+                await asyncio.wait([going])
             if parent is not None and not self._snapshots.parallel and not await self.arrived(parent):
                 raise DigestMismatchError(f"layer {chain_id}: the layer below it, {parent}, failed to arrive")
             await self._unpack(chain_id, parent, diff_ids[index], chunks)

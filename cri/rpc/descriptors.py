@@ -76,7 +76,8 @@ def canonical(message: Message) -> bytes:
     KeyError or takes the value as it is; submessages in several pieces it does not merge.
     """
     message.DiscardUnknownFields()
-    encoded: bytes = message.SerializeToString()
+    # Deterministic: Go sends maps in any order, and a retry must be known for what it is.
+    encoded: bytes = message.SerializeToString(deterministic=True)
     return encoded
 
 

@@ -23,6 +23,7 @@ from cri.sandbox.node import Node
 from cri.sandbox.spec import ContainerSpec, Credentials, ExitRecord, Resources, Started
 from cri.sandbox.undo import UndoStack
 from cri.state import ContainerRecord
+from cri.threads import in_own_thread
 
 log = structlog.get_logger(__name__)
 
@@ -94,7 +95,7 @@ class Container:
             undo.push("record", lambda: self._node.store.delete(self.record))
             await self._node.store.save(self.record)
             undo.push("directory", lambda: asyncio.to_thread(wire.remove_tree, directory))
-            await asyncio.to_thread(self._make_directories, directory)
+            await in_own_thread(self._make_directories, directory)
             undo.push("container", lambda: self._node.host.remove_container(self.spec))
             await self._node.host.create_container(self.spec)
             await self._step(ContainerState.CREATED)
@@ -155,7 +156,10 @@ class Container:
         if self.state not in (ContainerState.CREATED, ContainerState.STARTING, ContainerState.RUNNING):
             return
         record = await asyncio.to_thread(wire.read_exit_record, Path(self.spec.directory))
-        if self.state is ContainerState.CREATED:
+        state = ContainerState(self.record.state)  # as it is now: somebody else may have been quicker
+        if state not in (ContainerState.CREATED, ContainerState.STARTING, ContainerState.RUNNING):
+            return
+        if state is ContainerState.CREATED:
             if record is None:
                 return
             self._enter(ContainerState.STARTING)  # an earlier daemon died before it could say so
@@ -200,6 +204,8 @@ class Container:
         if self.state not in (ContainerState.CREATED, ContainerState.RUNNING):
             raise FailedPreconditionError(f"container {self.id} is {self.state}: its limits cannot change")
         await self._node.host.update_container(self.spec, resources)
+        if self.state not in (ContainerState.CREATED, ContainerState.RUNNING):
+            return  # it has ended or is being removed, and its record with it
         self.spec = wire.replace(self.spec, resources=wire.merged(self.spec.resources, resources))
         linux = self.config.linux or v1.LinuxContainerConfig()
         linux.resources = message

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import structlog
 
 from cri.errors import DeadlineExceededError
-from cri.sandbox.host import Warden
+from cri.sandbox.host import Exec, HostError, Warden
 from cri.sandbox.spec import ContainerSpec
 from cri.sandbox.translate import exec_process
 
@@ -44,29 +44,46 @@ async def exec_sync(warden: Warden, container: ContainerSpec, argv: list[str], l
     process = exec_process(container, argv)
     budget = _Budget(OUTPUT_LIMIT)
     out, err = _Collector(budget), _Collector(budget)
+    starting = asyncio.ensure_future(
+        warden.exec(container.id, process, stdin=None, stdout=out.writer, stderr=err.writer)
+    )
     try:
-        running = await warden.exec(container.id, process, stdin=None, stdout=out.writer, stderr=err.writer)
-        out.started()
-        err.started()
-        try:
-            async with asyncio.timeout(limit or None):
-                exit_code = await running.wait()
-            await asyncio.gather(out.end(), err.end())
-        except TimeoutError:
-            await running.kill()
-            raise DeadlineExceededError(
-                f"exec of {argv[0]!r} in container {container.id} took more than {limit:g} s and was killed"
-            ) from None
-        finally:
-            await running.close()
+        async with asyncio.timeout(limit or None):
+            running = await asyncio.shield(starting)
+            out.started()
+            err.started()
+            exit_code = await running.wait()
+        await asyncio.gather(out.end(), err.end())
+    except TimeoutError:
+        raise DeadlineExceededError(
+            f"exec of {argv[0]!r} in container {container.id} took more than {limit:g} s and was killed"
+        ) from None
     finally:
         out.close()
         err.close()
+        letting_go = asyncio.ensure_future(_let_go(starting))
+        if starting.done():
+            await asyncio.shield(letting_go)
+        else:  # the start hangs; whenever it is over, nobody wants its process any more
+            _background.add(letting_go)
+            letting_go.add_done_callback(_background.discard)
     if budget.dropped:
         log.warning(
             "exec output truncated", container=container.id, command=argv[0], dropped_bytes=budget.dropped
         )
     return ExecResult(bytes(out.data), bytes(err.data), exit_code)
+
+
+_background: set[asyncio.Task[None]] = set()
+
+
+async def _let_go(starting: asyncio.Future[Exec]) -> None:
+    """KILL what still runs of an exec, and have the warden forget it."""
+    try:
+        running = await starting
+    except HostError:
+        return  # it never started; whoever waits for it is told
+    await running.close()
 
 
 class _Budget:

@@ -50,6 +50,10 @@ class StartError(HostError):
     """The process could not be started: no such file, user, or working directory, or no right to it."""
 
 
+class DisconnectedError(HostError):
+    """The daemon has let go of the warden on purpose, and does not know what becomes of the call."""
+
+
 class WardenGoneError(HostError):
     """The sandbox's warden has died or cannot be reached; its containers have ended with it."""
 
@@ -296,6 +300,7 @@ __all__ = [
     "Condition",
     "ContainerState",
     "Credentials",
+    "DisconnectedError",
     "Exec",
     "Features",
     "Host",

@@ -34,7 +34,7 @@ class ContainerState(enum.StrEnum):
 
 
 SANDBOX_STEPS: dict[SandboxState, frozenset[SandboxState]] = {
-    SandboxState.CREATING: frozenset({SandboxState.READY}),
+    SandboxState.CREATING: frozenset({SandboxState.READY, SandboxState.NOTREADY}),
     SandboxState.READY: frozenset({SandboxState.NOTREADY}),
     SandboxState.NOTREADY: frozenset({SandboxState.REMOVING}),
     SandboxState.REMOVING: frozenset(),

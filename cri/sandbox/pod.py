@@ -15,7 +15,7 @@ import structlog
 from cri.api.runtime import v1
 from cri.sandbox import pod_files, wire
 from cri.sandbox.container import Container
-from cri.sandbox.host import HostError, Warden, WardenGoneError
+from cri.sandbox.host import Warden, WardenGoneError
 from cri.sandbox.machine import SANDBOX_STEPS, ContainerState, SandboxState, check_step
 from cri.sandbox.node import Node
 from cri.sandbox.spec import SandboxSpec, Sharing
@@ -34,6 +34,8 @@ class PodSandbox:
         self.config = v1.PodSandboxConfig.parse(record.config)
         self.containers: dict[str, Container] = {}
         self.warden: Warden | None = None
+        self.warden_lost = False
+        """The warden has died unasked."""
         self.encoded: bytes | None = None
         """The list item, encoded; None after a change (see `cri.encode`)."""
         self._node = node
@@ -70,6 +72,10 @@ class PodSandbox:
             if self.spec.namespaces.network is not Sharing.NODE:
                 undo.push("network", lambda: node.network.detach(self.id))
                 addresses = list(await node.network.attach(self.spec, self.warden))
+            if self.warden_lost:
+                raise WardenGoneError(
+                    "run", f"sandbox {self.id}", "its warden died right after it was started"
+                )
             await self._step(SandboxState.READY, addresses=addresses)
 
     def adopt(self, warden: Warden) -> None:
@@ -102,13 +108,24 @@ class PodSandbox:
         await self._node.store.delete(self.record)
 
     async def lose(self) -> None:
-        """Take note that the warden has died: the sandbox is not ready any more, its containers have ended."""
+        """Take note that the warden has died: the sandbox is not ready any more, its containers have ended.
+
+        That is so whether or not its resources can be given back now; StopPodSandbox tries again.
+        """
         log.warning("the sandbox's warden is gone", sandbox=self.id)
-        await _all(container.lose() for container in self.containers.values())
+        await self._step(SandboxState.NOTREADY)
         try:
+            await _all(container.lose() for container in self.containers.values())
             await self.stop()
-        except HostError as error:
-            log.warning("resources of a lost sandbox linger", sandbox=self.id, error=str(error))
+        except Exception:
+            log.exception("resources of a lost sandbox linger", sandbox=self.id)
+
+    async def give_up(self) -> None:
+        """CREATING to NOTREADY: what an earlier daemon began can be neither finished nor undone now.
+
+        The client sees it, and removes it when that can be done.
+        """
+        await self._step(SandboxState.NOTREADY)
 
     async def undo_creation(self) -> None:
         """Remove what an earlier daemon began and could not finish."""

@@ -29,6 +29,7 @@ from cri.sandbox.node import Node, RunnableImage
 from cri.sandbox.pod import PodSandbox
 from cri.sandbox.shared_work import SharedWork
 from cri.state import ContainerRecord, SandboxRecord
+from cri.threads import in_own_thread
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +37,9 @@ T = TypeVar("T")
 
 SandboxName = tuple[str, str, str, int]
 """Name, namespace, uid and attempt: together a sandbox's name."""
+
+CREATION_PATIENCE = 60.0
+"""Seconds that removal waits for creations under way."""
 
 DISCONNECT_PATIENCE = 10.0
 """Seconds; what is not done by then is undone or finished by the next daemon, from its record."""
@@ -103,14 +107,15 @@ class Pods:
     # -- containers
 
     async def create_container(self, sandbox_id: str, config: v1.ContainerConfig) -> str:
-        """Make a container in a READY sandbox; its id. A retry of a call under way joins it."""
+        """Make a container in a READY sandbox; its id. A retry of a call under way joins it.
+
+        A retry is known by name and attempt alone: the kubelet makes up a new path for the termination log each time.
+        """
         sandbox = self.sandbox(sandbox_id)
         metadata = config.metadata or v1.ContainerMetadata()
         name = (sandbox.id, metadata.name, metadata.attempt)
         encoded = bytes(config)
-        return await self._making.run(
-            name, lambda: self._create_container(name, sandbox, config, encoded), fingerprint=encoded
-        )
+        return await self._making.run(name, lambda: self._create_container(name, sandbox, config, encoded))
 
     async def start_container(self, container_id: str) -> None:
         """Start a created container."""
@@ -156,8 +161,9 @@ class Pods:
 
     # -- the node's life
 
-    def load(self) -> None:
-        """Take the records over from the store; nothing is looked at yet."""
+    def load(self) -> list[ContainerRecord]:
+        """Take the records over from the store; nothing is looked at yet. Returns containers whose sandbox is gone."""
+        orphans: list[ContainerRecord] = []
         for sandbox_record in self._node.store.sandboxes.values():
             sandbox = PodSandbox(self._node, sandbox_record)
             self.sandboxes[sandbox.id] = sandbox
@@ -165,22 +171,21 @@ class Pods:
         for record in self._node.store.containers.values():
             owner = self.sandboxes.get(record.sandbox_id)
             if owner is None:
-                raise InternalError(
-                    f"state: container {record.id} belongs to sandbox {record.sandbox_id}, which is missing"
-                )
+                orphans.append(record)
+                continue
             container = Container.load(self._node, record, _warden_of(owner))
             self.containers[container.id] = container
             owner.containers[container.id] = container
             self._container_names[record.sandbox_id, record.name, record.attempt] = container.id
+        return orphans
 
     def lost(self, sandbox_id: str) -> None:
         """A warden has died unasked."""
         sandbox = self.sandboxes.get(sandbox_id)
-        if (
-            sandbox is None
-            or sandbox.state is not SandboxState.READY
-            or self._changing.busy(("stop", sandbox_id))
-        ):
+        if sandbox is None:
+            return
+        sandbox.warden_lost = True
+        if sandbox.state is not SandboxState.READY or self._changing.busy(("stop", sandbox_id)):
             return
         task = asyncio.ensure_future(self._changing.run(("stop", sandbox_id), sandbox.lose))
         task.add_done_callback(_report)
@@ -264,7 +269,14 @@ class Pods:
     async def _remove_sandbox(self, sandbox: PodSandbox) -> None:
         await sandbox.stop()
         # What was being created when the sandbox stopped being ready gets done first: half a container cannot be removed.
-        await self._making.settle(lambda name: isinstance(name, tuple) and name[0] == sandbox.id)
+        try:
+            async with asyncio.timeout(CREATION_PATIENCE):
+                await self._making.settle(lambda name: isinstance(name, tuple) and name[0] == sandbox.id)
+        except TimeoutError:
+            raise InternalError(
+                f"sandbox {sandbox.id}: a container of it is still being created, probably on a volume that hangs; "
+                "look at the node's mounts, then try again"
+            ) from None
         await sandbox.remove(self._remove_container)
         self.drop_sandbox(sandbox)
         log.info("sandbox removed", sandbox=sandbox.id)
@@ -294,8 +306,8 @@ class Pods:
         encoded: bytes,
     ) -> str:
         container_id = secrets.token_hex(32)
-        # In a thread: it follows links of volumes, and a volume may hang.
-        spec = await asyncio.to_thread(
+        # It follows links of volumes, and a volume may hang.
+        spec = await in_own_thread(
             translate.container_spec,
             container_id,
             config,

@@ -24,7 +24,13 @@ async def recover(node: Node, pods: Pods) -> None:
     mended is logged and stays as it is recorded: it must not keep the others from running.
     """
     began = time.monotonic()
-    pods.load()
+    for orphan in pods.load():
+        log.error(
+            "a container's sandbox is gone; its record goes too",
+            container=orphan.id,
+            sandbox=orphan.sandbox_id,
+        )
+        await node.store.delete(orphan)
     sandboxes = list(pods.sandboxes.values())
     results = await asyncio.gather(
         *(_recover(node, pods, sandbox) for sandbox in sandboxes), return_exceptions=True
@@ -46,7 +52,11 @@ async def _recover(node: Node, pods: Pods, sandbox: PodSandbox) -> None:
     warden = await node.host.find_warden(sandbox.spec)
     if sandbox.state is SandboxState.CREATING:
         sandbox.warden = warden
-        await sandbox.undo_creation()
+        try:
+            await sandbox.undo_creation()
+        except Exception:
+            await sandbox.give_up()
+            raise
         pods.drop_sandbox(sandbox)
         return
     if sandbox.state is not SandboxState.READY:
@@ -66,7 +76,6 @@ async def _recover(node: Node, pods: Pods, sandbox: PodSandbox) -> None:
 async def _take_over(sandbox: PodSandbox, warden: Warden) -> None:
     """Believe the warden: it has seen what happened while there was no daemon."""
     known = {state.container_id: state for state in await warden.containers()}
-    sandbox.adopt(warden)
     for container in sandbox.containers.values():
         state = known.get(container.id)
         if container.state is ContainerState.CREATED and state is not None and state.started is not None:
@@ -76,6 +85,13 @@ async def _take_over(sandbox: PodSandbox, warden: Warden) -> None:
                 await container.lose()
             elif state.exited is not None:
                 await container.on_exit(state.exited)
+        elif container.state is ContainerState.EXITED and state is not None and state.exited is None:
+            log.warning(
+                "a container that is recorded as ended still runs; killing it", container=container.id
+            )
+            await warden.kill(container.id)
+    # Only now: an end that is told before its start is known would be lost.
+    sandbox.adopt(warden)
 
 
 async def _finish(node: Node, pods: Pods, container: Container) -> None:

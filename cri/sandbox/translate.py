@@ -240,10 +240,14 @@ def _process(
         environment[key] = value
     for pair in config.envs:
         environment[pair.key] = os.fsdecode(pair.value)
-    for text in (*argv, *environment, *environment.values()):
+    for index, text in enumerate(argv):
         if "\0" in text:
+            raise InvalidArgumentError(f"argument {index} has a NUL byte: no process can take it")
+    for key, value in environment.items():
+        if "\0" in key or "\0" in value:
+            # Without the value, which may be a secret.
             raise InvalidArgumentError(
-                f"a NUL byte in argument or environment {text[:64]!r}: no process can take it"
+                f"the environment variable {key!r} has a NUL byte: no process can take it"
             )
     return ProcessSpec(
         argv=tuple(argv),

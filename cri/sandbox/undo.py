@@ -45,5 +45,5 @@ class UndoStack:
             try:
                 await action()
             except Exception:
-                # What could not be undone now stays recorded, and reconciliation finds it at the next start.
+                # Going on undoes the most. What lingers has no record any more, and is found by that at the next start.
                 log.exception("undo failed", transition=self._transition, step=what)

@@ -1,4 +1,4 @@
-"""One daemon per state directory."""
+"""One daemon per state directory, and per runtime directory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cri.state.errors import StateError
 
 
 class StateLock:
-    """An exclusive flock(2) on `<state_dir>/lock`, held until `release`.
+    """An exclusive flock(2) on `lock` in a directory, held until `release`.
 
     The kernel gives it back when the daemon ends, however it ends. The file stays and names the pid of its last holder:
     the lock is on the file's inode, so a file removed here could be locked by two daemons at once. The descriptor is
@@ -23,9 +23,9 @@ class StateLock:
         self._descriptor = descriptor
 
     @classmethod
-    def acquire(cls, state_dir: Path) -> Self:
-        """Take the lock of a state directory that exists. Raises StateError if another process holds it."""
-        path = state_dir / "lock"
+    def acquire(cls, directory: Path) -> Self:
+        """Take the lock of a directory that exists. Raises StateError if another process holds it."""
+        path = directory / "lock"
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
@@ -36,8 +36,8 @@ class StateLock:
             holder = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
             os.close(descriptor)
             raise StateError(
-                f"the state directory {state_dir} is in use by another daemon (pid {holder}); "
-                "stop that one, or choose another state_dir"
+                f"the directory {directory} is in use by another daemon (pid {holder}); "
+                "stop that one, or choose another state_dir and runtime_dir"
             ) from None
         except OSError as error:
             os.close(descriptor)

@@ -162,3 +162,32 @@ def test_chain_ids():
     abc = "sha256:" + hashlib.sha256(f"{ab} {c}".encode()).hexdigest()
     assert chain_ids([]) == ()
     assert chain_ids([a, b, c]) == (a, ab, abc)
+
+
+async def test_names_that_are_pulled_at_the_same_time_are_all_kept(shelf, registry):
+    for tag in "1234":
+        registry.add("app", tag, "hello")
+    names = [f"{registry.address}/app:{tag}" for tag in "1234"]
+    await asyncio.gather(*(shelf.images.pull(name, None) for name in names))
+    (image,) = shelf.images.images()
+    assert sorted(image.tags) == names
+
+
+async def test_pulls_that_come_while_their_layer_is_being_removed(shelf, registry):
+    registry.add("a", "1", "base", "a")
+    registry.add("b", "1", "base", "b")
+    await shelf.images.pull(f"{registry.address}/a:1", None)
+    remove = shelf.snapshots.remove
+
+    async def slow(chain_id: str) -> None:
+        await asyncio.sleep(0.3)
+        await remove(chain_id)
+
+    shelf.snapshots.remove = slow
+    removing = asyncio.create_task(shelf.images.remove(f"{registry.address}/a:1"))
+    await asyncio.sleep(0.05)
+    await asyncio.gather(*(shelf.images.pull(f"{registry.address}/{name}:1", None) for name in "ab"))
+    await removing
+    assert shelf.layers() == 3
+    for image in shelf.images.images():
+        assert all(shelf.content.has(digest) for digest in (image.id, image.manifest))

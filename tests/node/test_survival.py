@@ -69,11 +69,19 @@ def test_sigterm_leaves_containers_running(daemon):
     assert daemon.pid(container) == pid
 
 
-def test_second_daemon_on_the_same_state_is_refused(daemon):
-    second = type(daemon)(daemon.registry, "unused")
-    second.config.write_text(daemon.config.read_text())
+@pytest.mark.parametrize(
+    "other", ["", "state", "run"], ids=["nothing else", "another state", "another runtime"]
+)
+def test_a_second_daemon_on_the_same_directories_is_refused(daemon, tmp_path, other):
+    """It would take the first one's pods for leftovers, and end them."""
+    daemon.pull()
+    container = daemon.container(daemon.pod(), "sleep", "1000")
+    config = daemon.config.read_text()
+    if other:
+        config = config.replace(f"{daemon.base}/{other}", f"{tmp_path}/{other}")
+    (tmp_path / "config.toml").write_text(config)
     refused = subprocess.run(
-        [sys.executable, "-m", "cri", "serve", "--config", second.config],
+        [sys.executable, "-m", "cri", "serve", "--config", tmp_path / "config.toml"],
         capture_output=True,
         check=False,
         text=True,
@@ -81,6 +89,4 @@ def test_second_daemon_on_the_same_state_is_refused(daemon):
     )
     assert refused.returncode == 1
     assert str(daemon.process.pid) in refused.stderr
-    second.config.unlink()
-    second.base.rmdir()
-    daemon.client("Version", v1.VersionRequest())
+    assert daemon.status(container).status.state == v1.ContainerState.CONTAINER_RUNNING

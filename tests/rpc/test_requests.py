@@ -176,3 +176,15 @@ def test_everything_else_is_shown() -> None:
             "stop_signal": "SIGQUIT",
         }
     }
+
+
+def test_a_map_in_another_order_is_the_same_request() -> None:
+    """Go sends maps in any order; a retry of the kubelet must be known for what it is."""
+    strict = descriptors.strict_class("runtime.v1.PodSandboxConfig")
+    labels = {f"label{number}": str(number) for number in range(12)}
+    there, back = strict(labels=labels), strict(labels=dict(reversed(labels.items())))
+    parsed = [
+        v1.PodSandboxConfig.parse(descriptors.canonical(strict.FromString(one.SerializeToString())))
+        for one in (there, back)
+    ]
+    assert bytes(parsed[0]) == bytes(parsed[1])

@@ -280,3 +280,52 @@ async def test_secrets_on_disk_are_for_root_only(node, make):
         assert path.stat().st_mode & 0o077 == 0, path
     for path in (*node.directory.glob("containers/*"), *node.directory.glob("sandboxes/*")):
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+async def test_a_retry_of_create_joins_though_its_termination_log_differs(node, make, tmp_path):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+
+    def config(name: str) -> v1.ContainerConfig:
+        mount = v1.Mount(container_path="/dev/termination-log", host_path=str(tmp_path / name))
+        return make.container("sleep", mounts=[mount])
+
+    impatient = asyncio.create_task(node.pods.create_container(sandbox_id, config("first")))
+    await asyncio.sleep(0)
+    impatient.cancel()
+    await asyncio.wait([impatient])
+    container_id = await node.pods.create_container(sandbox_id, config("second"))
+    assert list(node.pods.containers) == [container_id]
+
+
+async def test_a_lost_sandbox_is_not_ready_even_if_it_cannot_be_cleaned_up(node, make):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    node.kernel.count_from_here(fail_at=0)
+    node.host.kill_warden(sandbox_id)
+    sandbox = node.pods.sandbox(sandbox_id)
+    await make.eventually(lambda: sandbox.state is SandboxState.NOTREADY)
+    await make.eventually(lambda: node.kernel.calls)
+    node.kernel.count_from_here()
+    await node.pods.remove_sandbox(sandbox_id)
+    assert node.left() == []
+
+
+async def test_a_warden_that_dies_while_its_sandbox_is_made(node, make):
+    attach = node.network.attach
+
+    async def dying(spec: object, warden: object) -> object:
+        addresses = await attach(spec, warden)
+        node.host.kill_warden(spec.id)
+        return addresses
+
+    node.network.attach = dying
+    with pytest.raises(HostError, match="died"):
+        await node.pods.run_sandbox(make.pod(), "")
+    assert node.left() == []
+
+
+async def test_what_may_be_a_secret_is_not_in_the_error(node, make):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    envs = [v1.KeyValue(key="PASSWORD", value=b"hunter2\0x")]
+    with pytest.raises(InvalidArgumentError, match="'PASSWORD' has a NUL") as refused:
+        await node.pods.create_container(sandbox_id, make.container("sleep", envs=envs))
+    assert "hunter2" not in str(refused.value)

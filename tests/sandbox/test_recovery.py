@@ -112,3 +112,50 @@ async def test_an_unwritten_start_whose_warden_died_too(node, make):
     node.host.kill_warden(sandbox_id)
     pods = await node.start()
     assert pods.container(container_id).record.exit_code == 130
+
+
+async def test_a_container_without_a_sandbox_does_not_keep_the_daemon_from_starting(node, make):
+    sandbox_id, container_id = await running(node, make, "sleep")
+    await node.store.delete(node.store.sandboxes[sandbox_id])
+    pods = await node.restart()
+    assert pods.find_container(container_id) is None
+    assert container_id not in node.store.containers
+
+
+async def test_what_cannot_be_undone_is_shown_and_can_be_removed(node, make):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    await node.store.save(node.store.sandboxes[sandbox_id].replace(state="creating"))
+    await node.crash()
+    node.kernel.count_from_here(fail_at=0)
+    pods = await node.start()
+    assert [sandbox.state for sandbox in pods.visible_sandboxes()] == [SandboxState.NOTREADY]
+    node.kernel.count_from_here()
+    await pods.remove_sandbox(sandbox_id)
+    assert node.left() == []
+
+
+async def test_a_process_that_runs_though_its_record_says_it_ended_is_killed(node, make):
+    _, container_id = await running(node, make, "sleep")
+    record = node.pods.container(container_id).record
+    await node.store.save(record.replace(state="exited", exit_code=128, reason="StartError"))
+    await node.restart()
+    assert record.pid not in node.kernel.processes
+
+
+async def test_an_end_right_after_the_daemon_came_back_is_not_lost(node, make):
+    _, container_id = await running(node, make, "sleep")
+    record = node.pods.container(container_id).record
+    await node.store.save(record.replace(state="created", pid=0, started_at=0))
+    await node.crash()
+    (warden,) = node.host.wardens.values()
+    states = warden.containers
+
+    async def ending_meanwhile() -> object:
+        known = await states()
+        node.kernel.kill(record.pid, 9)
+        return known
+
+    warden.containers = ending_meanwhile
+    pods = await node.start()
+    await asyncio.wait_for(pods.container(container_id).ended.wait(), 5)
+    assert pods.container(container_id).record.exit_code == 137

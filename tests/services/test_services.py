@@ -64,7 +64,7 @@ class Images:
 
 
 class Network(FakeNetwork):
-    def condition(self) -> Condition:
+    async def condition(self) -> Condition:
         return Condition(ok=False, reason="BridgeMissing", message="bridge cri0: it is no bridge")
 
 

@@ -11,7 +11,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from cri.sandbox import wire
-from cri.sandbox.host import ContainerState, Exec, HostError, Warden, WardenGoneError
+from cri.sandbox.host import (
+    ContainerState,
+    DisconnectedError,
+    Exec,
+    HostError,
+    Warden,
+    WardenGoneError,
+)
 from cri.sandbox.spec import ContainerSpec, ExitRecord, ProcessSpec, SandboxSpec, Started
 from cri.sandbox.warden import launch, protocol
 
@@ -178,9 +185,11 @@ class WardenClient(Warden):
         await asyncio.shield(self._closed)
 
     async def disconnect(self) -> None:
-        """Close the connection."""
+        """Close the connection. What waits for an answer gets DisconnectedError."""
         self._ours = True
-        self._close()
+        self._close(
+            DisconnectedError("wait for", f"warden of sandbox {self.sandbox_id}", "the daemon is stopping")
+        )
 
     async def request_exec(self, operation: str, name: str) -> None:
         """A request about an exec; none is needed any more when the warden is gone."""
@@ -289,7 +298,7 @@ class WardenClient(Warden):
             else:  # the answer to the exec is here, but the task that waits for it has not run yet
                 self._early_exits[message["exec"]] = message["code"]
 
-    def _close(self) -> None:
+    def _close(self, reason: HostError | None = None) -> None:
         if self._closed.done():
             return
         self._closed.set_result(None)
@@ -301,7 +310,7 @@ class WardenClient(Warden):
         self._outbox.clear()
         protocol.close_all(self.descriptors)
         self.descriptors = []
-        gone = self._gone()
+        gone = reason or self._gone()
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(gone)
@@ -357,7 +366,7 @@ class WardenExec(Exec):
         if not self._code.done():
             self._code.set_result(code)
 
-    def lost(self, error: WardenGoneError) -> None:
+    def lost(self, error: HostError) -> None:
         """The warden is gone, and the process with it."""
         if not self._code.done():
             self._code.set_exception(error)

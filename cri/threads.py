@@ -1,0 +1,47 @@
+"""Threads for calls that may hang."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def in_own_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function in a thread of its own, and wait for it.
+
+    For what touches a volume: one that hangs (a dead NFS server) would take a thread of the shared pool with it for good,
+    and after a few of them nobody could stop a pod. This thread is lost alone, and does not keep the daemon from ending.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(set_outcome: Callable[[], None]) -> None:
+        if not done.done():
+            set_outcome()
+
+    def work() -> None:
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 - whatever it is belongs to the caller
+            outcome = _raising(done, error)
+        else:
+            outcome = _returning(done, result)
+        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+            loop.call_soon_threadsafe(settle, outcome)
+
+    threading.Thread(target=work, name=f"own {function.__name__}", daemon=True).start()
+    return await done
+
+
+def _raising(done: asyncio.Future[T], error: BaseException) -> Callable[[], None]:
+    return lambda: done.set_exception(error)
+
+
+def _returning(done: asyncio.Future[T], result: T) -> Callable[[], None]:
+    return lambda: done.set_result(result)
