@@ -8,7 +8,7 @@ import json
 import os
 import signal as signals
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Self
 
@@ -29,6 +29,9 @@ log = structlog.get_logger(__name__)
 
 KILL_PATIENCE = 30.0
 """Seconds until a container that does not end after KILL is reported as stuck (in an uninterruptible wait)."""
+
+WARDEN_PATIENCE = 10.0
+"""Seconds that a warden may take to pass a signal on."""
 
 LOST_EXIT_CODE = 255
 """Exit code of a container whose true one nobody could observe."""
@@ -240,12 +243,13 @@ class Container:
             return
         loop = asyncio.get_running_loop()
         if self._stop_deadline > loop.time():
-            await warden.signal(self.id, stop_signal)
+            await _bounded(warden.signal(self.id, stop_signal), "signal", self.id)
         while not self.ended.is_set() and (left := self._stop_deadline - loop.time()) > 0:
             self._stop_sooner.clear()
             await _first_of(self.ended, self._stop_sooner, patience=left)
         if not self.ended.is_set():
-            await warden.kill(self.id)
+            if not await _bounded(warden.kill(self.id), "kill", self.id):
+                await self._node.host.stop_container(self.spec)  # by the host's own means
             await _first_of(self.ended, patience=KILL_PATIENCE)
         if not self.ended.is_set():
             raise InternalError(
@@ -290,6 +294,17 @@ class Container:
         self.record = self.record.replace(**values)
         self.encoded = None
         await self._node.store.save(self.record)
+
+
+async def _bounded(call: Awaitable[None], what: str, container: str) -> bool:
+    """Whether the warden did it in time; one that does not answer must not hold up a stop."""
+    try:
+        async with asyncio.timeout(WARDEN_PATIENCE):
+            await call
+    except TimeoutError:
+        log.warning("the warden does not answer", call=what, container=container)
+        return False
+    return True
 
 
 async def _first_of(*events: asyncio.Event, patience: float) -> None:

@@ -77,13 +77,12 @@ ffibuilder.cdef(
         const uint32_t *groups;
         int group_count;
         int no_new_privileges;
-        int parent_end, report;
+        int report;
         const char *const *candidates, *const *argv, *const *env;
         const char *failed;
         int error;
     };
     void cri_become(struct program *program);
-    int cri_spawn(struct program *program);
     """
 )
 ffibuilder.set_source(

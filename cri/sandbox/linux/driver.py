@@ -23,7 +23,7 @@ from cri.sandbox.spec import Credentials, ProcessSpec, SandboxSpec, Sharing
 from cri.sandbox.warden import launch, users
 from cri.sandbox.warden.driver import Driver, Plan, Target
 from cri.sandbox.warden.journal import warn
-from cri.sandbox.warden.launch import Child, Report, Running, Stdio
+from cri.sandbox.warden.launch import Child, Report, Stdio
 
 _SHARED_MEMORY = "67108864"
 """Bytes of a pod's /dev/shm: 64 MiB, as every container engine has it."""
@@ -51,6 +51,9 @@ class LinuxDriver:
 
     def enter(self, sandbox: SandboxSpec) -> Sequence[int]:
         """Leave the node's network, IPC and UTS namespaces as far as the pod has its own."""
+        # A child on its way into a container is seen by it, and may be as powerless as its programs; its memory is not
+        # theirs to read or write.
+        kernel.hide_memory()
         kernel.become_subreaper()
         kernel.set_name("cri-jails-pod")
         _set_oom_score(_OOM_SCORE_WARDEN)
@@ -89,8 +92,8 @@ class LinuxDriver:
         finally:
             os.close(pids)
 
-    def exec(self, target: Target, process: ProcessSpec, stdio: Stdio, name: str) -> Child | Running:
-        """Start a process in a running container."""
+    def exec(self, target: Target, process: ProcessSpec, stdio: Stdio, name: str) -> Child:
+        """Fork a process into a running container. It may take its time, or be stopped by the container."""
         namespaces = f"/proc/{target.first}/ns"
         group = _group(target.plan)
         with contextlib.ExitStack() as opened:
@@ -100,7 +103,12 @@ class LinuxDriver:
                 opened.callback(os.close, fd)
                 return fd
 
-            joined = [group, own] if (own := group.subgroup(name)) else [group]
+            own = group.subgroup(name)
+            joined = [group, own] if own else [group]
+            if group.version == 2:
+                joined = joined[
+                    -1:
+                ]  # the limits above count too, and a group with subgroups takes no processes
             way = _Way(
                 plan=target.plan,
                 process=process,
@@ -111,9 +119,7 @@ class LinuxDriver:
                 cgroup_namespace=enter("cgroup") if group.version == 2 else -1,
             )
             with _ChildNamespace(enter("pid"), self._own_pids):
-                if stdio.tty:
-                    return launch.fork(lambda channel: self._on_terminal(channel, way))
-                return self._spawn(way, stdio)
+                return launch.fork(lambda channel: self._beside(channel, way, stdio))
 
     def signal(self, plan: Plan, first: int, number: int) -> bool:
         """Send a signal to the first process, if it is ready for it.
@@ -172,6 +178,7 @@ class LinuxDriver:
                 try:
                     kernel.die_with_parent(signal.SIGKILL)
                     kernel.set_name("cri-jails-init")
+                    _enter_nothing()
                     kernel.reap_forever()
                 finally:
                     os._exit(1)
@@ -181,32 +188,23 @@ class LinuxDriver:
         spec = plan.spec
         group = _group(plan)
         group.join()
-        if spec.resources.oom_score_adj is not None:
-            _set_oom_score(spec.resources.oom_score_adj)
+        _set_oom_score(spec.resources.oom_score_adj or 0)  # the warden's own must not be inherited
         root = RootBuilder(spec, plan.host["root"], group.directories, group.version)
         root.build(self._shared_memory)
         report = Report(*users.resolve(spec.process.user, *users.read_accounts()))
         self._become(channel, _Way(plan, spec.process, report, self._hostname), stdio, console=True)
 
-    def _spawn(self, way: _Way, stdio: Stdio) -> Running:
-        """Start the program without a fork of this process. We wait until it runs: about a millisecond."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours, theirs:
-            program = way.program(stdio, theirs.fileno(), ours.fileno())
-            try:
-                return Running(kernel.spawn(program))
-            except kernel.ProgramError as error:
-                raise _start_error(way, error) from None
-
-    def _on_terminal(self, channel: socket.socket, way: _Way) -> NoReturn:
-        """In a forked child: make a terminal inside the container, then go on as everybody does."""
-        for path in way.cgroups:
-            Path(path).write_text("0")
-        if way.cgroup_namespace >= 0:
-            kernel.setns(way.cgroup_namespace, kernel.CLONE_NEWCGROUP)
-        kernel.setns(way.mounts, kernel.CLONE_NEWNS)
-        way = replace(way, cgroups=(), mounts=-1, cgroup_namespace=-1)
-        self._become(channel, way, Stdio(tty=True), console=False)
+    def _beside(self, channel: socket.socket, way: _Way, stdio: Stdio) -> NoReturn:
+        """In a forked child: become a program of the container; with a terminal, make that inside it first."""
+        if stdio.tty:
+            for path in way.cgroups:
+                Path(path).write_text("0")
+            _set_oom_score(way.plan.spec.resources.oom_score_adj or 0)
+            if way.cgroup_namespace >= 0:
+                kernel.setns(way.cgroup_namespace, kernel.CLONE_NEWCGROUP)
+            kernel.setns(way.mounts, kernel.CLONE_NEWNS)
+            way = replace(way, cgroups=(), mounts=-1, cgroup_namespace=-1)
+        self._become(channel, way, stdio, console=False)
 
     def _become(self, channel: socket.socket, way: _Way, stdio: Stdio, *, console: bool) -> NoReturn:
         """In a forked child whose cgroups and namespaces are right: become the program."""
@@ -215,7 +213,7 @@ class LinuxDriver:
             way = replace(
                 way, report=replace(way.report, pty=_make_terminal(way.report.credentials, console=console))
             )
-        program = way.program(stdio, channel.fileno(), -1)
+        program = way.program(stdio, channel.fileno())
         launch.announce(channel, way.report)
         try:
             kernel.become(program)
@@ -235,7 +233,7 @@ class _Way:
     mounts: int = -1
     cgroup_namespace: int = -1
 
-    def program(self, stdio: Stdio, report: int, parent_end: int) -> kernel.Program:
+    def program(self, stdio: Stdio, report: int) -> kernel.Program:
         """What the kernel binding needs. Raises StartError."""
         spec, process = self.plan.spec, self.process
         env = launch.environment(
@@ -259,10 +257,9 @@ class _Way:
             drop=drop,
             capabilities=keep,
             no_new_privileges=spec.security.no_new_privileges,
-            parent_end=parent_end,
             report=report,
             cgroups=self.cgroups,
-            oom_score=spec.resources.oom_score_adj if self.cgroups else None,
+            oom_score=(spec.resources.oom_score_adj or 0) if self.cgroups else None,
             mounts=self.mounts,
             cgroup_namespace=self.cgroup_namespace,
             stdio=None if stdio.tty else (streams[0], streams[1], streams[2]),
@@ -335,9 +332,29 @@ def _set_oom_score(score: int) -> None:
         warn(f"cannot set oom_score_adj to {score}: {error.strerror}")
 
 
+def _enter_nothing() -> None:
+    """Go where there is no file: what sees this process may follow its /proc/PID/root."""
+    kernel.unshare(kernel.CLONE_NEWNS)
+    kernel.mount("none", "/", "", kernel.MS_REC | kernel.MS_SLAVE)
+    hardened = (
+        kernel.MOUNT_ATTR_RDONLY
+        | kernel.MOUNT_ATTR_NOSUID
+        | kernel.MOUNT_ATTR_NODEV
+        | kernel.MOUNT_ATTR_NOEXEC
+    )
+    empty = kernel.new_filesystem("tmpfs", {"size": "4k", "mode": "555"}, hardened)
+    target = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    kernel.attach_mount(empty, target, "/proc")
+    os.chdir("/proc")
+    kernel.pivot_root(".", ".")  # stacks the old root on the new one: pivot_root(2), NOTES
+    kernel.unmount(".", kernel.MNT_DETACH)
+    os.chdir("/")
+
+
 def _make_shared_memory(runtime_directory: str) -> int | str:
     """What each container of the pod clones for its /dev/shm."""
-    mount = kernel.new_filesystem("tmpfs", {"size": _SHARED_MEMORY, "mode": "1777"})
+    hardened = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV | kernel.MOUNT_ATTR_NOEXEC
+    mount = kernel.new_filesystem("tmpfs", {"size": _SHARED_MEMORY, "mode": "1777"}, hardened)
     try:
         os.close(kernel.clone_mount(mount))
     except OSError:

@@ -120,6 +120,10 @@ static int cri_close_on_exec_from(unsigned int first) {
     /* CLOSE_RANGE_CLOEXEC (Linux 5.11): marks instead of closing, so that the status channel lives until exec. */
     return syscall(SYS_close_range, first, ~0U, 4U);
 }
+static int cri_close_but(unsigned int kept) {
+    if (kept > 3 && syscall(SYS_close_range, 3U, kept - 1, 0U) < 0) return -1;
+    return syscall(SYS_close_range, kept + 1, ~0U, 0U);
+}
 static void cri_reset_signals(void) {
     /* The kernel's struct sigaction and sigset_t, by system call: sigaction(3) refuses the two signals that the C library
        keeps to itself, but a program inherits those too. All zero is SIG_DFL, and an empty set. */
@@ -135,16 +139,21 @@ static void cri_reap_forever(void) {
     sigset_t all;
     int number;
     syscall(SYS_close_range, 0U, ~0U, 0U);
+    /* The containers of the pod see it: it has nothing that they could want. */
+    for (number = 0; number < 64; number++) prctl(PR_CAPBSET_DROP, number, 0, 0, 0);
+    cri_capset(0, 0, 0);
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, NULL);
     for (;;)
         if (waitpid(-1, NULL, 0) < 0) sigwait(&all, &number);
 }
 
-/* How a process becomes the program of a container: all from the cgroups to exec. In C, so that an exec can run it in a
-   child that shares our memory (cri_spawn): a fork of a Python process copies page tables, then page after page, and
-   throws them away at exec, 4 ms where this takes one. Everything it needs is in the struct before; it allocates nothing,
-   and makes system calls only. (setresuid(2) and friends by number: the C library's would tell threads that are not there.) */
+/* How a forked child becomes the program of a container: all from the cgroups to exec. In C, as every page of the
+   interpreter that the child touches is copied first. Everything it needs is in the struct before; it allocates nothing,
+   and makes system calls only. (setresuid(2) and friends by number: the C library's would tell threads that are not there.)
+
+   The child is in the container's pid namespace already, so the container may try to stop or to read it. It must have
+   memory of its own, and nobody may wait for it: see LinuxDriver.enter and .exec. */
 struct program {
     const char *const *cgroups;     /* files to write 0 to */
     const char *oom_score;          /* or NULL */
@@ -157,7 +166,7 @@ struct program {
     const uint32_t *groups;
     int group_count;
     int no_new_privileges;
-    int parent_end, report;         /* a socket pair with the warden, to see that it lives */
+    int report;                     /* a socket to the warden, to see that it lives */
     const char *const *candidates, *const *argv, *const *env;
     const char *failed;             /* out: what could not be done */
     int error;                      /* out: errno */
@@ -195,6 +204,7 @@ static void cri_become(struct program *program) {
     const char *const *name;
     struct pollfd warden = { program->report, 0, 0 };
     int number, failure = ENOENT;
+    char here[4096];
 
     for (name = program->cgroups; *name; name++) MUST("join cgroup", cri_write(*name, "0"));
     if (program->oom_score) cri_write("/proc/self/oom_score_adj", program->oom_score); /* needs SYS_RESOURCE; do without */
@@ -204,7 +214,15 @@ static void cri_become(struct program *program) {
         MUST("make session", setsid());
         MUST("use standard streams", cri_use_stdio(program));
     }
+    /* Before chdir: the container may have made its working directory a link to one of them, /proc/self/fd/N. */
+    MUST("close descriptors", cri_close_but(program->report));
     MUST("chdir", chdir(program->cwd));
+    /* Outside the root, the kernel answers "(unreachable)": getcwd(2). */
+    if (syscall(SYS_getcwd, here, sizeof here) < 0 || here[0] != '/') {
+        program->failed = "chdir";
+        program->error = ENOENT;
+        return;
+    }
 
     /* Each step needs what later ones give up. */
     for (number = 0; number < 64; number++)
@@ -215,13 +233,13 @@ static void cri_become(struct program *program) {
     MUST("clear ambient capabilities", prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0));
     /* Another user has lost them all with setresuid, and gains none by exec: no inheritable, no ambient ones. */
     if (program->uid == 0) MUST("set capabilities", cri_capset(program->capabilities, program->capabilities, 0));
+    else MUST("clear capabilities", cri_capset(0, 0, 0));
     if (program->no_new_privileges) MUST("set no_new_privs", prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
     umask(022);
     MUST("mark descriptors", cri_close_on_exec_from(3));
     /* After setresuid, which clears it. A warden that dies takes its containers along: nobody would record their end.
        (A setuid program clears it once more; the daemon then kills by cgroup.) */
     MUST("bind to warden", prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0));
-    close(program->parent_end);
     if (poll(&warden, 1, 0) > 0 && warden.revents & POLLHUP) _exit(127); /* it died before the prctl */
     cri_reset_signals();
 
@@ -233,23 +251,4 @@ static void cri_become(struct program *program) {
     }
     program->failed = "exec";
     program->error = failure;
-}
-
-static int cri_run(void *program) {
-    cri_become(program);
-    _exit(127);
-}
-
-/* Start a child that becomes the program. We stand still until it has, or has failed: it runs in our memory. */
-static int cri_spawn(struct program *program) {
-    static _Alignas(16) char stack[64 * 1024];
-    sigset_t all, before;
-    int pid, error;
-    sigfillset(&all);
-    sigprocmask(SIG_SETMASK, &all, &before); /* no handler of ours may run in the child */
-    pid = clone(cri_run, stack + sizeof stack, CLONE_VM | CLONE_VFORK | SIGCHLD, program);
-    error = errno;
-    sigprocmask(SIG_SETMASK, &before, NULL);
-    errno = error;
-    return pid;
 }

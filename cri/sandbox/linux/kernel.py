@@ -34,6 +34,7 @@ MOUNT_ATTR_NODEV: int = lib.MOUNT_ATTR_NODEV
 MOUNT_ATTR_NOEXEC: int = lib.MOUNT_ATTR_NOEXEC
 
 _AT_FDCWD = -100
+_OPEN_ATTEMPTS = 1000
 
 
 def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
@@ -50,7 +51,12 @@ def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> No
 
 def open_in_root(root: int, path: str, flags: int = os.O_PATH) -> int:
     """Open what `path` means to a process whose root is `root`: no link leads outside. Raises OSError."""
-    return _check(lib.cri_open_in_root(root, os.fsencode(path), flags | os.O_CLOEXEC), path)
+    for _ in range(_OPEN_ATTEMPTS):
+        fd: int = lib.cri_open_in_root(root, os.fsencode(path), flags | os.O_CLOEXEC)
+        # With a ".." on the way and somebody renaming anywhere on the node, the kernel cannot tell: openat2(2), EAGAIN.
+        if fd >= 0 or ffi.errno != errno.EAGAIN:
+            break
+    return _check(fd, path)
 
 
 def unmount(target: str, flags: int = 0) -> None:
@@ -115,6 +121,11 @@ def die_with_parent(signal: int) -> None:
     _check(lib.cri_prctl(lib.PR_SET_PDEATHSIG, signal, 0, 0, 0), "parent death signal")
 
 
+def hide_memory() -> None:
+    """Let no process read or trace this one and what it forks, until they execute something (PR_SET_DUMPABLE)."""
+    _check(lib.cri_prctl(4, 0, 0, 0, 0), "dumpable")
+
+
 def become_subreaper() -> None:
     """Inherit orphaned descendants instead of init."""
     _check(lib.cri_prctl(lib.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "child subreaper")
@@ -157,7 +168,6 @@ class Program:
     capabilities: int
     """What root keeps."""
     no_new_privileges: bool
-    parent_end: int
     report: int
     cgroups: Sequence[str] = ()
     """Files to write 0 to."""
@@ -182,19 +192,6 @@ def become(program: Program) -> NoReturn:
     native, _alive = _native(program)
     lib.cri_become(native)
     raise ProgramError(ffi.string(native.failed).decode(), native.error)
-
-
-def spawn(program: Program) -> int:
-    """Start a child that becomes the program, and return its pid. Waits until the program runs.
-
-    Raises ProgramError, with no child left; OSError if none can be made.
-    """
-    native, _alive = _native(program)
-    pid = _check(lib.cri_spawn(native), program.candidates[0])
-    if native.failed != ffi.NULL:
-        os.waitpid(pid, 0)
-        raise ProgramError(ffi.string(native.failed).decode(), native.error)
-    return pid
 
 
 def _native(program: Program) -> tuple[Any, list[Any]]:
@@ -229,7 +226,6 @@ def _native(program: Program) -> tuple[Any, list[Any]]:
     native.groups = groups
     native.group_count = len(groups)
     native.no_new_privileges = program.no_new_privileges
-    native.parent_end = program.parent_end
     native.report = program.report
     native.candidates = texts(program.candidates)
     native.argv = texts(program.argv)

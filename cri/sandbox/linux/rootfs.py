@@ -66,7 +66,7 @@ class RootBuilder:
         spec = self._spec
         volumes = [(mount, _volume(mount, self._nodev)) for mount in spec.mounts]
         devices = [(device, _device(device)) for device in spec.devices]
-        nodes = {name: kernel.clone_mount(f"/dev/{name}") for name in _NODES}
+        nodes = {name: _own_clone(f"/dev/{name}") for name in _NODES}
         memory = kernel.clone_mount(shared_memory)
         cgroups = self._clone_cgroups()
         kernel.unshare(kernel.CLONE_NEWNS | (kernel.CLONE_NEWCGROUP if self._cgroup_version == 2 else 0))
@@ -110,7 +110,7 @@ class RootBuilder:
             self._attach(kernel.new_filesystem("tmpfs", {"mode": "755"}, _HARDENED), "/sys/fs/cgroup")
             directory = kernel.open_in_root(self._root_fd, "/sys/fs/cgroup", os.O_PATH | os.O_DIRECTORY)
             for controller, tree in cgroups:
-                kernel.set_mount(tree, attributes=_HARDENED | readonly)
+                kernel.set_mount(tree, attributes=_HARDENED | readonly, propagation=kernel.MS_PRIVATE)
                 os.mkdir(controller, 0o755, dir_fd=directory)
                 _attach_at(tree, directory, controller)
             os.close(directory)
@@ -176,7 +176,7 @@ class RootBuilder:
     def _found(self, path: str) -> Iterator[int | None]:
         try:
             fd = kernel.open_in_root(self._root_fd, path)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             yield None  # nothing there to hide
             return
         try:
@@ -250,9 +250,12 @@ def _volume(mount: MountSpec, nodev: int) -> int:
 
 def _device(device: DeviceSpec) -> int:
     try:
-        tree = kernel.clone_mount(device.source)
-        if "w" not in device.permissions:
-            kernel.set_mount(tree, attributes=MOUNT_ATTR_RDONLY)
+        if not {"r", "w"} <= set(device.permissions):
+            # A read-only mount would not keep anybody from writing to a device.
+            raise HostError(
+                "use", f"device {device.source}", "permissions other than rw or rwm are not supported"
+            )
+        tree = _own_clone(device.source)
     except OSError as error:
         raise HostError(
             "use", f"device {device.source}", error.strerror or str(error), error.errno
@@ -289,6 +292,13 @@ def _opened(path: str, directory: int | None = None) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _own_clone(path: str) -> int:
+    """A clone of a mount of the node that passes nothing on to the node's: those are shared on most."""
+    tree = kernel.clone_mount(path)
+    kernel.set_mount(tree, propagation=kernel.MS_PRIVATE)
+    return tree
 
 
 def _is_directory(tree: int) -> bool:

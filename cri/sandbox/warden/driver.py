@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cri.sandbox.spec import ContainerSpec, ProcessSpec, SandboxSpec
-from cri.sandbox.warden.launch import Child, Report, Running, Stdio
+from cri.sandbox.warden.launch import Child, Report, Stdio
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Driver(Protocol):
         `target` is the first process of the container whose processes it shall see, 0 for none.
         """
 
-    def exec(self, target: Target, process: ProcessSpec, stdio: Stdio, name: str) -> Child | Running:
+    def exec(self, target: Target, process: ProcessSpec, stdio: Stdio, name: str) -> Child:
         """Start a process in a running container, as the user of its first one. `name` is unique in it.
 
         Raises StartError, if that is known at once.

@@ -50,13 +50,6 @@ class Child:
     report: socket.socket
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A process that runs its program already."""
-
-    pid: int
-
-
 def fork(child: ChildBody) -> Child:
     """Fork; the new process runs `child`, which must end in `execute`. What it raises is reported instead."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

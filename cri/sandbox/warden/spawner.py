@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 
 from cri.sandbox import wire
 from cri.sandbox.spec import (
@@ -60,8 +61,7 @@ def main(control: int, driver: str) -> None:
             message, descriptors = received
             try:
                 if os.fork() == 0:
-                    channel.close()
-                    _supervise(message, descriptors[0], make_driver())
+                    _supervise(message, channel, descriptors, make_driver)
             except OSError as error:
                 warn(f"spawner: cannot fork: {error.strerror}")  # the daemon sees its connection close
             finally:
@@ -78,17 +78,24 @@ def _warm_up() -> None:
         wire.decode(type(value), json.loads(json.dumps(wire.encode(value))))
 
 
-def _supervise(message: protocol.Message, channel: int, driver: Driver) -> None:
+def _supervise(
+    message: protocol.Message,
+    control: socket.socket,
+    descriptors: list[int],
+    make_driver: Callable[[], Driver],
+) -> None:
     """Be a warden, and end."""
     status = 1
     try:
+        control.close()
+        (channel,) = descriptors
         os.setsid()
         os.chdir("/")
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         spec = wire.decode(SandboxSpec, message["sandbox"])
         with socket.socket(fileno=os.dup(channel)) as connection:
             os.close(channel)
-            Supervisor(spec, driver).run(connection)
+            Supervisor(spec, make_driver()).run(connection)
         status = 0
     except Exception as error:  # noqa: BLE001  # a fork must not return into the spawner's loop
         warn(f"warden: {type(error).__name__}: {error}")

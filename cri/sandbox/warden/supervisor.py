@@ -21,7 +21,7 @@ from cri.sandbox.spec import ProcessSpec, SandboxSpec
 from cri.sandbox.warden import launch, protocol
 from cri.sandbox.warden.container import Output, Phase, SupervisedContainer, read_plan
 from cri.sandbox.warden.driver import Driver, Target
-from cri.sandbox.warden.launch import Child, Report, Running, Stdio
+from cri.sandbox.warden.launch import Child, Report, Stdio
 from cri.sandbox.warden.loop import READ, Loop
 from cri.sandbox.warden.server import Connection, Server
 
@@ -48,7 +48,7 @@ class SupervisedExec:
     name: str
     container: SupervisedContainer
     connection: Connection
-    child: Child | Running
+    child: Child
     answer: Answer | None
     report: Report | None = None
     failure: HostError | None = None
@@ -295,35 +295,29 @@ class Supervisor:
             child = self._driver.exec(
                 Target(container.plan, container.pid, container.report), process, stdio, name
             )
-        except HostError:
+        except (HostError, OSError):
             self._driver.end_exec(container.plan, name)
             raise
         running = SupervisedExec(name, container, connection, child, answer)
         self._execs[name] = running
-        if isinstance(child, Running):
-            running.report = container.report
-            self._loop.children[child.pid] = lambda status: self._exec_ended(running, status)
-            self._exec_started(running)
-        else:
-            self._watch(
-                running,
-                child,
-                lambda: self._exec_started(running),
-                lambda status: self._exec_ended(running, status),
-            )
+        self._watch(
+            running,
+            child,
+            lambda: self._exec_started(running),
+            lambda status: self._exec_ended(running, status),
+        )
 
     def _exec_started(self, process: SupervisedExec) -> None:
         answer, process.answer = process.answer, None
         assert answer is not None
+        pty = None if process.report is None else process.report.pty
         if process.failure is not None:
             answer(error=process.failure)
-            return
-        assert process.report is not None
-        pty = None if isinstance(process.child, Running) else process.report.pty
-        answer(
-            {"exec": process.name, "pid": process.child.pid},
-            descriptors=() if pty is None else (pty,),
-        )
+        else:
+            answer(
+                {"exec": process.name, "pid": process.child.pid},
+                descriptors=() if pty is None else (pty,),
+            )
         if pty is not None:
             os.close(pty)
 

@@ -409,3 +409,61 @@ async def test_a_signal_that_nothing_waits_for_keeps_nobody(pod):
     assert not (await pod.warden.containers())[0].exited
     await pod.warden.kill(spec.id)
     assert (await pod.exit_of(spec, seconds=5)).exit_code == 137
+
+
+async def test_a_container_that_stops_everything_does_not_stop_its_warden(pod):
+    """A process on its way into the container can be stopped by it; nobody waits for that process."""
+    spec = pod.container("sh", "-c", "while :; do kill -STOP -1; done")
+    await pod.start(spec)
+    execs = [asyncio.ensure_future(pod.start_exec(spec, "true")) for _ in range(3)]
+    await asyncio.sleep(0.3)
+    async with asyncio.timeout(5):
+        assert len(await pod.warden.containers()) == 1
+        await pod.warden.kill(spec.id)
+    assert (await pod.exit_of(spec, seconds=5)).exit_code == 137
+    await asyncio.wait(execs, timeout=10)
+    for running in execs:
+        with contextlib.suppress(HostError):
+            await (await running).close()
+
+
+async def test_the_init_of_a_pod_has_nothing_to_see(node):
+    pod = await node.pod(namespaces=Namespaces(pid=Sharing.POD))
+    spec = pod.container("sleep", "100", security=Security(add_capabilities=("SYS_PTRACE",)))
+    await pod.start(spec)
+    code, output = await pod.exec(spec, "ls", "-A", "/proc/1/root/")
+    assert (code, output) == (0, "")
+    _, status = await pod.exec(spec, "grep", "Cap", "/proc/1/status")
+    assert {line.split()[1] for line in status.splitlines()} == {"0" * 16}
+
+
+async def test_a_read_only_device_is_refused(pod):
+    spec = pod.container("true", devices=(DeviceSpec("/dev/null", "/dev/ro", "r"),))
+    with pytest.raises(HostError, match="not supported"):
+        await pod.start(spec)
+
+
+async def test_a_working_directory_that_leads_outside_is_refused(pod):
+    spec = pod.container("sleep", "100", process=ProcessSpec(("sleep", "100"), cwd="/work"))
+    await pod.start(spec)
+    # The descriptor of a directory that the process had before it came here would do, were it still open.
+    await pod.exec(spec, "sh", "-c", "cd /; rm -rf /work; ln -s /proc/self/fd/9 /work")
+    with pytest.raises(StartError, match="chdir"):
+        await pod.start_exec(spec, "true")
+
+
+async def test_removal_of_what_is_very_deep(pod):
+    deep = "i=0; while [ $i -lt 1500 ]; do mkdir d; cd d; i=$((i+1)); done; touch f"
+    spec = pod.container("sh", "-c", f"mkdir /deep; cd /deep; {deep}")
+    await pod.start(spec)
+    await pod.exit_of(spec)
+    await pod.node.host.stop_container(spec)
+    await pod.node.host.remove_container(spec)
+    assert not (Path(spec.directory) / "upper").exists()
+
+
+async def test_without_an_oom_score_there_is_none(pod):
+    spec = pod.container("sleep", "100")
+    await pod.start(spec)
+    for target in ("/proc/1/oom_score_adj", "/proc/self/oom_score_adj"):
+        assert (await pod.exec(spec, "cat", target))[1].strip() == "0"

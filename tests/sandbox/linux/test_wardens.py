@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cri.sandbox.host import HostError, StartError, WardenGoneError
+from cri.sandbox.host import DisconnectedError, HostError, StartError, WardenGoneError
 from cri.sandbox.spec import Namespaces, ProcessSpec, Resources, Sharing, UserSpec
 from cri.sandbox.warden import protocol
 from cri.sandbox.warden.supervisor import socket_path
@@ -222,7 +222,7 @@ async def test_a_connection_that_dies_takes_its_execs_along(node, pod):
     await other.disconnect()
     await gone(running.pid)
     assert len(await pod.warden.containers()) == 1
-    with pytest.raises(WardenGoneError):
+    with pytest.raises(DisconnectedError):
         await running.wait()
 
 
