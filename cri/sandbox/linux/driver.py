@@ -124,8 +124,8 @@ class LinuxDriver:
     def signal(self, plan: Plan, first: int, number: int) -> bool:
         """Send a signal to the first process, if it is ready for it.
 
-        The first process of a namespace gets only signals that it has a handler for, as an init must not die by chance; the
-        kernel drops the others (pid_namespaces(7)).
+        The first process of a namespace gets only signals that it has a handler for or blocks, as an init must not die by
+        chance; the kernel drops the others (pid_namespaces(7)).
         """
         alone = plan.spec.namespaces.pid is Sharing.CONTAINER
         if alone and number not in (signal.SIGKILL, signal.SIGSTOP) and not _handles(first, number):
@@ -307,13 +307,13 @@ def _start_error(way: _Way, error: kernel.ProgramError) -> StartError:
 
 
 def _handles(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal (proc_pid_status(5), SigCgt)."""
+    """Whether a process has a handler for a signal, or blocks it to fetch it with sigwait(3) (proc_pid_status(5))."""
     try:
         with open(f"/proc/{pid}/status", "rb") as file:  # noqa: PTH123
-            caught = next((line for line in file if line.startswith(b"SigCgt:")), b"SigCgt: 0")
+            masks = [int(line.split()[1], 16) for line in file if line.startswith((b"SigCgt:", b"SigBlk:"))]
     except FileNotFoundError:
         return True  # it has ended; there is nothing to wait for
-    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+    return any(mask >> (number - 1) & 1 for mask in masks)
 
 
 def _kill(pid: int) -> None:

@@ -1,6 +1,9 @@
 """The parts of the Linux driver that need no root."""
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from cri.sandbox.host import HostError
 from cri.sandbox.linux import capabilities, sysctls
 from cri.sandbox.linux.cgroups import Group, Hierarchies
 from cri.sandbox.linux.copytree import copy_tree, disk_usage
+from cri.sandbox.linux.driver import _handles
 from cri.sandbox.linux.snapshots import CopySnapshotter, make_snapshotter
 from cri.sandbox.spec import Resources, Security
 
@@ -189,3 +193,23 @@ async def test_layers(tmp_path):
             await layers.begin(name, None)
     with pytest.raises(HostError, match="choose auto"):
         make_snapshotter(tmp_path, "zfs")
+
+
+@pytest.mark.parametrize(
+    ("preparation", "ready"),
+    [
+        ("pass", False),
+        ("signal.signal(signal.SIGTERM, lambda *_: None)", True),
+        ("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])", True),
+        ("signal.signal(signal.SIGTERM, signal.SIG_IGN)", False),
+    ],
+    ids=["nothing", "a handler", "sigwait", "ignored"],
+)
+def test_whether_a_process_is_ready_for_a_signal(preparation, ready):
+    program = f"import signal, sys; {preparation}; print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        assert _handles(process.pid, signal.SIGTERM) is ready
+        process.stdin.close()
