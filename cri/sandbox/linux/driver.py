@@ -121,18 +121,18 @@ class LinuxDriver:
             with _ChildNamespace(enter("pid"), self._own_pids):
                 return launch.fork(lambda channel: self._beside(channel, way, stdio))
 
-    def signal(self, plan: Plan, first: int, number: int) -> bool:
-        """Send a signal to the first process, if it is ready for it.
+    def signal(self, plan: Plan, first: int, number: int, *, again: bool) -> bool:
+        """Send a signal to the first process; again only when it is ready for it.
 
-        The first process of a namespace gets only signals that it has a handler for or blocks, as an init must not die by
-        chance; the kernel drops the others (pid_namespaces(7)).
+        The first process of a namespace gets only signals that it handles or waits for, as an init must not die by chance;
+        the kernel drops the others (pid_namespaces(7)).
         """
         alone = plan.spec.namespaces.pid is Sharing.CONTAINER
-        if alone and number not in (signal.SIGKILL, signal.SIGSTOP) and not _handles(first, number):
-            return False
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(first, number)
-        return True
+        ready = not alone or number in (signal.SIGKILL, signal.SIGSTOP) or _ready_for(first, number)
+        if ready or not again:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(first, number)
+        return ready
 
     def kill(self, plan: Plan, first: int) -> bool:
         """KILL everything in the container's cgroups, and its first process if it still is one."""
@@ -306,14 +306,16 @@ def _start_error(way: _Way, error: kernel.ProgramError) -> StartError:
     )
 
 
-def _handles(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal, or blocks it to fetch it with sigwait(3) (proc_pid_status(5))."""
+def _ready_for(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal, blocks it, or waits in sigwait(3) (proc_pid_status(5))."""
     try:
         with open(f"/proc/{pid}/status", "rb") as file:  # noqa: PTH123
             masks = [int(line.split()[1], 16) for line in file if line.startswith((b"SigCgt:", b"SigBlk:"))]
+        # While it waits, the kernel shows what it waits for as not blocked.
+        waits = b"sigtimedwait" in Path(f"/proc/{pid}/wchan").read_bytes()
     except FileNotFoundError:
         return True  # it has ended; there is nothing to wait for
-    return any(mask >> (number - 1) & 1 for mask in masks)
+    return waits or any(mask >> (number - 1) & 1 for mask in masks)
 
 
 def _kill(pid: int) -> None:

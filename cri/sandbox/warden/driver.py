@@ -51,8 +51,8 @@ class Driver(Protocol):
         Raises StartError, if that is known at once.
         """
 
-    def signal(self, plan: Plan, first: int, number: int) -> bool:
-        """Send a signal to a container's first process. False if the kernel would have dropped it: try again later."""
+    def signal(self, plan: Plan, first: int, number: int, *, again: bool) -> bool:
+        """Send a signal to a container's first process. False if the kernel may have dropped it: try `again` later."""
 
     def kill(self, plan: Plan, first: int) -> bool:
         """KILL everything in the container once. True when nothing was left to kill.

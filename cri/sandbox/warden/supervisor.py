@@ -248,14 +248,16 @@ class Supervisor:
 
     def _signal(self, _: Connection, message: protocol.Message, __: list[int], answer: Answer) -> None:
         container = self._container(message)
-        self._signal_until_heard(container, message["signal"], _SIGNAL_INTERVAL)
+        self._signal_until_heard(container, message["signal"], 0)
         answer()
 
-    def _signal_until_heard(self, container: SupervisedContainer, number: int, pause: float) -> None:
-        """A signal to a program that is not ready for it yet is sent once it is: a stop may follow right on a start."""
-        if container.pid and not self._driver.signal(container.plan, container.pid, number):
-            longer = min(pause * 2, _SIGNAL_INTERVAL_MAX)
-            self._loop.later(pause, lambda: self._signal_until_heard(container, number, longer))
+    def _signal_until_heard(self, container: SupervisedContainer, number: int, waited: float) -> None:
+        """A signal to a program that is not ready for it yet is sent again once it is: a stop may follow right on a start."""
+        if not container.pid:
+            return
+        if not self._driver.signal(container.plan, container.pid, number, again=waited > 0):
+            pause = min(max(waited * 2, _SIGNAL_INTERVAL), _SIGNAL_INTERVAL_MAX)
+            self._loop.later(pause, lambda: self._signal_until_heard(container, number, pause))
 
     def _kill(self, _: Connection, message: protocol.Message, __: list[int], answer: Answer) -> None:
         self._kill_until_empty(self._container(message), time.monotonic() + _KILL_SECONDS)

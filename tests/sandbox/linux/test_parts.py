@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from cri.sandbox.host import HostError
 from cri.sandbox.linux import capabilities, sysctls
 from cri.sandbox.linux.cgroups import Group, Hierarchies
 from cri.sandbox.linux.copytree import copy_tree, disk_usage
-from cri.sandbox.linux.driver import _handles
+from cri.sandbox.linux.driver import _ready_for
 from cri.sandbox.linux.snapshots import CopySnapshotter, make_snapshotter
 from cri.sandbox.spec import Resources, Security
 
@@ -195,21 +196,31 @@ async def test_layers(tmp_path):
         make_snapshotter(tmp_path, "zfs")
 
 
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize(
     ("preparation", "ready"),
     [
         ("pass", False),
         ("signal.signal(signal.SIGTERM, lambda *_: None)", True),
         ("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])", True),
+        ("signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); wait = True", True),
         ("signal.signal(signal.SIGTERM, signal.SIG_IGN)", False),
     ],
-    ids=["nothing", "a handler", "sigwait", "ignored"],
+    ids=["nothing", "a handler", "blocked", "sigwait", "ignored"],
 )
 def test_whether_a_process_is_ready_for_a_signal(preparation, ready):
-    program = f"import signal, sys; {preparation}; print(flush=True); sys.stdin.read()"
+    program = f"import signal, sys; wait = False; {preparation}; print(flush=True)\n"
+    program += "signal.sigwait([signal.SIGTERM]) if wait else sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         process.stdout.readline()
-        assert _handles(process.pid, signal.SIGTERM) is ready
+        wait_until(lambda: _ready_for(process.pid, signal.SIGTERM) is ready)
         process.stdin.close()
+        process.kill()
