@@ -16,7 +16,7 @@ from cri.api.runtime import v1
 from cri.sandbox import pod_files, wire
 from cri.sandbox.container import Container
 from cri.sandbox.host import Warden, WardenGoneError
-from cri.sandbox.machine import SANDBOX_STEPS, ContainerState, SandboxState, check_step
+from cri.sandbox.machine import SANDBOX_STEPS, SandboxState, check_step
 from cri.sandbox.node import Node
 from cri.sandbox.spec import SandboxSpec, Sharing
 from cri.sandbox.undo import UndoStack
@@ -113,7 +113,7 @@ class PodSandbox:
         That is so whether or not its resources can be given back now; StopPodSandbox tries again.
         """
         log.warning("the sandbox's warden is gone", sandbox=self.id)
-        await self._step(SandboxState.NOTREADY)
+        await self._step(SandboxState.NOTREADY, addresses=[])
         try:
             await _all(container.lose() for container in self.containers.values())
             await self.stop()
@@ -140,10 +140,6 @@ class PodSandbox:
             self._watch.cancel()
         if self.warden is not None:
             await self.warden.disconnect()
-
-    def running(self) -> list[Container]:
-        """The containers that run."""
-        return [c for c in self.containers.values() if c.state is ContainerState.RUNNING]
 
     async def _consume_exits(self, warden: Warden) -> None:
         structlog.contextvars.bind_contextvars(sandbox=self.id)

@@ -7,6 +7,7 @@ import time
 
 import structlog
 
+from cri.sandbox import wire
 from cri.sandbox.container import Container
 from cri.sandbox.host import HostError, Warden
 from cri.sandbox.machine import ContainerState, SandboxState
@@ -24,13 +25,7 @@ async def recover(node: Node, pods: Pods) -> None:
     mended is logged and stays as it is recorded: it must not keep the others from running.
     """
     began = time.monotonic()
-    for orphan in pods.load():
-        log.error(
-            "a container's sandbox is gone; its record goes too",
-            container=orphan.id,
-            sandbox=orphan.sandbox_id,
-        )
-        await node.store.delete(orphan)
+    orphans = pods.load()
     sandboxes = list(pods.sandboxes.values())
     results = await asyncio.gather(
         *(_recover(node, pods, sandbox) for sandbox in sandboxes), return_exceptions=True
@@ -46,6 +41,15 @@ async def recover(node: Node, pods: Pods) -> None:
             log.warning("removed what no record names", what=what)
     except HostError as error:
         log.warning("leftovers stay", error=str(error))
+    # Last: until the leftovers have ended, a process of theirs may still want to write down its end.
+    for orphan in orphans:
+        log.error(
+            "a container's sandbox is gone; its record goes too",
+            container=orphan.id,
+            sandbox=orphan.sandbox_id,
+        )
+        await asyncio.to_thread(wire.remove_tree, node.container_directory(orphan.id))
+        await node.store.delete(orphan)
 
 
 async def _recover(node: Node, pods: Pods, sandbox: PodSandbox) -> None:
@@ -98,6 +102,7 @@ async def _finish(node: Node, pods: Pods, container: Container) -> None:
     """Finish what the earlier daemon had begun with a container."""
     if container.state is ContainerState.CREATING:
         await node.host.remove_container(container.spec)
+        await asyncio.to_thread(wire.remove_tree, node.container_directory(container.id))
         await node.store.delete(container.record)
         pods.drop_container(container)
     elif container.state is ContainerState.REMOVING:

@@ -237,6 +237,7 @@ async def test_warden_death_makes_the_sandbox_not_ready(node, make):
     await make.eventually(lambda: node.pods.sandbox(sandbox_id).state is SandboxState.NOTREADY)
     assert (container.state, container.record.exit_code) == (ContainerState.EXITED, 255)
     assert "warden" in container.record.message
+    assert node.pods.sandbox(sandbox_id).addresses == [], "the address is somebody else's from now on"
     await node.pods.remove_sandbox(sandbox_id)
     assert node.left() == []
 

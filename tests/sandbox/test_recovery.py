@@ -120,6 +120,7 @@ async def test_a_container_without_a_sandbox_does_not_keep_the_daemon_from_start
     pods = await node.restart()
     assert pods.find_container(container_id) is None
     assert container_id not in node.store.containers
+    assert not (node.directory / "containers" / container_id).exists()
 
 
 async def test_what_cannot_be_undone_is_shown_and_can_be_removed(node, make):
@@ -159,3 +160,13 @@ async def test_an_end_right_after_the_daemon_came_back_is_not_lost(node, make):
     pods = await node.start()
     await asyncio.wait_for(pods.container(container_id).ended.wait(), 5)
     assert pods.container(container_id).record.exit_code == 137
+
+
+async def test_half_made_container_is_undone(node, make):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    container_id = await node.pods.create_container(sandbox_id, make.container("sleep"))
+    await node.store.save(node.store.containers[container_id].replace(state="creating"))
+    pods = await node.restart()
+    assert pods.find_container(container_id) is None
+    await pods.remove_sandbox(sandbox_id)
+    assert node.left() == []
