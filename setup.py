@@ -6,6 +6,10 @@ from setuptools import setup
 
 _BINDINGS = {
     "linux": ["cri/sandbox/linux/_kernel_build.py:ffibuilder"],
+    "freebsd": [
+        "cni_plugins/_freebsd_build.py:ffibuilder",
+        "cri/sandbox/freebsd/_kernel_build.py:ffibuilder",
+    ],
 }
 
 setup(cffi_modules=_BINDINGS.get(sys.platform.rstrip("0123456789"), []))

@@ -3,7 +3,7 @@
 Every entry is reached by a walk from the root (`baustelle.paths`), its parent is held open, and the last
 component is made with calls that never follow a link. Ownership, modes, times and attributes are set in
 the order that keeps them: chown(2) clears set-uid bits and capabilities, so it comes first; directories
-get theirs at the end, when nothing is written into them any more.
+get theirs at the end, when nothing is written into them any more, and file flags come last of all.
 
 Spec: https://github.com/opencontainers/image-spec/blob/main/layer.md
 """
@@ -12,14 +12,14 @@ import contextlib
 import enum
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from baustelle import tarstream, xattrs
+from baustelle import removal, tarstream, xattrs
 from baustelle.errors import CorruptLayerError, UnpackError
+from baustelle.layerflags import LayerFlags
 from baustelle.overlay import OverlayMarks
 from baustelle.paths import Walk, make_implied_directory, open_beneath
 from baustelle.tarstream import Entry, TarStream
@@ -68,6 +68,7 @@ class Extractor:
     def __init__(self, root_fd: int, whiteouts: Whiteouts) -> None:
         self._root_fd = root_fd
         self._overlay = OverlayMarks(root_fd) if whiteouts is Whiteouts.OVERLAY else None
+        self._flags = LayerFlags(root_fd)
         self._may_chown = os.geteuid() == 0
         self._parents: dict[bytes, _Parent] = {}
         self._stale: list[_Parent] = []
@@ -78,7 +79,7 @@ class Extractor:
         """Bytes of data written to regular files."""
         self.entries = 0
         self.skipped_xattrs: set[str] = set()
-        """Attributes that the file system cannot keep."""
+        """Attributes that the file system cannot keep; SCHILY.fflags for file flags."""
 
     def __enter__(self) -> Self:
         return self
@@ -95,7 +96,7 @@ class Extractor:
         self.entries += 1
 
     def finish(self) -> None:
-        """Make overlayfs' whiteouts and give directories their metadata. Raises UnpackError."""
+        """Make overlayfs' whiteouts, give directories their metadata, set file flags. Raises UnpackError."""
         self._close_parents()
         if self._overlay is not None:
             self._overlay.write()
@@ -112,6 +113,11 @@ class Extractor:
                 raise UnpackError(
                     f"layer entry {os.fsdecode(entry.name)!r}: {_reason(entry, error)}"
                 ) from error
+        try:
+            if not self._flags.write():
+                self.skipped_xattrs.add("SCHILY.fflags")
+        except OSError as error:
+            raise UnpackError(f"file flags of the layer: {error}") from error
 
     def _add(self, entry: Entry, archive: TarStream) -> None:
         parts = _clean(entry.name)
@@ -119,6 +125,8 @@ class Extractor:
             if entry.type != tarstream.DIRECTORY:
                 raise UnpackError("layer entry '/': the root of an image can only be a directory")
             self._directories[b""] = entry
+            self._flags.lift(self._root_fd, b"")
+            self._note_flags(b"", entry)
             return
         *above, name = parts
         if name.startswith(_WHITEOUT):
@@ -135,6 +143,7 @@ class Extractor:
             self._make_file(parent, name, key, entry, archive)
         else:
             self._make_special(parent, name, key, entry)
+        self._note_flags(key, entry)
         self._touch(parent, key)
 
     # Kinds of entries
@@ -169,6 +178,7 @@ class Extractor:
             os.mkdir(name, 0o700, dir_fd=parent.fd)
         except FileExistsError:
             if stat.S_ISDIR(os.stat(name, dir_fd=parent.fd, follow_symlinks=False).st_mode):
+                self._flags.lift_name(parent.fd, name, key)
                 return
             self._remove(parent, name, key)
             os.mkdir(name, 0o700, dir_fd=parent.fd)
@@ -185,7 +195,7 @@ class Extractor:
             if b"/".join([*walk.names, target]) == key:
                 return
             # Look first: a link that cannot be made must not cost the file that is there.
-            os.stat(target, dir_fd=walk.fd, follow_symlinks=False)
+            self._flags.lift_name(walk.fd, target, b"/".join([*walk.names, target]))
             self._remove(parent, name, key, missing_ok=True)
             os.link(target, name, src_dir_fd=walk.fd, dst_dir_fd=parent.fd, follow_symlinks=False)
 
@@ -246,6 +256,7 @@ class Extractor:
             return
         fd = os.open(name, _OPEN_DIRECTORY, dir_fd=parent.fd)
         try:
+            self._flags.lift(fd, key)
             below = _Parent(fd, [*parent.names, name])
             for child in _children(fd):
                 self._remove_lower(below, child)
@@ -267,6 +278,7 @@ class Extractor:
                 parent = _Parent(-1, walk.names)
                 # Listing needs a descriptor open for reading, which a walk's is not.
                 parent.fd = os.open(b".", _OPEN_DIRECTORY, dir_fd=walk.fd)
+            self._flags.lift(parent.fd, b"/".join(parent.names))
             self._parents[path] = parent
         return parent
 
@@ -292,18 +304,23 @@ class Extractor:
                 return
             raise
         if stat.S_ISDIR(found.st_mode):
-            shutil.rmtree(name, dir_fd=parent.fd)
+            removal.remove_tree(name, dir_fd=parent.fd)
             self._directories = {
                 path: entry
                 for path, entry in self._directories.items()
                 if path != key and not path.startswith(key + b"/")
             }
         else:
-            os.unlink(name, dir_fd=parent.fd)
+            self._flags.unlink(parent.fd, name, found)
+        self._flags.forget(key)
         if stat.S_ISDIR(found.st_mode) or stat.S_ISLNK(found.st_mode):
             # Paths may lead elsewhere now. One of the directories is in use, so they are closed later.
             self._stale.extend(self._parents.values())
             self._parents.clear()
+
+    def _note_flags(self, key: bytes, entry: Entry) -> None:
+        if self._may_chown:
+            self._flags.note(key, entry.flags)
 
     def _reopen(self, key: bytes) -> int:
         return open_beneath(self._root_fd, key or b".", _OPEN_DIRECTORY)

@@ -55,6 +55,8 @@ class Entry:
     extents: list[tuple[int, int]] | None = None
     """(offset, length) of the data in a sparse file; None for all others."""
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    flags: bytes = b""
+    """File flags in the words of chflags(1), `schg,uarch`."""
 
 
 class ByteReader:
@@ -201,6 +203,7 @@ class TarStream:
             entry.device = (_number(block[329:337], "major"), _number(block[337:345], "minor"))
         if pax:
             entry.xattrs = _xattrs(pax)
+            entry.flags = pax.get(b"SCHILY.fflags", b"")
         self._unread = entry.stored
         self._padding = -entry.stored % BLOCK
         if kind == _GNU_SPARSE:

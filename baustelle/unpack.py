@@ -30,7 +30,7 @@ class Unpacked:
     """Bytes of data in regular files, holes not counted."""
     entries: int
     skipped_xattrs: tuple[str, ...] = ()
-    """Extended attributes that the file system cannot keep, by name."""
+    """Extended attributes that the file system cannot keep, by name; SCHILY.fflags stands for file flags."""
 
 
 def unpack(stream: Source, root: Path, *, whiteouts: Whiteouts) -> Unpacked:
@@ -38,8 +38,8 @@ def unpack(stream: Source, root: Path, *, whiteouts: Whiteouts) -> Unpacked:
 
     `root` must exist. It holds the layers below for `Whiteouts.APPLY`, nothing for `Whiteouts.OVERLAY`.
     Blocks; for an event loop there is `unpack_stream`. No entry ends outside of `root`, whatever it is called
-    and whatever links are there. File flags of FreeBSD (SCHILY.fflags) are not set: a schg file could
-    neither be replaced by a later layer nor removed with the image.
+    and whatever links are there. File flags (SCHILY.fflags) are set on FreeBSD, by root: remove the tree with
+    `baustelle.removal`, which clears them. ACLs (SCHILY.acl) are not set.
 
     Raises CorruptLayerError for bytes that make no layer and UnpackError for an entry that cannot be
     made, both naming entry and reason; what was unpacked until then stays, for the caller to remove.

@@ -5,7 +5,6 @@ Names are those of Linux and of the SCHILY.xattr records in tar archives: `user.
 others, which belong to the Linux kernel.
 """
 
-import ctypes
 import errno
 import os
 import sys
@@ -13,38 +12,91 @@ import sys
 NOT_STORABLE = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP})
 """Errno values that mean: this file system does not keep attributes of that kind."""
 
-_EXTATTR_NAMESPACES = {"user": 1, "system": 2}  # sys/extattr.h
+if sys.platform == "linux":
 
+    def names_on_fd(fd: int) -> list[bytes]:
+        """The attributes that an open file or directory has, as far as we may see them. Raises OSError."""
+        return [os.fsencode(name) for name in os.listxattr(fd)]
 
-def set_on_fd(fd: int, name: bytes, value: bytes) -> None:
-    """Set one attribute of an open file or directory. Raises OSError; see `NOT_STORABLE`."""
-    if sys.platform == "linux":
+    def get_on_fd(fd: int, name: bytes) -> bytes:
+        """An attribute's value. Raises OSError."""
+        return os.getxattr(fd, name)
+
+    def set_on_fd(fd: int, name: bytes, value: bytes) -> None:
+        """Set one attribute of an open file or directory. Raises OSError; see `NOT_STORABLE`."""
         os.setxattr(fd, name, value)
-    else:
-        _extattr_set("extattr_set_fd", ctypes.c_int(fd), name, value)
 
+    def set_on_name(dir_fd: int, name: bytes, attribute: bytes, value: bytes) -> None:
+        """Set one attribute of `name` in a directory without following it: links, FIFOs, devices."""
+        # There is no lsetxattrat(2) in the systems of today; the descriptor's name pins the directory.
+        os.setxattr(f"/proc/self/fd/{dir_fd}/".encode() + name, attribute, value, follow_symlinks=False)
 
-def set_on_name(dir_fd: int, name: bytes, attribute: bytes, value: bytes) -> None:
-    """Set one attribute of `name` in a directory without opening or following it: links, fifos, devices."""
-    # There is no lsetxattrat(2) in the systems of today; the descriptor's name pins the directory.
-    path = f"/{'proc/self' if sys.platform == 'linux' else 'dev'}/fd/{dir_fd}/".encode() + name
-    if sys.platform == "linux":
-        os.setxattr(path, attribute, value, follow_symlinks=False)
-    else:
-        _extattr_set("extattr_set_link", ctypes.c_char_p(path), attribute, value)
+else:
+    from baustelle.freebsd import fail, library
 
+    _NAMESPACES = {b"user": 1, b"system": 2}  # sys/extattr.h
+    # These hold the ACLs of UFS, which `baustelle.acls` copies.
+    _ACLS = frozenset({b"posix1e.acl_access", b"posix1e.acl_default", b"nfs4.acl"})
 
-def _extattr_set(
-    function: str, target: ctypes.c_int | ctypes.c_char_p, attribute: bytes, value: bytes
-) -> None:
-    """extattr_set_fd(2) and extattr_set_link(2), which the standard library does not offer."""
-    space, _, name = attribute.partition(b".")
-    namespace = _EXTATTR_NAMESPACES.get(os.fsdecode(space))
-    if namespace is None:
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), os.fsdecode(attribute))
-    call = getattr(ctypes.CDLL(None, use_errno=True), function)
-    call.restype = ctypes.c_ssize_t
-    written = call(target, namespace, ctypes.c_char_p(name), value, ctypes.c_size_t(len(value)))
-    if written < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), os.fsdecode(attribute))
+    def names_on_fd(fd: int) -> list[bytes]:
+        """The attributes that an open file or directory has, as far as we may see them. Raises OSError."""
+        names = []
+        for prefix, space in _NAMESPACES.items():
+            try:
+                listed = _list(fd, space)
+            except PermissionError:
+                continue  # the system name space is root's, and out of reach in most jails
+            names += [prefix + b"." + name for name in listed if name not in _ACLS]
+        return names
+
+    def get_on_fd(fd: int, name: bytes) -> bytes:
+        """An attribute's value. Raises OSError."""
+        (ffi, libc), (space, own_name) = library(), _split(name)
+        size = libc.extattr_get_fd(fd, space, own_name, ffi.NULL, 0)
+        if size < 0:
+            fail(name)
+        data = ffi.new("char[]", max(size, 1))
+        size = libc.extattr_get_fd(fd, space, own_name, data, size)
+        if size < 0:
+            fail(name)
+        return bytes(ffi.buffer(data, size))
+
+    def set_on_fd(fd: int, name: bytes, value: bytes) -> None:
+        """Set one attribute of an open file or directory. Raises OSError; see `NOT_STORABLE`."""
+        space, own_name = _split(name)
+        if library()[1].extattr_set_fd(fd, space, own_name, value, len(value)) < 0:
+            fail(name)
+
+    def set_on_name(dir_fd: int, name: bytes, attribute: bytes, value: bytes) -> None:
+        """Set one attribute of `name` in a directory without following it: links, FIFOs, devices."""
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        try:
+            set_on_fd(fd, attribute, value)
+        finally:
+            os.close(fd)
+
+    def _split(name: bytes) -> tuple[int, bytes]:
+        prefix, _, own_name = name.partition(b".")
+        if prefix not in _NAMESPACES:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), os.fsdecode(name))
+        return _NAMESPACES[prefix], own_name
+
+    def _list(fd: int, space: int) -> list[bytes]:
+        ffi, libc = library()
+        size = libc.extattr_list_fd(fd, space, ffi.NULL, 0)
+        if size < 0 and ffi.errno in NOT_STORABLE:
+            return []
+        if size < 0:
+            fail()
+        if not size:
+            return []
+        data = ffi.new("char[]", size)
+        size = libc.extattr_list_fd(fd, space, data, size)
+        if size < 0:
+            fail()
+        rest, names = bytes(ffi.buffer(data, size)), []
+        while rest:  # each name comes after a byte that tells its length
+            end = 1 + rest[0]
+            names.append(rest[1:end])
+            rest = rest[end:]
+        return names

@@ -89,4 +89,8 @@ def for_this_system(host: SocketSource) -> Links:
         from cni_plugins.linux import LinuxLinks  # noqa: PLC0415 - a driver is loaded on its own system only
 
         return LinuxLinks(host)
-    raise ConfigurationError(f"no network driver for {sys.platform}; there is one for linux")
+    if sys.platform.startswith("freebsd"):
+        from cni_plugins.freebsd import FreeBSDLinks  # noqa: PLC0415
+
+        return FreeBSDLinks(host)
+    raise ConfigurationError(f"no network driver for {sys.platform}; there are ones for linux and freebsd")

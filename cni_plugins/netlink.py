@@ -8,7 +8,8 @@ Attributes are dictionaries from the table's names to values. An attribute that 
 its number, as bytes. All integers are in the machine's byte order, except inside addresses.
 
 Sources: netlink(7), rtnetlink(7), linux/{netlink,rtnetlink,if_link,if_addr}.h; FreeBSD's netlink(4) and
-rtnetlink(4) keep the same numbers for everything here but address families.
+rtnetlink(4) keep the same numbers for everything here but address families and the main routing table, and
+`freebsd.c` holds the compiler to it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from struct import Struct
@@ -40,9 +42,10 @@ CAPPED, ACK_TLVS = 0x100, 0x200
 # Flags and modes of what the messages describe.
 IFF_UP, IFF_LOOPBACK = 0x1, 0x8
 IFA_F_NODAD = 0x2
+INFINITE_LIFETIME = 0xFFFFFFFF
 ADDR_GEN_MODE_NONE = 1
 RTEXT_FILTER_SKIP_STATS = 0x8
-RT_TABLE_MAIN = 254
+RT_TABLE_MAIN = 0 if sys.platform.startswith("freebsd") else 254  # there it is the number of a FIB
 RTPROT_STATIC = 4
 RTN_UNICAST = 1
 
@@ -109,12 +112,16 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """The kernel's verdict on the request `sequence`: errno 0 is success, `text` its explanation if any."""
+    """The kernel's verdict on the request `sequence`: errno 0 is success, `text` its explanation if any.
+
+    `cookie` is what else the kernel has to say; FreeBSD tells of a link that was created, see `LINK_COOKIE`.
+    """
 
     sequence: int
     errno: int
     text: str = ""
     offset: int | None = None
+    cookie: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +156,33 @@ class Integer:
         """Refuses another width."""
         value: int = self._struct.unpack(payload)[0]
         return value
+
+
+class Opaque:
+    """Bytes that only the receiver can read."""
+
+    def encode(self, value: bytes) -> bytes:
+        """Any."""
+        return bytes(value)
+
+    def decode(self, payload: bytes) -> bytes:
+        """Any."""
+        return payload
+
+
+class Integers:
+    """A structure of unsigned integers, as a tuple."""
+
+    def __init__(self, layout: str) -> None:
+        self._struct = Struct(layout)
+
+    def encode(self, value: tuple[int, ...]) -> bytes:
+        """Refuses what does not fit."""
+        return self._struct.pack(*value)
+
+    def decode(self, payload: bytes) -> tuple[int, ...]:
+        """Refuses another width."""
+        return self._struct.unpack(payload)
 
 
 class Text:
@@ -270,6 +304,7 @@ LINK = Table(
     link=(5, U32),
     master=(10, U32),
     operstate=(16, U8),
+    alias=(20, TEXT),
     group=(27, U32),
     netns_fd=(28, U32),
     ext_mask=(29, U32),
@@ -296,6 +331,7 @@ ADDRESSES = Table(
     local=(2, ADDRESS),
     label=(3, TEXT),
     broadcast=(4, ADDRESS),
+    cacheinfo=(6, Integers("=IIII")),  # seconds preferred and valid, when created and changed
     flags=(8, U32),
 )
 ROUTE = Table(
@@ -307,7 +343,8 @@ ROUTE = Table(
     prefsrc=(7, ADDRESS),
     table=(15, U32),
 )
-EXTENDED_ACK = Table(text=(1, TEXT), offset=(2, U32))
+EXTENDED_ACK = Table(text=(1, TEXT), offset=(2, U32), cookie=(3, Opaque()))
+LINK_COOKIE = Nested(LINK)
 
 MESSAGES: dict[int, tuple[type[Header], Table]] = {
     **dict.fromkeys((NEWLINK, DELLINK, GETLINK), (LinkHeader, LINK)),
@@ -384,15 +421,28 @@ def encode(message: Message) -> bytes:
     return _NLMSGHDR.pack(length, message.type, message.flags, message.sequence, message.port) + body
 
 
+def _errno(body: bytes) -> int:
+    """Read an error: Linux sends it negated, FreeBSD does not."""
+    value: int = _INT.unpack_from(body)[0]
+    return abs(value)
+
+
 def _decode_acknowledgement(flags: int, sequence: int, body: bytes) -> Acknowledgement:
-    """Read NLMSG_ERROR: -errno, the request's header, its body unless CAPPED, and then the explanation."""
-    error = -_INT.unpack_from(body)[0]
+    """Read NLMSG_ERROR: the error, the request's header, its body unless CAPPED, and then the explanation."""
+    error = _errno(body)
     request_length = _NLMSGHDR.unpack_from(body, _INT.size)[0]
-    if not flags & ACK_TLVS:
+    if not flags & (ACK_TLVS | CAPPED):
         return Acknowledgement(sequence, error)
+    # FreeBSD sets only CAPPED where the sole attribute is the cookie.
     echoed = _NLMSGHDR.size if flags & CAPPED else request_length
     explanation = _decode_attributes(body[_INT.size + echoed + _padding(echoed) :], EXTENDED_ACK)
-    return Acknowledgement(sequence, error, explanation.get("text", ""), explanation.get("offset"))
+    return Acknowledgement(
+        sequence,
+        error,
+        explanation.get("text", ""),
+        explanation.get("offset"),
+        explanation.get("cookie", b""),
+    )
 
 
 def decode(datagram: bytes) -> list[Message | Acknowledgement | Done]:
@@ -411,7 +461,7 @@ def decode(datagram: bytes) -> list[Message | Acknowledgement | Done]:
             if kind == ERROR:
                 messages.append(_decode_acknowledgement(flags, sequence, body))
             elif kind == DONE:
-                messages.append(Done(sequence, -_INT.unpack_from(body)[0] if body else 0))
+                messages.append(Done(sequence, _errno(body) if body else 0))
             elif kind in MESSAGES:
                 header_type, table = MESSAGES[kind]
                 layout = _STRUCTS[header_type]

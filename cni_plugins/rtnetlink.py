@@ -14,7 +14,7 @@ import struct
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -31,7 +31,7 @@ _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
 _NETLINK_EXT_ACK = 11
 _ANSWER_TIMEOUT = struct.pack("@ll", 10, 0)  # struct timeval; only a kernel with a stuck lock takes so long
-_BRIEF: dict[str | int, Any] = {"ext_mask": netlink.RTEXT_FILTER_SKIP_STATS}
+_BRIEF: dict[str | int, Any] = {"ext_mask": netlink.RTEXT_FILTER_SKIP_STATS}  # FreeBSD passes over it
 _BUFFER = 1 << 16  # the kernel fills at most 32 KiB per datagram of a dump
 
 
@@ -43,9 +43,19 @@ class Request(NamedTuple):
     object: str
 
 
+class _Answers(NamedTuple):
+    """Of a batch: the messages that it asked for, and the verdict on every request, in the kernel's order."""
+
+    messages: list[Message]
+    verdicts: list[netlink.Acknowledgement]
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One interface as the kernel describes it; `master` is the index of the bridge that it is in, or 0."""
+    """One interface as the kernel describes it; `master` is the index of the bridge that it is in, or 0.
+
+    FreeBSD's kernel does not tell of `master` here. `alias` is what ifconfig(8) calls the description there.
+    """
 
     name: str
     index: int
@@ -55,6 +65,7 @@ class Link:
     master: int = 0
     up: bool = False
     loopback: bool = False
+    alias: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +96,15 @@ def link_del(name: str) -> Request:
 
 
 def address_add(index: int, name: str, address: InterfaceAddress) -> Request:
-    """Return the request to give an interface an address, usable at once (no duplicate address detection)."""
+    """Return the request to give an interface an address, usable at once (no duplicate address detection).
+
+    FreeBSD replaces an address that is there already, where Linux answers EEXIST.
+    """
     attributes: dict[str | int, Any] = {"local": address.ip, "address": address.ip}
     if address.version == 6:
         attributes["flags"] = netlink.IFA_F_NODAD
+        # FreeBSD takes a lifetime that is not given for zero, and then silently adds nothing.
+        attributes["cacheinfo"] = (netlink.INFINITE_LIFETIME, netlink.INFINITE_LIFETIME, 0, 0)
     elif address.network.prefixlen < 31:
         attributes["broadcast"] = address.network.broadcast_address
     message = Message(
@@ -104,7 +120,9 @@ def route_add_default(index: int, name: str, gateway: Address) -> Request:
     """Return the request for a default route over an interface to a gateway on its link."""
     header = RouteHeader(_family(gateway.version))
     flags = netlink.CREATE | netlink.EXCL
-    message = Message(netlink.NEWROUTE, header, {"gateway": gateway, "oif": index}, flags)
+    anywhere = ip_address("::" if gateway.version == 6 else "0.0.0.0")  # Linux would assume it
+    attributes: dict[str | int, Any] = {"dst": anywhere, "gateway": gateway, "oif": index}
+    message = Message(netlink.NEWROUTE, header, attributes, flags)
     return Request(message, f"add the default route via {gateway} on", f"interface {name}")
 
 
@@ -152,7 +170,7 @@ class Routes:
         """Return one link; KernelError with ENODEV if there is none of that name."""
         message = Message(netlink.GETLINK, LinkHeader(), {"name": name, **_BRIEF})
         request = Request(message, "find", f"interface {name}")
-        for answer in self._exchange([request]):
+        for answer in self._exchange([request]).messages:
             return _link(answer)
         raise KernelError(errno.ENODEV, "find", f"interface {name}", "no answer")
 
@@ -186,6 +204,19 @@ class Routes:
             "info": {"kind": "bridge"},
         }
         self._create(attributes, f"bridge {name}", up=True)
+
+    def link_create(self, kind: str, alias: str) -> str:
+        """Make a link, down, under a name that the kernel chooses (FreeBSD), and return that name.
+
+        In the same system call it gets an alias, so that it can be told from others however early its maker dies.
+        Of an epair(4) the name and the alias are the first end's.
+        """
+        attributes: dict[str | int, Any] = {"name": kind, "alias": alias, "info": {"kind": kind}}
+        header = LinkHeader(change=netlink.IFF_UP)
+        message = Message(netlink.NEWLINK, header, attributes, netlink.CREATE | netlink.EXCL)
+        verdicts = self._exchange([Request(message, "create", f"{kind} for {alias}")]).verdicts
+        name: str = netlink.LINK_COOKIE.decode(verdicts[0].cookie)["name"]
+        return name
 
     def link_set(self, name: str, **changes: Any) -> None:
         """Change a link: up (bool), master (index), mtu, mac, families and info as in `netlink.LINK`."""
@@ -230,8 +261,7 @@ class Routes:
 
     def perform(self, *requests: Request) -> None:
         """Send requests in one datagram and wait for all verdicts; raises KernelError for the first refusal."""
-        for _ in self._exchange(requests):
-            pass
+        self._exchange(requests)
 
     def _create(self, attributes: dict[str | int, Any], what: str, *, up: bool) -> None:
         flag = netlink.IFF_UP if up else 0
@@ -242,8 +272,8 @@ class Routes:
             )
         )
 
-    def _exchange(self, requests: Iterable[Request]) -> list[Message]:
-        """Return the messages that answer the requests, once every request has its verdict."""
+    def _exchange(self, requests: Iterable[Request]) -> _Answers:
+        """Return what answers the requests, once every request has its verdict."""
         pending: dict[int, Request] = {}
         datagram = b""
         for request in requests:
@@ -253,19 +283,20 @@ class Routes:
             datagram += netlink.encode(replace(request.message, flags=flags, sequence=self._sequence))
         first = next(iter(pending.values()))
         self._send(datagram, first)
-        answers: list[Message] = []
+        answers = _Answers([], [])
         failures: list[KernelError] = []
         while pending:
             for answer in self._receive(first):
                 if answer.sequence not in pending:
                     continue
                 if isinstance(answer, Message):
-                    answers.append(answer)
+                    answers.messages.append(answer)
                 elif isinstance(answer, netlink.Acknowledgement):
-                    verdict = pending.pop(answer.sequence)
+                    answers.verdicts.append(answer)
+                    request = pending.pop(answer.sequence)
                     if answer.errno:
                         failures.append(
-                            KernelError(answer.errno, verdict.operation, verdict.object, answer.text)
+                            KernelError(answer.errno, request.operation, request.object, answer.text)
                         )
         if failures:
             raise failures[0]
@@ -318,6 +349,7 @@ def _link(message: Message) -> Link:
         master=attributes.get("master", 0),
         up=bool(header.flags & netlink.IFF_UP),
         loopback=bool(header.flags & netlink.IFF_LOOPBACK),
+        alias=attributes.get("alias", ""),
     )
 
 

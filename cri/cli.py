@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +28,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "config":
         sys.stdout.write(configuration.dump(config))
         return 0
+    if options.command == "doctor":
+        return _doctor(config, as_json=options.json, strict=options.strict)
     return _serve(config)
+
+
+def _doctor(config: Config, *, as_json: bool, strict: bool) -> int:
+    from cri import doctor  # noqa: PLC0415 - drivers, and only needed here
+    from cri.sandbox.host import HostError  # noqa: PLC0415
+
+    try:
+        findings = doctor.examine(config)
+    except HostError as error:
+        sys.stderr.write(f"cri-jails: {error}\n")
+        return 2
+    if as_json:
+        sys.stdout.write(doctor.render_json(findings))
+    else:
+        terminal = sys.stdout.isatty()
+        width = shutil.get_terminal_size().columns if terminal else None
+        colour = terminal and not os.environ.get("NO_COLOR")
+        sys.stdout.write(doctor.render_table(findings, width=width, colour=colour))
+    return doctor.exit_status(findings, strict=strict)
 
 
 def _serve(config: Config) -> int:
@@ -67,6 +90,16 @@ def _parser() -> argparse.ArgumentParser:
         help="print the effective configuration and where each value is from",
         allow_abbrev=False,
     )
+    doctor = commands.add_parser(
+        "doctor",
+        parents=[settings],
+        help="look for what is wrong with this node, and name what mends it",
+        description="Look for what is wrong with this node, and name what mends it. Changes nothing.",
+        epilog="Exit status: 0 if there is no failure, 1 if there is one, 2 if the node could not be examined.",
+        allow_abbrev=False,
+    )
+    doctor.add_argument("--json", action="store_true", help="for programs instead of people")
+    doctor.add_argument("--strict", action="store_true", help="let warnings count as failures")
     commands.add_parser("version", help="print the version")
     return parser
 

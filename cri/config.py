@@ -60,6 +60,16 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class FreeBSDConfig:
+    """What only the FreeBSD driver needs."""
+
+    allow: tuple[str, ...]
+    """The allow.* parameters of jail(8) that annotations may give to containers."""
+    devfs_ruleset: int
+    """Number of the devfs ruleset that is ours."""
+
+
+@dataclass(frozen=True, slots=True)
 class RegistryConfig:
     """How one registry is reached."""
 
@@ -93,6 +103,7 @@ class Config:
     log: LogConfig
     image: ImageConfig
     network: NetworkConfig
+    freebsd: FreeBSDConfig
     registries: Mapping[str, RegistryConfig]
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     """Where each value came from, by key."""
@@ -156,6 +167,24 @@ SETTINGS: Sequence[Setting] = (
     Setting("network.bridge", kind.interface, "cri0", "the pods' bridge interface"),
     Setting("network.subnet", kind.subnet, "10.88.0.0/16", "addresses for pods"),
     Setting("network.mtu", kind.whole(0, 65535), 0, "bytes; 0: the kernel's default"),
+    Setting(
+        "freebsd.allow",
+        kind.texts,
+        (
+            "allow.chflags",
+            "allow.mlock",
+            "allow.raw_sockets",
+            "allow.read_msgbuf",
+            "allow.reserved_ports",
+            "allow.set_hostname",
+            "allow.socket_af",
+            "allow.unprivileged_proc_debug",
+        ),
+        "jail parameters that annotations org.freebsd.jail.* may give",
+    ),
+    Setting(
+        "freebsd.devfs_ruleset", kind.whole(6, 65535), 3185, "number of the devfs ruleset for containers"
+    ),
 )
 
 REGISTRY_SETTINGS: Mapping[str, kind.Reader] = {
@@ -218,6 +247,7 @@ def load(
         log=LogConfig(**_section(values, "log")),
         image=ImageConfig(**_section(values, "image")),
         network=NetworkConfig(**_section(values, "network")),
+        freebsd=FreeBSDConfig(**_section(values, "freebsd")),
         registries=registries,
         sources=sources,
         **{key: value for key, value in values.items() if "." not in key},

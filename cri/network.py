@@ -86,17 +86,20 @@ class BridgeNetwork:
         """Take the pod's interface and address back; succeeds on what is gone.
 
         The pod is off the network when this returns. Its interface goes with its namespace, or is deleted in the
-        background: the kernel makes a deleter wait for tens of milliseconds, which no pod's end needs to.
+        background: Linux makes a deleter wait for tens of milliseconds, which no pod's end needs to. On FreeBSD it is
+        deleted now: a dying jail would keep it, and the kernel is not safe against the two ending at once.
         """
         leases = [lease for lease in self._store.leases.values() if lease.owner == sandbox_id]
         if not leases:
             return
-        await asyncio.to_thread(self._bridge.disconnect, sandbox_id)
+        first = self._host.features.delete_interfaces_first
+        await asyncio.to_thread(self._bridge.delete if first else self._bridge.disconnect, sandbox_id)
         await self._store.delete(*leases)
         self._allocator.release(sandbox_id)
-        deletion = asyncio.create_task(self._delete(sandbox_id))
-        self._deletions.add(deletion)
-        deletion.add_done_callback(self._deletions.discard)
+        if not first:
+            deletion = asyncio.create_task(self._delete(sandbox_id))
+            self._deletions.add(deletion)
+            deletion.add_done_callback(self._deletions.discard)
 
     async def reconcile(self, sandboxes: Sequence[str]) -> None:
         """Take back what belongs to no sandbox: leases, and interfaces that a crash left half deleted.

@@ -8,6 +8,7 @@ import ipaddress
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import structlog
 
@@ -25,6 +26,7 @@ from cri.sandbox.host import Host, HostError
 from cri.sandbox.node import Node
 from cri.sandbox.pods import Pods
 from cri.sandbox.recovery import recover
+from cri.sandbox.warden.spawning import Spawner
 from cri.sockets import SocketError, refuse_live
 from cri.state import StateError, StateLock, Store
 from cri.stats import Stats
@@ -73,6 +75,8 @@ async def serve(config: Config) -> None:
     async with contextlib.AsyncExitStack() as end:
         # The state holds configs, and so secrets; the socket in the runtime directory is for a group to reach.
         config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # As the kernel tells the paths of jails and mounts.
+        config = replace(config, state_dir=config.state_dir.resolve())
         config.runtime_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         end.enter_context(StateLock.acquire(config.state_dir))
         # Wardens that the records do not name will be ended: they must not be another daemon's.
@@ -164,12 +168,36 @@ def make_host(config: Config) -> Host:
         from cri.sandbox.linux.host import LinuxHost  # noqa: PLC0415 - its kernel binding exists on Linux only
 
         return LinuxHost(config.state_dir, config.runtime_dir, config.snapshotter)
-    raise HostError("start", f"host {name}", "there is no driver for it in this release; set host to linux")
+    if name == "freebsd":
+        return _freebsd_host(config)
+    raise HostError("start", f"host {name}", "there is no driver for it; there are linux and freebsd")
+
+
+def _freebsd_host(config: Config) -> Host:
+    try:
+        from cri.sandbox.freebsd import kernel  # noqa: PLC0415 - compiled on FreeBSD only
+    except ImportError as error:
+        raise HostError(
+            "start",
+            "host freebsd",
+            f"its kernel binding is not compiled ({error}); install with pip on FreeBSD",
+        ) from error
+    from cri.sandbox.freebsd.host import FreeBSDHost  # noqa: PLC0415
+    from cri.sandbox.freebsd.jails import Policy  # noqa: PLC0415
+
+    return FreeBSDHost(
+        config.state_dir,
+        config.runtime_dir,
+        config.snapshotter,
+        calls=kernel,
+        spawner=Spawner("cri.sandbox.freebsd.driver"),
+        policy=Policy(frozenset(config.freebsd.allow), config.freebsd.devfs_ruleset),
+    )
 
 
 def platforms(host: Host) -> list[Platform]:
     """What images may be built for, best first."""
-    return [Platform.current(host.name)]
+    return [Platform.current(system) for system in host.image_systems or (host.name,)]
 
 
 def registry_hosts(config: Config) -> HostsConfig:

@@ -134,11 +134,13 @@ class ImageStore:
         image = self.find(reference)
         if image is None:
             raise NotFoundError(f"image {reference!r} is not on this node: pull it first")
+        config = json.loads(image.config)
         return RunnableImage(
             id=image.id,
             reference=image.digests[0] if image.digests else image.id,
             layers=tuple(image.chains),
-            defaults=ImageDefaults.from_config(json.loads(image.config)),
+            defaults=ImageDefaults.from_config(config),
+            os=str(config.get("os", "")),
         )
 
     def hold(self, layers: Iterable[str]) -> AbstractContextManager[None]:
@@ -151,7 +153,10 @@ class ImageStore:
         if self.layers.all_in(needed):
             return
         for container in self._store.containers.values():
-            needed.update(json.loads(container.spec)["layers"])
+            spec = json.loads(container.spec)
+            needed.update(spec["layers"])
+            for mount in spec["mounts"]:
+                needed.update(mount.get("image_layers", ()))
         await self.layers.collect(needed)
 
     def usage(self) -> DiskUsage:

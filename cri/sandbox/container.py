@@ -227,7 +227,7 @@ class Container:
     def _make_directories(self, own: Path) -> None:
         own.mkdir(mode=0o700, parents=True)
         for mount in self.spec.mounts:
-            if not mount.tmpfs and not os.path.lexists(mount.source):
+            if mount.source and not mount.tmpfs and not os.path.lexists(mount.source):
                 # As containerd and CRI-O do for a hostPath of no type, so that pods which rely on it run here too.
                 Path(mount.source).mkdir(mode=0o755, parents=True)
 

@@ -71,6 +71,12 @@ class Features:
     host_ipc: bool = False
     sysctls: bool = False
     """A sandbox may have sysctls of its own."""
+    shared_pids: bool = True
+    """A container may see the processes of another one of its pod."""
+    image_volumes: bool = False
+    """An image may be mounted as a volume."""
+    delete_interfaces_first: bool = False
+    """A pod's interfaces have to be gone before the pod is stopped; otherwise they go with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +235,8 @@ class Host(abc.ABC):
 
     name: str
     """linux, freebsd, fake."""
+    image_systems: Sequence[str] = ()
+    """Operating systems whose images run here, best first; none given: only its own."""
     features: Features
     snapshots: Snapshotter
 

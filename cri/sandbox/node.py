@@ -24,6 +24,8 @@ class RunnableImage:
     layers: tuple[str, ...]
     """Chain ids, lowest first."""
     defaults: ImageDefaults
+    os: str = ""
+    """The operating system that it was built for."""
 
 
 class Images(Protocol):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import structlog
@@ -294,12 +295,21 @@ class Pods:
                 f"sandbox {sandbox.id} is {sandbox.state}: containers need a ready one"
             )
         image = self._node.images.runnable(config.image.image if config.image else "")
-        with self._node.images.hold(image.layers):
-            return await self._create_from(image, name, sandbox, config, encoded)
+        volumes = {
+            mount.image.image: self._node.images.runnable(mount.image.image).layers
+            for mount in config.mounts
+            if mount.image is not None and mount.image.image
+        }
+        with self._node.images.hold({*image.layers, *itertools.chain.from_iterable(volumes.values())}):
+            return await self._create_from(
+                image, volumes, name=name, sandbox=sandbox, config=config, encoded=encoded
+            )
 
     async def _create_from(
         self,
         image: RunnableImage,
+        volumes: Mapping[str, tuple[str, ...]],
+        *,
         name: ContainerName,
         sandbox: PodSandbox,
         config: v1.ContainerConfig,
@@ -316,6 +326,8 @@ class Pods:
             directory=self._node.container_directory(container_id),
             image=image.defaults,
             layers=image.layers,
+            volumes=volumes,
+            system=image.os,
             pod_files=pod_files.mounts(sandbox.spec),
             features=self._node.host.features,
         )

@@ -83,6 +83,10 @@ class MountSpec:
     """Of noexec, nodev, nosuid."""
     tmpfs: bool = False
     """An empty memory filesystem instead of `source`."""
+    image_layers: tuple[str, ...] = ()
+    """Chain ids of an unpacked image to show instead of `source`, lowest first."""
+    image_path: str = ""
+    """What of that image; empty: all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +179,8 @@ class ContainerSpec:
     layers: tuple[str, ...]
     """Chain ids of the unpacked image, lowest first."""
     process: ProcessSpec
+    os: str = ""
+    """What the image was built for, as the OCI spells it; empty: this node's own system."""
     namespaces: Namespaces = field(default_factory=Namespaces)
     hostname: str = ""
     mounts: tuple[MountSpec, ...] = ()

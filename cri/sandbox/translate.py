@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,10 +102,16 @@ def container_spec(
     directory: Path,
     image: ImageDefaults,
     layers: Iterable[str],
+    volumes: Mapping[str, tuple[str, ...]],
+    system: str,
     pod_files: Iterable[MountSpec],
     features: Features,
 ) -> ContainerSpec:
-    """What CreateContainer asks for. Raises InvalidArgumentError or UnsupportedError, naming the field."""
+    """What CreateContainer asks for. Raises InvalidArgumentError or UnsupportedError, naming the field.
+
+    `volumes` has the layers of the images that are mounted, by reference; `system` is what the container's own image was
+    built for.
+    """
     if config.metadata is None or not config.metadata.name:
         raise InvalidArgumentError("config.metadata.name is empty: a container needs a name")
     linux = config.linux or v1.LinuxContainerConfig()
@@ -119,7 +125,7 @@ def container_spec(
     capabilities = context.capabilities or v1.Capability()
     if capabilities.add_ambient_capabilities:
         raise UnsupportedError("capabilities.add_ambient_capabilities: not supported; use add_capabilities")
-    mounts = tuple(_mount(mount) for mount in config.mounts)
+    mounts = tuple(_mount(mount, features, volumes) for mount in config.mounts)
     taken = {posixpath.normpath(mount.target) for mount in mounts}
     return ContainerSpec(
         id=container_id,
@@ -127,6 +133,7 @@ def container_spec(
         directory=str(directory),
         layers=tuple(layers),
         process=_process(config, context, image, sandbox),
+        os=system,
         namespaces=_container_namespaces(context.namespace_options, sandbox, features),
         hostname=sandbox.hostname,
         mounts=(
@@ -195,6 +202,10 @@ def _namespaces(options: v1.NamespaceOption | None, features: Features) -> Names
         raise InvalidArgumentError(f"namespace_options.network {network.name}: must be POD or NODE")
     if ipc not in (Sharing.POD, Sharing.NODE):
         raise InvalidArgumentError(f"namespace_options.ipc {ipc.name}: must be POD or NODE")
+    if pid in (Sharing.POD, Sharing.TARGET) and not features.shared_pids:
+        raise UnsupportedError(
+            f"namespace_options.pid {pid.name}: on this host a container sees its own processes only; use CONTAINER"
+        )
     if pid is Sharing.NODE and not features.host_pid:
         raise UnsupportedError(
             "namespace_options.pid NODE: this host cannot show the node's processes to a pod"
@@ -278,17 +289,22 @@ def _user(context: v1.LinuxContainerSecurityContext, image: ImageDefaults) -> Us
     )
 
 
-def _mount(mount: v1.Mount) -> MountSpec:
+def _mount(mount: v1.Mount, features: Features, volumes: Mapping[str, tuple[str, ...]]) -> MountSpec:
     where = f"mount of {mount.host_path or 'an image'} on {mount.container_path}"
     if not mount.container_path:
         raise InvalidArgumentError(f"{where}: container_path is empty")
     if mount.image is not None and mount.image.image:
-        raise UnsupportedError(f"{where}: image volumes are not supported yet")
+        return _image_mount(mount, mount.image.image, features, volumes)
     if not posixpath.isabs(mount.host_path):
         raise InvalidArgumentError(f"{where}: host_path must be absolute")
     if mount.uid_mappings or mount.gid_mappings:
         raise UnsupportedError(f"{where}: id-mapped mounts need user namespaces, which this host has not")
     propagation = _PROPAGATION[mount.propagation]
+    if propagation is not Propagation.PRIVATE and not features.mount_propagation:
+        raise UnsupportedError(
+            f"{where}: {v1.MountPropagation(mount.propagation).name}: this host shows a container no mount that is made later; "
+            "use PROPAGATION_PRIVATE"
+        )
     if mount.recursive_read_only:
         if not mount.readonly:
             raise InvalidArgumentError(f"{where}: recursive_read_only needs readonly")
@@ -300,6 +316,23 @@ def _mount(mount: v1.Mount) -> MountSpec:
         readonly=mount.readonly,
         recursive_readonly=mount.recursive_read_only,
         propagation=propagation,
+    )
+
+
+def _image_mount(
+    mount: v1.Mount, reference: str, features: Features, volumes: Mapping[str, tuple[str, ...]]
+) -> MountSpec:
+    where = f"mount of image {reference} on {mount.container_path}"
+    if not features.image_volumes:
+        raise UnsupportedError(f"{where}: this host has no image volumes")
+    if mount.host_path:
+        raise InvalidArgumentError(f"{where}: host_path must be empty beside an image")
+    return MountSpec(
+        source="",
+        target=posixpath.join("/", mount.container_path),
+        readonly=True,
+        image_layers=volumes[reference],
+        image_path=mount.image_sub_path,
     )
 
 

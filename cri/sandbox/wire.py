@@ -1,27 +1,24 @@
-"""Specs as JSON, and the small files they live in. Imports the standard library only: the warden uses it."""
+"""Specs as JSON, and the small files they live in. Imports little beyond the standard library: the warden uses it."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-import errno
 import functools
-import itertools
 import json
 import os
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from baustelle import removal
 from cri.sandbox.spec import ExitRecord, Resources
 
 T = TypeVar("T")
 
 EXIT_RECORD = "exit.json"
-
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def encode(value: Any) -> Any:
@@ -75,54 +72,8 @@ def write_exit_record(directory: Path, record: ExitRecord) -> None:
 
 
 def remove_tree(directory: Path) -> None:
-    """Remove a directory of ours with all its content; succeeds if it is gone. Blocks.
-
-    However deep it is: directories are taken up to the top one by one, so neither the stack nor descriptors run out on
-    what a container has nested. No link is followed. Raises OSError.
-    """
-    try:
-        top = os.open(directory, _DIRECTORY)
-    except FileNotFoundError:
-        return
-    try:
-        numbers = itertools.count()
-        while _empty(top, None, numbers):
-            for name in os.listdir(top):  # noqa: PTH208 - by descriptor, so that no name can be exchanged
-                below = os.open(name, _DIRECTORY, dir_fd=top)
-                try:
-                    _empty(below, top, numbers)
-                finally:
-                    os.close(below)
-                os.rmdir(name, dir_fd=top)
-    finally:
-        os.close(top)
-    directory.rmdir()
-
-
-def _empty(directory: int, top: int | None, numbers: Iterator[int]) -> bool:
-    """Unlink all files in a directory, and move what is none to `top`. Whether any directory is left in here."""
-    left = False
-    with os.scandir(directory) as found:
-        entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
-    for name, is_directory in entries:
-        if not is_directory:
-            os.unlink(name, dir_fd=directory)
-        elif top is None:
-            left = True
-        else:
-            _move_up(name, directory, top, numbers)
-    return left
-
-
-def _move_up(name: str, directory: int, top: int, numbers: Iterator[int]) -> None:
-    while True:
-        try:
-            os.rename(name, f"{next(numbers)}.removed", src_dir_fd=directory, dst_dir_fd=top)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                raise  # else the name is taken
-        else:
-            return
+    """Remove a directory of ours with all its content, however deep and flagged; succeeds if it is gone. Blocks."""
+    removal.remove_tree(directory)
 
 
 @functools.cache

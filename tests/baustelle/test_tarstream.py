@@ -209,6 +209,11 @@ def test_global_headers_hold_until_overruled():
     assert names == [(b"mine", -1_250_000_000), (b"all", -1_250_000_000)]
 
 
+def test_file_flags():
+    flagged, plain = read(member("f", pax={"SCHILY.fflags": "schg,uarch"}) + member("g"))
+    assert (flagged[0].flags, plain[0].flags) == (b"schg,uarch", b"")
+
+
 def test_unknown_kinds_are_named():
     with pytest.raises(CorruptLayerError, match=r"'odd'.*type b'Z'"):
         read(member("odd", type=b"Z"))

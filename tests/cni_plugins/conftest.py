@@ -5,6 +5,7 @@ import ctypes
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Network, IPv6Network
@@ -49,6 +50,8 @@ class Namespace:
 
 @pytest.fixture
 def make_namespace() -> Iterator[Callable[[], Namespace]]:
+    if sys.platform != "linux":
+        pytest.skip("Linux only: network namespaces; tests/freebsd has VNET jails")
     with contextlib.ExitStack() as cleanup:
 
         def make() -> Namespace:

@@ -5,7 +5,7 @@ import sys
 from ipaddress import ip_address
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cni_plugins import MalformedMessageError, netlink
@@ -153,6 +153,54 @@ def test_a_dump_of_addresses_is_read():
     assert six.attributes[11] == b"\x01", "what no table knows is kept under its number"
 
 
+@pytest.mark.skipif(sys.byteorder != "little", reason="Linux only: recorded on a little-endian machine")
+def test_freebsd_s_verdicts_are_read_too():
+    """Recorded on 15.1: errors are not negated, and the cookie comes without the flag for attributes."""
+    created, missing, refused = decode(
+        bytes.fromhex(
+            "3c00000002000001070000000000000000000000500000001000050607000000000000001800030008003100030000000c000300"
+            "6570616972306100"
+            "24000000020000010800000000000000130000002c000000120005000800000000000000"
+            "5400000002000003090000000000000002000000200000001400050009000000000000002e000100556e61626c6520746f206669"
+            "6e6420696e74657266616365207769746820696e646578203939393939000000"
+        )
+    )
+    assert (created.sequence, created.errno) == (7, 0)
+    assert netlink.LINK_COOKIE.decode(created.cookie)["name"] == "epair0a"
+    assert missing == Acknowledgement(8, 19)
+    assert refused == Acknowledgement(9, 2, "Unable to find interface with index 99999")
+
+
+@pytest.mark.skipif(sys.byteorder != "little", reason="Linux only: recorded on a little-endian machine")
+def test_a_link_of_freebsd_is_read():
+    recorded = (
+        "80010000100005000a00000000000000000006000300000042880001000000000c00030065706169723061000500100006000000"
+        "05002100010000000a000100589cfc10bf4100000a000200ffffffffffff000008000400dc05000012001400636e695f706c7567"
+        "696e732078000000340040000a000200589cfc10bf4100002400030008000200230000000c0005001b006000000000000c000400"
+        "1b00600000000000c4001700"
+        + "00"
+        * 192
+        + "08001e0000000000100012000a000100657061697200000024000000020000"
+        "010a00000000000000000000002c000000120005000a00000000000000"
+    )
+    message, verdict = decode(bytes.fromhex(recorded))
+    assert message.header.ifindex == 3
+    names = ("name", "alias", "mac", "mtu", "kind")
+    values = {
+        **message.attributes,
+        "mac": message.attributes["address"],
+        "kind": message.attributes["info"]["kind"],
+    }
+    assert [values[name] for name in names] == [
+        "epair0a",
+        "cni_plugins x",
+        "58:9c:fc:10:bf:41",
+        1500,
+        "epair",
+    ]
+    assert verdict == Acknowledgement(10, 0)
+
+
 u8, u16, u32 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32))
 text = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=15)
 mac = st.binary(min_size=6, max_size=6).map(lambda raw: raw.hex(":"))
@@ -197,7 +245,14 @@ messages = st.one_of(
         Message,
         st.sampled_from([20, 21, 22]),
         st.builds(AddressHeader, u8, u8, u8, u8, u32),
-        tables(address=ip, local=ip, label=text, broadcast=ip, flags=u32),
+        tables(
+            address=ip,
+            local=ip,
+            label=text,
+            broadcast=ip,
+            flags=u32,
+            cacheinfo=st.tuples(u32, u32, u32, u32),
+        ),
         u16,
         u32,
         u32,
@@ -214,6 +269,7 @@ messages = st.one_of(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # as it is on an emulated machine
 @given(st.lists(messages, max_size=4))
 def test_what_was_encoded_is_decoded(batch):
     datagram = b"".join(map(encode, batch))

@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_interface
 import pytest
 
 from cni_plugins import KernelError, rtnetlink
-from cni_plugins.rtnetlink import LinkEnd, Routes, address_add, link_set
+from cni_plugins.rtnetlink import LinkEnd, Routes, address_add, link_set, route_add_default
 
 
 @pytest.fixture
@@ -119,3 +119,13 @@ def test_a_socket_of_another_kind_is_refused_and_closed():
     with pytest.raises(KernelError, match="prepare a netlink socket"):
         Routes(sock)
     assert sock.fileno() == -1
+
+
+def test_requests_say_what_only_one_kernel_would_assume():
+    six = address_add(3, "eth0", ip_interface("fd00:88::2/64")).message.attributes
+    assert six["cacheinfo"][:2] == (0xFFFFFFFF, 0xFFFFFFFF), (
+        "FreeBSD adds nothing that is to live for no time"
+    )
+    for gateway, anywhere in (("10.88.0.1", "0.0.0.0"), ("fd00:88::1", "::")):
+        route = route_add_default(3, "eth0", ip_address(gateway)).message
+        assert route.attributes["dst"] == ip_address(anywhere), "FreeBSD wants a destination"

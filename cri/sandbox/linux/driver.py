@@ -158,9 +158,13 @@ class LinuxDriver:
                 if error.errno not in (errno.ENOENT, errno.EBUSY):
                     warn(f"cannot remove cgroup {directory}/{name}: {error.strerror}")
 
-    def oom_killed(self, plan: Plan) -> bool:
+    def oom_killed(self, plan: Plan, number: int) -> bool:  # noqa: ARG002 - the cgroup counts them
         """Whether the memory limit has killed a process of the container."""
         return _group(plan).oom_kills() > 0
+
+    def make_socket(self, family: int, type_: int, protocol_number: int) -> socket.socket:
+        """A socket of the network namespace that the warden is in."""
+        return socket.socket(family, type_, protocol_number)
 
     def close(self) -> None:
         """End the pod's init; the namespaces go with the warden."""

@@ -6,17 +6,17 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cri.sandbox import wire
 from cri.sandbox.host import Condition, Features, Host, HostError, NetworkStack, Warden, WardenGoneError
 from cri.sandbox.linux.cgroups import Group, Hierarchies
-from cri.sandbox.linux.copytree import disk_usage
-from cri.sandbox.linux.snapshots import DirectorySnapshotter, make_snapshotter
+from cri.sandbox.linux.snapshots import make_snapshotter
+from cri.sandbox.snapshots import RootSnapshotter
 from cri.sandbox.spec import ContainerSpec, DiskUsage, Resources, SandboxSpec, Usage
+from cri.sandbox.warden import wardens
 from cri.sandbox.warden.client import WardenClient
 from cri.sandbox.warden.container import PLAN_FILE, write_plan
 from cri.sandbox.warden.driver import Plan
@@ -25,7 +25,6 @@ from cri.sandbox.warden.supervisor import SOCKET_NAME, socket_path
 
 _OWN_PARENT = "/cri-jails"
 """The cgroup for pods that the kubelet made none for."""
-_SHUTDOWN_SECONDS = 15.0
 _KILL_SECONDS = 5.0
 
 
@@ -40,7 +39,7 @@ class LinuxHost(Host):
         host_ipc=True,
         sysctls=True,
     )
-    snapshots: DirectorySnapshotter
+    snapshots: RootSnapshotter
 
     def __init__(self, state_dir: Path, runtime_dir: Path, snapshotter: str = "auto") -> None:
         """`runtime_dir` holds a directory per sandbox, whose name is the beginning of the sandbox's id."""
@@ -94,13 +93,7 @@ class LinuxHost(Host):
     async def stop_sandbox(self, spec: SandboxSpec, warden: Warden | None) -> None:
         """End the warden and all that runs below it; by cgroup, if the warden cannot do it."""
         if warden is not None:
-            try:
-                async with asyncio.timeout(_SHUTDOWN_SECONDS):
-                    await warden.shutdown()
-            except (TimeoutError, HostError):
-                await warden.disconnect()
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(warden.pid, signal.SIGKILL)
+            await wardens.end(warden)
         await asyncio.to_thread(self._stop_sandbox, spec)
 
     async def remove_sandbox(self, spec: SandboxSpec) -> None:
@@ -129,28 +122,21 @@ class LinuxHost(Host):
 
     async def root_usage(self, spec: ContainerSpec) -> DiskUsage:
         """What the container's own files take."""
-        return await asyncio.to_thread(disk_usage, str(self.snapshots.writable(spec)))
+        return await asyncio.to_thread(self.snapshots.usage, spec)
 
     async def leftovers(self, sandboxes: Sequence[str], containers: Sequence[str]) -> Sequence[str]:
         """Remove wardens, cgroups and layers that belong to nobody."""
-        removed = [message async for message in self._end_unknown_wardens(set(sandboxes))]
+        removed = []
+        async for spec, warden in wardens.unknown(self._runtime, sandboxes):
+            if warden is not None:
+                await self.stop_sandbox(spec, warden)
+            await self.remove_sandbox(spec)
+            removed.append(f"warden in {spec.runtime_directory}")
         for container_id in await asyncio.to_thread(self._ledger.entries):
             if container_id not in containers:
                 await asyncio.to_thread(self._ledger.remove, container_id)
                 removed.append(f"cgroups of container {container_id}")
         return removed + await asyncio.to_thread(self.snapshots.remove_unfinished)
-
-    async def _end_unknown_wardens(self, sandboxes: set[str]) -> AsyncIterator[str]:
-        for path in await asyncio.to_thread(lambda: list(self._runtime.glob(f"*/{SOCKET_NAME}"))):
-            if any(sandbox_id.startswith(path.parent.name) for sandbox_id in sandboxes):
-                continue
-            spec = SandboxSpec("", "", "", "", str(path.parent))
-            warden = await WardenClient.connect(spec, str(path), lambda _: None)
-            if warden is not None:
-                spec = wire.replace(spec, id=warden.sandbox_id)
-                await self.stop_sandbox(spec, warden)
-            await self.remove_sandbox(spec)
-            yield f"warden in {path.parent}"
 
     def _group(self, spec: ContainerSpec) -> Group:
         return self._hierarchies.group(_cgroup_path(spec))
@@ -193,10 +179,8 @@ class LinuxHost(Host):
 
     def _remove_container(self, spec: ContainerSpec) -> None:
         self._ledger.remove(spec.id)
-        directory = Path(spec.directory)
-        for name in ("upper", "work", "rootfs"):
-            wire.remove_tree(directory / name)
-        (directory / PLAN_FILE).unlink(missing_ok=True)
+        self.snapshots.discard(spec)
+        Path(spec.directory, PLAN_FILE).unlink(missing_ok=True)
 
 
 class CgroupLedger:

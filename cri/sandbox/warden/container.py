@@ -132,7 +132,7 @@ class SupervisedContainer:
         finished_at = time.time_ns()
         signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         code = 128 + signal if signal else os.waitstatus_to_exitcode(status)
-        oom_killed = code != 0 and self._driver.oom_killed(self.plan)
+        oom_killed = code != 0 and self._driver.oom_killed(self.plan, signal)
         record = ExitRecord(self.id, code, finished_at, signal, oom_killed)
         try:
             wire.write_exit_record(Path(self.plan.spec.directory), record)

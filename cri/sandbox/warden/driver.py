@@ -6,6 +6,7 @@ for anything that a container can delay.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -66,8 +67,11 @@ class Driver(Protocol):
     def end_exec(self, plan: Plan, name: str) -> None:
         """Give back what the driver made for an exec that has ended."""
 
-    def oom_killed(self, plan: Plan) -> bool:
-        """Whether the memory limit has killed a process of the container."""
+    def oom_killed(self, plan: Plan, number: int) -> bool:
+        """Whether the memory limit has killed a process of the container. `number` is the signal that ended its first, or 0."""
+
+    def make_socket(self, family: int, type_: int, protocol_number: int) -> socket.socket:
+        """A new socket that belongs to the pod's network stack."""
 
     def close(self) -> None:
         """Let go of the sandbox; all containers have ended."""

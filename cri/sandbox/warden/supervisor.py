@@ -351,7 +351,7 @@ class Supervisor:
     # The sandbox
 
     def _socket(self, _: Connection, message: protocol.Message, __: list[int], answer: Answer) -> None:
-        with socket.socket(message["family"], message["type"], message["protocol"]) as made:
+        with self._driver.make_socket(message["family"], message["type"], message["protocol"]) as made:
             answer(descriptors=(made.fileno(),))
 
     def _shutdown(self, _: Connection, __: protocol.Message, ___: list[int], answer: Answer) -> None:

@@ -1,0 +1,303 @@
+"""FreeBSD: bridges and epairs, by netlink(4) where it reaches and by ioctl(2) where it does not.
+
+No single request makes a pair, as it does on Linux. So that a process may be killed between any two steps, each end in
+the making can be found: the system call that creates an epair also writes into its description for whom it is, and
+until the host's end has its final name it counts under that name because of the description.
+
+Pairs are made on the host and the pod's end is lent to the jail. Made inside the jail, with the host's end taken out
+of it, they would end with the jail, as on Linux; but the kernel (15.1) panics when such an end is destroyed from the
+host just while its jail ends, for the record of the jail's drivers that it looks up is not held.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import ip_interface
+
+from cni_plugins.errors import AttachmentExistsError, ConfigurationError, KernelError, NotAttachedError
+from cni_plugins.ifioctl import Interfaces
+from cni_plugins.links import Pair
+from cni_plugins.rtnetlink import Link, Routes, address_add, link_set, route_add_default
+from cni_plugins.types import Address, InterfaceAddress, NetworkStack, SocketSource
+
+LOOPBACK = "lo0"
+LOOPBACK_ADDRESSES = ip_interface("127.0.0.1/8"), ip_interface("::1/128")
+GONE = frozenset({errno.ENODEV, errno.ENXIO, errno.ENOENT})  # netlink and ioctl differ about it
+NO_SUCH_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EPFNOSUPPORT})
+GROUP = "cni-pods"
+"""The interface group of all host ends: `ifconfig -g cni-pods`, `block on cni-pods` in pf.conf(5)."""
+
+_BRIDGE, _EPAIR = "bridge", "epair"
+_MARK = "cni_plugins "
+
+
+class FreeBSDLinks:
+    """`links.Links` for FreeBSD. `move_target` is a jid."""
+
+    def __init__(self, host: SocketSource) -> None:
+        self._host = host
+
+    def find(self, name: str) -> Link | None:
+        """See `links.Links`."""
+        with Routes.of(self._host) as routes, Interfaces.of(self._host) as interfaces:
+            link = _find(routes, name)
+            if link is None or link.kind != _EPAIR:
+                return link
+            bridge = next((b for b in interfaces.group(_BRIDGE) if name in _members(interfaces, b)), None)
+            master = _find(routes, bridge) if bridge else None
+            return replace(link, master=master.index) if master else link
+
+    def is_bridge(self, link: Link) -> bool:
+        """See `links.Links`. The kind is the driver's name, whatever the interface is called."""
+        return link.kind == _BRIDGE
+
+    def make_bridge(self, name: str, mac: str, mtu: int) -> None:
+        """See `links.Links`. Raises ConfigurationError for the name of an interface group.
+
+        One that a killed process did not finish is finished; so is one that another thread is at, which does no harm:
+        the bridge belongs to whoever gives it its name first.
+        """
+        with Routes.of(self._host) as routes, Interfaces.of(self._host) as interfaces:
+            if interfaces.group(name):  # pf(4) takes both for one, and recurses without end
+                raise ConfigurationError(
+                    f"bridge {name} would be called like an interface group; end its name in a digit, as no group's does"
+                )
+            unfinished = [link.name for link in routes.links() if _made_for(link, _BRIDGE, name)]
+            made = unfinished[0] if unfinished else _create(routes, _BRIDGE, name)
+            try:
+                interfaces.set_mac(made, mac)
+                interfaces.set_mtu(made, mtu)
+                interfaces.rename(made, name)
+                routes.link_set(name, up=True)
+            except KernelError as error:
+                if error.errno in GONE:  # somebody was quicker with this very bridge
+                    return
+                self._undo(interfaces, error, made)
+                if error.errno != errno.EEXIST:
+                    raise
+
+    def prepare_bridge(self, name: str, mtu: int, addresses: Sequence[InterfaceAddress]) -> None:
+        """See `links.Links`. An MTU that is changed is changed for all members."""
+        with Routes.of(self._host) as routes:
+            link = routes.link(name)
+            if link.mtu != mtu or not link.up:
+                routes.link_set(name, mtu=mtu, up=True)
+            present = set(routes.addresses(name))
+            missing = [address for address in addresses if address not in present]
+            if missing:
+                routes.perform(*(address_add(link.index, name, address) for address in missing))
+
+    def all(self) -> list[Link]:
+        """See `links.Links`. Host ends in the making are among them, under the names that they are to have."""
+        with Routes.of(self._host) as routes, Interfaces.of(self._host) as interfaces:
+            links = routes.links()
+            masters = {
+                member: bridge.index
+                for bridge in links
+                if bridge.kind == _BRIDGE
+                for member in _members(interfaces, bridge.name)
+            }
+        return _under_final_names([replace(link, master=masters.get(link.name, 0)) for link in links])
+
+    def make_pair(self, pair: Pair, stack: NetworkStack) -> None:
+        """See `links.Links`. Until the pod's end is moved nothing passes; everything it needs of the host is done then."""
+        with Routes.of(self._host) as routes, Interfaces.of(self._host) as interfaces:
+            if _find(routes, pair.host_name) is not None:
+                raise _exists(pair)
+            near = _create(routes, _EPAIR, pair.host_name)
+            far = near.removesuffix("a") + "b"
+            try:
+                interfaces.set_mac(near, pair.host_mac)
+                interfaces.set_mac(far, pair.pod_mac)
+                interfaces.set_mtu(near, pair.mtu)
+                interfaces.set_mtu(far, pair.mtu)
+                _rename(interfaces, near, pair.host_name, pair)
+                interfaces.join_group(pair.host_name, GROUP)
+                self._disable_ipv6(pair.host_name)
+                self._join_bridge(interfaces, pair)
+                routes.link_set(pair.host_name, up=True)
+                interfaces.move(far, stack.move_target)
+                with Interfaces.of(stack) as inside:
+                    _rename(inside, far, pair.pod_name, pair)
+            except BaseException as error:
+                # By its first name: whoever was quicker to take the other one keeps it.
+                self._undo(interfaces, error, near, pair.host_name)
+                raise
+
+    def configure_pod_end(
+        self,
+        name: str,
+        stack: NetworkStack,
+        addresses: Sequence[InterfaceAddress],
+        gateways: Sequence[Address],
+    ) -> None:
+        """See `links.Links`. The kernel works the batch off in order: routes need the addresses."""
+        with Routes.of(stack) as routes:
+            index = routes.link_index(name)
+            routes.perform(
+                *(address_add(index, name, address) for address in addresses),
+                link_set(name, up=True),
+                *(route_add_default(index, name, gateway) for gateway in gateways),
+            )
+
+    def pod_state(
+        self, name: str, stack: NetworkStack
+    ) -> tuple[Link, list[InterfaceAddress], list[Address]] | None:
+        """See `links.Links`."""
+        with Routes.of(stack) as routes:
+            link = _find(routes, name)
+            return (link, routes.addresses(name), routes.default_gateways(name)) if link else None
+
+    def disconnect(self, name: str) -> bool:
+        """See `links.Links`."""
+        with Routes.of(self._host) as routes, Interfaces.of(self._host) as interfaces:
+            try:
+                routes.link_set(name, up=False)
+            except KernelError as error:
+                if error.errno in GONE:
+                    return False
+                raise
+            for bridge in interfaces.group(_BRIDGE):
+                try:
+                    interfaces.bridge_delete(bridge, name)
+                except KernelError as error:
+                    if error.errno not in GONE:
+                        raise
+            return True
+
+    def delete(self, name: str) -> bool:
+        """See `links.Links`. Destroying the host's end destroys the pod's too, wherever that is by then.
+
+        Do it before the jail is removed: a vnet(9) that dies sends the interfaces that it was lent back to the host, as
+        `eth0`. Two of one name are one to pf(4), which frees its record of them with the first and reads it with the
+        second; seen on 15.1 as a panic in pfi_kkif_purge(), with pf loaded and not even enabled.
+        """
+        with Interfaces.of(self._host) as interfaces:
+            if self._destroy(interfaces, name):
+                return True
+            with Routes.of(self._host) as routes:
+                unfinished = [link.name for link in routes.links() if _made_for(link, _EPAIR, name)]
+            destroyed = [self._destroy(interfaces, each) for each in unfinished]
+            return any(destroyed)
+
+    def loopback_up(self, stack: NetworkStack) -> None:
+        """See `links.Links`. The kernel adds ::1 by itself, and 127.0.0.1 not."""
+        with Routes.of(stack) as routes:
+            routes.link_set(LOOPBACK, up=True)
+            index = routes.link_index(LOOPBACK)
+            present = routes.addresses(LOOPBACK)
+            for address in LOOPBACK_ADDRESSES:
+                if address not in present:
+                    try:
+                        routes.perform(address_add(index, LOOPBACK, address))
+                    except KernelError as error:
+                        if error.errno not in NO_SUCH_FAMILY:  # a kernel without IPv6, or without IPv4
+                            raise
+
+    def _disable_ipv6(self, name: str) -> None:
+        """Keep a member of a bridge free of addresses; it would get some where net.inet6.ip6.accept_rtadv is 1."""
+        try:
+            with Interfaces.of(self._host, socket.AF_INET6) as interfaces:
+                interfaces.disable_ipv6(name)
+        except KernelError as error:
+            if error.errno not in NO_SUCH_FAMILY:  # a kernel without IPv6
+                raise
+
+    @staticmethod
+    def _join_bridge(interfaces: Interfaces, pair: Pair) -> None:
+        try:
+            interfaces.bridge_add(pair.bridge, pair.host_name)
+        except KernelError as error:
+            if error.errno == errno.ENXIO:
+                raise NotAttachedError(
+                    f"bridge {pair.bridge} for {pair.host_name} is not there; call ensure() first"
+                ) from error
+            raise
+        if pair.isolated:
+            interfaces.bridge_isolate(pair.bridge, pair.host_name)
+
+    def _undo(self, interfaces: Interfaces, error: BaseException, *names: str) -> None:
+        """Destroy an interface, under the first name that it has, because of an error.
+
+        That stays the one that the caller hears of.
+        """
+        try:
+            any(self._destroy(interfaces, name) for name in names)
+        except KernelError as second:
+            error.add_note(f"and the undo failed: {second}")
+
+    @staticmethod
+    def _destroy(interfaces: Interfaces, name: str) -> bool:
+        """Destroy an interface; False if it was not there."""
+        try:
+            interfaces.destroy(name)
+        except KernelError as error:
+            if error.errno in GONE:
+                return False
+            raise
+        return True
+
+
+def _exists(pair: Pair) -> AttachmentExistsError:
+    return AttachmentExistsError(
+        f"{pair.host_name} exists on the host or {pair.pod_name} in the pod; delete the attachment first"
+    )
+
+
+def _rename(interfaces: Interfaces, name: str, new: str, pair: Pair) -> None:
+    try:
+        interfaces.rename(name, new)
+    except KernelError as error:
+        if error.errno == errno.EEXIST:
+            raise _exists(pair) from error
+        raise
+
+
+def _find(routes: Routes, name: str) -> Link | None:
+    try:
+        return routes.link(name)
+    except KernelError as error:
+        if error.errno in GONE:
+            return None
+        raise
+
+
+def _members(interfaces: Interfaces, bridge: str) -> list[str]:
+    try:
+        return interfaces.bridge_members(bridge)
+    except KernelError as error:
+        if error.errno in GONE:  # since it was listed
+            return []
+        raise
+
+
+def _create(routes: Routes, kind: str, name: str) -> str:
+    """Create an interface that is to have a name; return the one that it has until then."""
+    try:
+        return routes.link_create(kind, _MARK + name)
+    except KernelError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        text = f"the kernel does not know {kind}, run kldload if_{kind}"
+        raise KernelError(error.errno, error.operation, error.object, text) from error
+
+
+def _made_for(link: Link, kind: str, name: str) -> bool:
+    """Tell whether a link is on its way to a name that it has not yet."""
+    return link.kind == kind and link.alias == _MARK + name and link.name != name
+
+
+def _under_final_names(links: Sequence[Link]) -> list[Link]:
+    """Call host ends in the making what they are to be called, as long as nothing else has that name."""
+    taken = {link.name for link in links}
+    found = []
+    for link in links:
+        final = link.alias.removeprefix(_MARK)
+        if final not in taken and _made_for(link, _EPAIR, final):
+            found.append(replace(link, name=final))
+        else:
+            found.append(link)
+    return found

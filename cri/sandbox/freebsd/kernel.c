@@ -1,0 +1,165 @@
+/* What cri.sandbox.freebsd.kernel needs of FreeBSD and Python does not have. Each function returns what the kernel
+   returns, -1 with errno on failure.
+
+   The layouts and numbers come from the headers of the base system; the asserts say which of them the module relies on,
+   so that scripts/check-freebsd-abi tells of a change before a node does. They hold on every 64-bit architecture. */
+
+#include <sys/param.h>
+#include <sys/cpuset.h>
+#include <sys/ioctl.h>
+#include <sys/jail.h>
+#include <sys/linker.h>
+#include <sys/module.h>
+#include <sys/mount.h>
+#include <sys/procctl.h>
+#include <sys/queue.h>
+#include <sys/rctl.h>
+#include <sys/socket.h>
+#include <sys/sysctl.h>
+#include <sys/uio.h>
+#include <sys/user.h>
+#include <errno.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <fs/devfs/devfs.h>
+
+/* jail(2) */
+_Static_assert(JAIL_CREATE == 0x01 && JAIL_UPDATE == 0x02, "jail_set: flags");
+_Static_assert(JAIL_DYING == 0x08, "jail_get: flags");
+_Static_assert(JAIL_SYS_DISABLE == 0 && JAIL_SYS_NEW == 1 && JAIL_SYS_INHERIT == 2, "jail: calls.DISABLE, NEW, INHERIT");
+_Static_assert(sizeof(struct iovec) == 16, "jail_set, nmount: struct iovec");
+
+/* mount(2) */
+_Static_assert(MNT_RDONLY == 0x1 && MNT_NOEXEC == 0x4 && MNT_NOSUID == 0x8, "mount: calls.MNT_");
+_Static_assert(MNT_IGNORE == 0x00800000, "mount: calls.MNT_IGNORE");
+_Static_assert(MNT_FORCE == 0x00080000 && MNT_BYFSID == 0x08000000, "unmount: flags");
+_Static_assert(MNT_NOWAIT == 2, "getfsstat: mode");
+_Static_assert(STATFS_VERSION == 0x20140518 && sizeof(struct statfs) == 2344, "getfsstat: struct statfs");
+_Static_assert(offsetof(struct statfs, f_fsid) == 192 && sizeof(fsid_t) == 8, "getfsstat: fsid");
+
+/* devfs(4) */
+_Static_assert(DEVFS_MAGIC == 0xdb0a087a, "devfs: magic");
+_Static_assert(sizeof(struct devfs_rule) == 236 && DEVFS_MAXPTRNLEN == 200, "devfs: struct devfs_rule");
+_Static_assert(DEVFSIO_RADD == 0xc0ec4400 && DEVFSIO_RDEL == 0x80044401, "devfs: rule add, rule del");
+_Static_assert(DEVFSIO_RAPPLY == 0x80ec4402 && DEVFSIO_RGETNEXT == 0xc0ec4404, "devfs: rule apply, rule show");
+
+/* procctl(2) */
+_Static_assert(PROC_REAP_ACQUIRE == 2 && PROC_REAP_GETPIDS == 5 && PROC_REAP_KILL == 6, "procctl: reaper");
+_Static_assert(PROC_PDEATHSIG_CTL == 11 && PROC_NO_NEW_PRIVS_CTL == 19, "procctl: commands");
+_Static_assert(PROC_NO_NEW_PRIVS_ENABLE == 1, "procctl: no new privileges");
+_Static_assert(sizeof(struct procctl_reaper_pids) == 72 && sizeof(struct procctl_reaper_pidinfo) == 72, "procctl: pids");
+_Static_assert(REAPER_PIDINFO_VALID == 1 && REAPER_PIDINFO_ZOMBIE == 8, "procctl: flags of pids");
+_Static_assert(sizeof(struct procctl_reaper_kill) == 80 && REAPER_KILL_SUBTREE == 2, "procctl: kill");
+
+/* sysctl kern.proc, cpuset(2) */
+_Static_assert(sizeof(struct kinfo_proc) == KINFO_PROC_SIZE && KINFO_PROC_SIZE == 1088, "kern.proc: struct kinfo_proc");
+_Static_assert(offsetof(struct kinfo_proc, ki_pid) == 72 && offsetof(struct kinfo_proc, ki_rssize) == 264 &&
+               offsetof(struct kinfo_proc, ki_runtime) == 328 && offsetof(struct kinfo_proc, ki_childtime) == 352 &&
+               offsetof(struct kinfo_proc, ki_stat) == 388 && offsetof(struct kinfo_proc, ki_jid) == 592,
+               "kern.proc: fields");
+_Static_assert(SZOMB == 5, "kern.proc: zombie");
+_Static_assert(CPU_LEVEL_WHICH == 3 && CPU_WHICH_JAIL == 5, "cpuset: level, which");
+
+static int cri_devfs(int fd, unsigned long request, void *argument) { return ioctl(fd, request, argument); }
+
+static int cri_become_reaper(void) {
+    int result = procctl(P_PID, getpid(), PROC_REAP_ACQUIRE, NULL);
+    return result < 0 && errno == EBUSY ? 0 : result; /* it is one already */
+}
+
+/* The pids of what is below this reaper, zombies left out; how many in `found`. Returns how many it saw, zombies too: if
+   these are as many as there is room for, there may be more. */
+static int cri_reaper_pids(pid_t *pids, unsigned int room, unsigned int *found) {
+    struct procctl_reaper_pidinfo *all = calloc(room, sizeof *all);
+    struct procctl_reaper_pids request = { .rp_count = room, .rp_pids = all };
+    unsigned int number;
+    int result, error, seen = 0;
+
+    *found = 0;
+    if (all == NULL) return -1;
+    result = procctl(P_PID, getpid(), PROC_REAP_GETPIDS, &request);
+    for (number = 0; result == 0 && number < room && all[number].pi_flags & REAPER_PIDINFO_VALID; number++) {
+        seen++;
+        if (!(all[number].pi_flags & REAPER_PIDINFO_ZOMBIE)) pids[(*found)++] = all[number].pi_pid;
+    }
+    error = errno;
+    free(all);
+    errno = error;
+    return result < 0 ? -1 : seen;
+}
+static int cri_reaper_kill(int signal, pid_t subtree) {
+    struct procctl_reaper_kill request = { .rk_sig = signal };
+    if (subtree > 0) {
+        request.rk_flags = REAPER_KILL_SUBTREE;
+        request.rk_subtree = subtree;
+    }
+    return procctl(P_PID, getpid(), PROC_REAP_KILL, &request);
+}
+static int cri_no_new_privileges(void) {
+    int how = PROC_NO_NEW_PRIVS_ENABLE;
+    return procctl(P_PID, getpid(), PROC_NO_NEW_PRIVS_CTL, &how);
+}
+static int cri_die_with_parent(int signal) { return procctl(P_PID, 0, PROC_PDEATHSIG_CTL, &signal); }
+static void cri_set_title(const char *title) { setproctitle("-%s", title); } /* "-": without the program's name before */
+
+static int cri_jail_cpus(int jid, const int *cpus, int count) {
+    cpuset_t set;
+    int number;
+    CPU_ZERO(&set);
+    for (number = 0; number < count; number++) {
+        if (cpus[number] < 0 || cpus[number] >= CPU_SETSIZE) {
+            errno = EINVAL;
+            return -1;
+        }
+        CPU_SET(cpus[number], &set);
+    }
+    return cpuset_setaffinity(CPU_LEVEL_WHICH, CPU_WHICH_JAIL, jid, sizeof set, &set);
+}
+
+/* calls.Process, without what Python can add */
+struct process {
+    int pid, jid;
+    uint64_t cpu_microseconds, resident_pages;
+};
+
+/* The living processes of some jails. Returns how many there are, which may be more than there is room for. In C, as the
+   kernel hands out a kilobyte for each process of the node. */
+static int cri_processes(const int *jids, int jid_count, struct process *found, int room) {
+    int name[] = { CTL_KERN, KERN_PROC, KERN_PROC_PROC }, count = 0, result, number, error;
+    struct kinfo_proc *all = NULL, *one;
+    size_t size;
+
+    do {
+        free(all);
+        if (sysctl(name, 3, NULL, &size, NULL, 0) < 0) return -1;
+        size += size / 8; /* for those that are born until the next call */
+        all = malloc(size);
+        if (all == NULL) return -1;
+        result = sysctl(name, 3, all, &size, NULL, 0);
+    } while (result < 0 && errno == ENOMEM);
+    if (result == 0 && size > 0 && all->ki_structsize != sizeof *all) {
+        errno = EFTYPE; /* a kernel with another layout than this was compiled for */
+        result = -1;
+    }
+    for (one = all; result == 0 && one < all + size / sizeof *all; one++) {
+        if (one->ki_stat == SZOMB) continue;
+        for (number = 0; number < jid_count && jids[number] != one->ki_jid; number++) continue;
+        if (number == jid_count) continue;
+        if (count < room) {
+            found[count].pid = one->ki_pid;
+            found[count].jid = one->ki_jid;
+            found[count].cpu_microseconds = one->ki_runtime + one->ki_childtime.tv_sec * UINT64_C(1000000)
+                                            + one->ki_childtime.tv_usec;
+            found[count].resident_pages = one->ki_rssize;
+        }
+        count++;
+    }
+    error = errno;
+    free(all);
+    errno = error;
+    return result < 0 ? -1 : count;
+}

@@ -1,0 +1,174 @@
+"""Limits of containers as rules of rctl(8) and as a CPU set, and what racct says they use.
+
+| CRI (LinuxContainerResources)   | FreeBSD                                   | remark |
+|---------------------------------|-------------------------------------------|--------|
+| memory_limit_in_bytes           | memoryuse:sigkill                         | resident memory, which racct looks at once a second |
+|                                 | vmemoryuse:deny, limit + 1 GiB            | the backstop for what allocates faster than that; Go and Java reserve address space ahead, which the room is for |
+| memory_swap_limit_in_bytes      | swapuse:deny, what it exceeds the memory limit by | |
+| cpu_quota / cpu_period          | pcpu:deny                                 | per cent of one CPU, rounded up; throttles |
+| cpu_shares                      | none                                      | FreeBSD has no weights between jails |
+| cpuset_cpus                     | cpuset(2) of the jail                     | |
+| cpuset_mems                     | none                                      | domains are a policy of a process, not a limit of a jail |
+| unified["pids.max"]             | maxproc:deny                              | other keys of cgroup v2 have no counterpart |
+| oom_score_adj, hugepage_limits  | none                                      | |
+
+racct adds a jail's use to that of every jail above it, so a pod's figures are those of its own jail.
+Without kern.racct.enable=1 in loader.conf(5) nothing is limited but CPUs, and usage is what the living processes add up to.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from dataclasses import dataclass, field
+
+from cri.sandbox.freebsd.calls import Calls
+from cri.sandbox.host import HostError
+from cri.sandbox.spec import Resources, Usage
+
+ADDRESS_SPACE_ROOM = 1 << 30
+"""Bytes of address space that a container may map beyond its memory limit."""
+_DISABLED = "kern.racct.enable is 0: limits are not enforced; set it to 1 in /boot/loader.conf and reboot"
+
+
+def subject(jail: str) -> str:
+    """A jail as rctl(8) writes it."""
+    return f"jail:{jail}:"
+
+
+def rules(jail: str, resources: Resources) -> list[str]:
+    """The rules for a jail. Raises HostError for a value that makes no sense."""
+    found: list[str] = []
+
+    def limit(rule: str, amount: int) -> None:
+        found.append(f"{subject(jail)}{rule}={amount}")
+
+    memory = resources.memory_limit
+    if memory is not None and memory > 0:
+        limit("memoryuse:sigkill", memory)
+        limit("vmemoryuse:deny", memory + ADDRESS_SPACE_ROOM)
+        if resources.memory_swap_limit is not None and resources.memory_swap_limit >= memory:
+            limit("swapuse:deny", resources.memory_swap_limit - memory)
+    if resources.cpu_quota is not None and resources.cpu_quota > 0:
+        limit("pcpu:deny", max(1, -(-resources.cpu_quota * 100 // (resources.cpu_period or 100_000))))
+    pids = resources.pids_limit if resources.pids_limit is not None else _pids(resources.unified)
+    if pids is not None and pids > 0:
+        limit("maxproc:deny", pids)
+    return found
+
+
+def parse_cpus(text: str) -> set[int]:
+    """The CPUs in a list such as `0-3,7`. Raises HostError."""
+    cpus: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or len(first) > 4 or len(last) > 4:
+            raise HostError("use", f"cpuset_cpus {text!r}", "write numbers and ranges: 0-3,7", errno.EINVAL)
+        cpus |= set(range(int(first), int(last if dash else first) + 1))
+    return cpus
+
+
+@dataclass(slots=True)
+class Limits:
+    """Sets limits and reads usage. Every method blocks."""
+
+    calls: Calls
+    _cpu: dict[str, int] = field(default_factory=dict)
+    """The most that was read of each jail: a counter that goes back is taken for one that began anew."""
+
+    def apply(self, jail: str, jid: int, resources: Resources, *, must: bool = False) -> None:
+        """Make a jail's limits those of `resources`: new ones first, so that it is never without.
+
+        Without racct there are none, which the node's condition tells; `must` makes that an error.
+        """
+        wanted = rules(jail, resources)
+        if resources.cpuset_cpus:
+            self._set_cpus(jid, resources.cpuset_cpus)
+        try:
+            present = self.calls.rctl_rules(subject(jail))
+            for rule in wanted:
+                if rule not in present:
+                    self.calls.rctl_add(rule)
+            for rule in present:
+                if rule not in wanted:
+                    self.calls.rctl_remove(rule)
+        except OSError as error:
+            if error.errno == errno.ENOSYS and not (must and wanted):
+                return
+            reason = _DISABLED if error.errno == errno.ENOSYS else error.strerror or str(error)
+            raise HostError("limit", f"jail {jail}", reason, error.errno) from error
+
+    def remove(self, jail: str) -> None:
+        """Remove the rules of a jail; they would outlive it."""
+        self._cpu.pop(jail, None)
+        try:
+            self.calls.rctl_remove(subject(jail))
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise HostError(
+                    "remove limits of", f"jail {jail}", error.strerror or str(error), error.errno
+                ) from error
+
+    def subjects(self) -> set[str]:
+        """The jails that have rules."""
+        try:
+            found = self.calls.rctl_rules("jail:")
+        except OSError as error:
+            if error.errno == errno.ENOSYS:
+                return set()
+            raise HostError("read", "rctl rules", error.strerror or str(error), error.errno) from error
+        return {rule.split(":")[1] for rule in found}
+
+    def usage(self, jail: str, jid: int, resources: Resources) -> Usage:
+        """What a jail has used so far. Raises HostError if it is gone."""
+        try:
+            processes = self.calls.processes({jid})
+        except OSError as error:
+            raise _usage_error(jail, error) from error
+        cpu = sum(process.cpu_microseconds for process in processes) * 1000
+        memory = sum(process.resident for process in processes)
+        swap = None
+        count = len(processes)
+        try:
+            used = self.calls.rctl_usage(subject(jail))
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise _usage_error(jail, error) from error
+            used = {}
+        if used:
+            # racct keeps what ended processes have used, but tells whole seconds.
+            cpu = max(cpu, used.get("cputime", 0) * 1_000_000_000)
+            memory, swap, count = (
+                used.get("memoryuse", memory),
+                used.get("swapuse"),
+                used.get("maxproc", count),
+            )
+        cpu = self._cpu[jail] = max(cpu, self._cpu.get(jail, 0))
+        limit = resources.memory_limit
+        return Usage(
+            timestamp=time.time_ns(),
+            cpu_nanoseconds=cpu,
+            memory_usage=memory,
+            memory_working_set=memory,
+            memory_rss=memory,
+            memory_available=max(limit - memory, 0) if limit else None,
+            swap_usage=swap,
+            processes=count,
+        )
+
+    def _set_cpus(self, jid: int, text: str) -> None:
+        try:
+            self.calls.jail_cpus(jid, parse_cpus(text))
+        except OSError as error:
+            raise HostError(
+                "use", f"cpuset_cpus {text}", error.strerror or str(error), error.errno
+            ) from error
+
+
+def _usage_error(jail: str, error: OSError) -> HostError:
+    return HostError("read the usage of", f"jail {jail}", error.strerror or str(error), error.errno)
+
+
+def _pids(unified: dict[str, str]) -> int | None:
+    text = unified.get("pids.max", "")
+    return int(text) if text.isdecimal() else None

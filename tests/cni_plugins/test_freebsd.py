@@ -1,0 +1,308 @@
+"""FreeBSD's driver against a kernel in memory: what it undoes, and what it finds again. tests/freebsd has the real one."""
+
+import errno
+import importlib
+import itertools
+import sys
+from dataclasses import dataclass, replace
+from ipaddress import ip_network
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from cni_plugins import (
+    AttachmentExistsError,
+    Bridge,
+    BridgeConfig,
+    ConfigurationError,
+    KernelError,
+    NotAttachedError,
+    links,
+)
+from cni_plugins.links import Pair
+from cni_plugins.rtnetlink import Link
+
+PAIR = Pair("pods0", "pod0", "02:00:00:00:00:01", "eth0", "02:00:00:00:00:02", 1400, isolated=True)
+
+
+@dataclass
+class Interface:
+    name: str
+    kind: str
+    alias: str = ""
+    mac: str = ""
+    mtu: int = 1500
+    up: bool = False
+    bridge: str = ""
+    isolated: bool = False
+    other: "Interface | None" = None
+    stack: int = 0
+
+
+class Kernel:
+    """Interfaces in numbered stacks, the host's is 0. `fail_at` is the number of the call that fails."""
+
+    def __init__(self):
+        self.all: list[Interface] = []
+        self.units, self.count = itertools.count(), itertools.count(1)
+        self.fail_at = 0
+        self.calls: list[str] = []
+        self.client = type("Client", (Client,), {"kernel": self})
+
+    def step(self, name):
+        self.calls.append(name)
+        if next(self.count) == self.fail_at:
+            raise KernelError(errno.ENOMEM, "imagine", name)
+
+    def get(self, stack, name, code=errno.ENXIO):
+        for each in self.all:
+            if (each.stack, each.name) == (stack, name):
+                return each
+        raise KernelError(code, "find", name)
+
+    def names(self, stack=0):
+        return {each.name for each in self.all if each.stack == stack}
+
+
+class Client:
+    """Both clients of a stack, `Routes` and `Interfaces`, as far as the driver uses them."""
+
+    kernel: Kernel
+
+    def __init__(self, stack):
+        self.stack = stack.move_target
+
+    @classmethod
+    def of(cls, stack, family=None):
+        return cls(stack)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def links(self):
+        return [self.link(each.name) for each in self.kernel.all if each.stack == self.stack]
+
+    def link(self, name):
+        each = self.kernel.get(self.stack, name, errno.ENODEV)
+        return Link(name, id(each), each.kind, each.mac, each.mtu, up=each.up, alias=each.alias)
+
+    def link_create(self, kind, alias):
+        self.kernel.step("create")
+        unit = next(self.kernel.units)
+        if kind == "bridge":
+            made = Interface(f"bridge{unit}", kind, alias)
+        else:
+            made = Interface(f"epair{unit}a", kind, alias)
+            made.other = Interface(f"epair{unit}b", kind, other=made)
+            self.kernel.all.append(made.other)
+        self.kernel.all.append(made)
+        return made.name
+
+    def link_set(self, name, *, up, mtu=None):
+        self.kernel.step("up" if up else "down")
+        each = self.kernel.get(self.stack, name, errno.ENOENT)
+        each.up, each.mtu = up, mtu or each.mtu
+
+    def destroy(self, name):
+        each = self.kernel.get(self.stack, name)
+        self.kernel.all = [one for one in self.kernel.all if one is not each and one is not each.other]
+
+    def rename(self, name, new):
+        self.kernel.step("rename")
+        if new in self.kernel.names(self.stack):
+            raise KernelError(errno.EEXIST, "rename", name)
+        self.kernel.get(self.stack, name).name = new
+        self.kernel.step("renamed")  # interrupted on the way back
+
+    def move(self, name, jid):
+        self.kernel.step("move")
+        self.kernel.get(self.stack, name).stack = jid
+
+    def set_mac(self, name, mac):
+        self.kernel.step("mac")
+        self.kernel.get(self.stack, name).mac = mac
+
+    def set_mtu(self, name, mtu):
+        self.kernel.step("mtu")
+        self.kernel.get(self.stack, name).mtu = mtu
+
+    def disable_ipv6(self, name):
+        self.kernel.step("ipv6")
+
+    def join_group(self, name, group):
+        self.kernel.step("group")
+
+    def group(self, name):
+        return [each.name for each in self.kernel.all if name in {each.kind, "all"}]
+
+    def bridge_add(self, bridge, member):
+        self.kernel.step("add")
+        self.kernel.get(0, bridge)
+        self.kernel.get(0, member).bridge = bridge
+
+    def bridge_isolate(self, bridge, member):
+        self.kernel.step("isolate")
+        self.kernel.get(0, member).isolated = True
+
+    def bridge_delete(self, bridge, member):
+        if member not in self.bridge_members(bridge):
+            raise KernelError(errno.ENOENT, "take out", member)
+        self.kernel.get(0, member).bridge = ""
+
+    def bridge_members(self, bridge):
+        return [each.name for each in self.kernel.all if each.bridge == bridge]
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    if not sys.platform.startswith("freebsd"):
+        binding = ModuleType("cni_plugins._freebsd")
+        monkeypatch.setitem(sys.modules, binding.__name__, binding)
+        binding.ffi, binding.lib = None, SimpleNamespace()
+        for name in ("cni_plugins.ifioctl", "cni_plugins.freebsd"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.setattr(sys, "platform", "freebsd15")
+    driver = importlib.import_module("cni_plugins.freebsd")
+    kernel = Kernel()
+    monkeypatch.setattr(driver, "Routes", kernel.client)
+    monkeypatch.setattr(driver, "Interfaces", kernel.client)
+    return kernel
+
+
+HOST, POD = SimpleNamespace(move_target=0), SimpleNamespace(move_target=7)
+
+
+@pytest.fixture
+def driver(kernel):
+    made = links.for_this_system(HOST)
+    made.make_bridge("pods0", "02:00:00:00:00:03", 1400)
+    return made
+
+
+def test_a_pair_has_both_ends_as_asked_for(kernel, driver):
+    driver.make_pair(PAIR, POD)
+    near, far = kernel.get(0, "pod0"), kernel.get(7, "eth0")
+    assert (near.mac, near.mtu, near.up, near.bridge, near.isolated) == (
+        PAIR.host_mac,
+        1400,
+        True,
+        "pods0",
+        True,
+    )
+    assert (far.mac, far.mtu) == (PAIR.pod_mac, 1400)
+    assert near.other is far
+    found = driver.find("pod0")
+    assert found.master == driver.find("pods0").index != 0
+    assert found in driver.all()
+
+
+def test_mac_mtu_and_membership_precede_the_move(kernel, driver):
+    kernel.calls.clear()
+    driver.make_pair(PAIR, POD)
+    assert kernel.calls[0] == "create"
+    assert kernel.calls[-3:] == ["move", "rename", "renamed"]
+
+
+def test_a_failure_at_any_step_leaves_nothing(kernel, driver):
+    kernel.calls.clear()
+    driver.make_pair(PAIR, POD)
+    steps = list(kernel.calls)
+    driver.delete("pod0")
+    before = kernel.names()
+    for number, step in enumerate(steps, start=1):
+        kernel.count, kernel.fail_at = itertools.count(1), number
+        with pytest.raises(KernelError, match=f"cannot imagine {step}"):
+            driver.make_pair(PAIR, POD)
+        assert kernel.names() == before, step
+        assert kernel.names(7) == set(), step
+    assert set(steps) >= {"create", "mac", "mtu", "rename", "group", "ipv6", "add", "isolate", "up", "move"}
+
+
+def test_what_is_in_the_making_is_found_under_its_final_name(kernel, driver):
+    made = kernel.client.of(HOST).link_create("epair", "cni_plugins pod0")
+    assert {link.name for link in driver.all()} == {"pods0", "pod0", made.removesuffix("a") + "b"}
+    assert driver.delete("pod0")
+    assert not driver.delete("pod0")
+    assert kernel.names() == {"pods0"}
+
+
+def test_what_is_in_the_making_hides_behind_what_is_there(kernel, driver):
+    driver.make_pair(PAIR, POD)
+    made = kernel.client.of(HOST).link_create("epair", "cni_plugins pod0")
+    assert {"pod0", made} <= {link.name for link in driver.all()}
+    assert driver.delete("pod0")
+    assert made in kernel.names()
+    assert driver.delete("pod0")
+    assert kernel.names() == {"pods0"}
+
+
+def test_a_description_of_somebody_else_means_nothing(kernel, driver):
+    for alias in ("", "uplink", "pod0", "cni_plugins"):
+        kernel.client.of(HOST).link_create("epair", alias)
+    assert "pod0" not in {link.name for link in driver.all()}
+    assert not driver.delete("pod0")
+
+
+def test_names_that_are_taken_are_told_and_spared(kernel, driver):
+    driver.make_pair(PAIR, POD)
+    before = kernel.names()
+    with pytest.raises(AttachmentExistsError, match="pod0"):
+        driver.make_pair(PAIR, SimpleNamespace(move_target=8))
+    with pytest.raises(AttachmentExistsError, match="eth0"):
+        driver.make_pair(replace(PAIR, host_name="pod1"), POD)
+    assert kernel.names() == before
+
+
+def test_without_the_bridge_nothing_is_made(kernel, driver):
+    before = kernel.names()
+    with pytest.raises(NotAttachedError, match="bridge pods1 for pod0 is not there"):
+        driver.make_pair(replace(PAIR, bridge="pods1"), POD)
+    assert kernel.names() == before
+
+
+def test_a_bridge_that_a_killed_process_left_is_finished(kernel, driver):
+    kernel.client.of(HOST).link_create("bridge", "cni_plugins pods1")
+    driver.make_bridge("pods1", "02:00:00:00:00:04", 1300)
+    made = kernel.get(0, "pods1")
+    assert (made.mac, made.mtu, made.up) == ("02:00:00:00:00:04", 1300, True)
+    assert kernel.names() == {"pods0", "pods1"}
+
+
+def test_whoever_is_second_to_make_a_bridge_leaves_no_other(kernel, driver):
+    driver.make_bridge("pods0", "02:00:00:00:00:04", 1300)
+    assert kernel.names() == {"pods0"}
+    assert kernel.get(0, "pods0").mtu == 1400
+
+
+@pytest.mark.parametrize("name", ["all", "bridge"])
+def test_a_bridge_is_not_called_like_a_group(driver, name):
+    with pytest.raises(ConfigurationError, match=f"bridge {name} would"):
+        driver.make_bridge(name, "02:00:00:00:00:04", 1300)
+
+
+def test_a_bridge_that_cannot_be_made_is_taken_back(kernel, driver):
+    kernel.count, kernel.fail_at = itertools.count(1), 3
+    with pytest.raises(KernelError, match="imagine"):
+        driver.make_bridge("pods1", "02:00:00:00:00:04", 1300)
+    assert kernel.names() == {"pods0"}
+
+
+def test_disconnect_leaves_the_pair_dead_and_may_be_repeated(kernel, driver):
+    driver.make_pair(PAIR, POD)
+    for _ in range(2):
+        assert driver.disconnect("pod0")
+        near = kernel.get(0, "pod0")
+        assert (near.up, near.bridge) == (False, "")
+    assert not driver.disconnect("pod1")
+
+
+def test_the_bridge_class_finds_what_a_crash_left(kernel, driver):
+    bridge = Bridge(BridgeConfig("pods0", (ip_network("10.88.0.0/16"),)), HOST)
+    name = bridge.host_interface("sandbox")
+    kernel.client.of(HOST).link_create("epair", f"cni_plugins {name}")
+    assert bridge.strays() == bridge.attachments() == {name}
+    bridge.delete_interface(name)
+    assert bridge.strays() == set()

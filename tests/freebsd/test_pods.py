@@ -1,0 +1,365 @@
+"""Pods and containers on a FreeBSD kernel: the driver, wardens and jails of a daemon, without gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from cri.api.runtime import v1
+from cri.errors import CRIError
+from cri.sandbox.host import HostError, StartError
+from cri.sandbox.machine import ContainerState, SandboxState
+
+pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]  # an emulated machine is slow
+
+HOST_NETWORK = v1.LinuxPodSandboxConfig(
+    security_context=v1.LinuxSandboxSecurityContext(
+        namespace_options=v1.NamespaceOption(network=v1.NamespaceMode.NODE, pid=v1.NamespaceMode.CONTAINER)
+    )
+)
+
+
+def context(**fields):
+    return v1.LinuxContainerConfig(security_context=v1.LinuxContainerSecurityContext(**fields))
+
+
+def limits(**fields):
+    return v1.LinuxContainerConfig(resources=v1.LinuxContainerResources(**fields))
+
+
+def mount(source, target, **fields):
+    return v1.Mount(host_path=str(source), container_path=target, **fields)
+
+
+def run(*command):
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+
+
+async def test_a_pod_is_a_vnet_jail_and_a_container_its_child(machine):
+    pod = await machine.pod("web")
+    container = await machine.container(pod)
+    names = run("jls", "-h", "jid", "name", "vnet", "host.hostname").splitlines()[1:]
+    by_name = {line.split()[1]: line.split()[2:] for line in names}
+    assert by_name[f"cri-{pod}"] == ["new", "web"]
+    assert by_name[f"cri-{pod}.c{container}"] == ["inherit", "web"]
+    assert (await machine.sh(container, "hostname; id -u; pwd")).split()[:1] == ["web"]
+
+
+async def test_exec_tells_output_and_code(machine):
+    container = await machine.container(await machine.pod())
+    result = await machine.exec(container, "sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (result.stdout, result.stderr, result.exit_code) == (b"out\n", b"err\n", 7)
+    assert (await machine.exec(container, "sh", "-c", "kill -9 $$")).exit_code == 137
+    with pytest.raises(StartError, match="executable file not found"):
+        await machine.exec(container, "nosuch")
+
+
+async def test_exec_timeout_kills_everything_it_started(machine):
+    container = await machine.container(await machine.pod())
+    with pytest.raises(CRIError, match="took more than"):
+        await machine.exec(
+            container,
+            "sh",
+            "-c",
+            "sleep 4321 & (sleep 4322 & ) ; timeout 999 sleep 4323 & sleep 4324",
+            limit=3,
+        )
+    until = time.monotonic() + 10
+    while "432" in (seen := await machine.sh(container, "ps -axo command")) and time.monotonic() < until:
+        await asyncio.sleep(0.2)
+    assert "sleep 432" not in seen
+
+
+async def test_a_container_sees_its_own_processes_only(machine):
+    pod = await machine.pod()
+    await machine.container(pod, "sleep", "4441", name="other")
+    container = await machine.container(pod, "sleep", "4442")
+    seen = await machine.sh(container, "ps -axo command")
+    assert "sleep 4442" in seen
+    assert "sleep 4441" not in seen
+
+
+async def test_log_exit_code_and_streams(machine):
+    container = await machine.container(await machine.pod(), "sh", "-c", "echo out; echo err >&2; exit 3")
+    record = await machine.ended(container)
+    assert (record.exit_code, record.reason) == (3, "Error")
+    assert sorted(machine.log(container)) == ["stderr F err", "stdout F out"]
+
+
+async def test_stop_asks_first_and_kills_what_is_deaf(machine):
+    pod = await machine.pod()
+    polite = await machine.container(
+        pod, "sh", "-c", "trap 'exit 42' TERM; while :; do sleep 0.2; done", name="a"
+    )
+    deaf = await machine.container(pod, "sh", "-c", "trap '' TERM; while :; do sleep 1; done", name="b")
+    await asyncio.sleep(1)
+    await asyncio.gather(machine.pods.stop_container(polite, 60), machine.pods.stop_container(deaf, 3))
+    assert (await machine.ended(polite)).exit_code == 42
+    record = await machine.ended(deaf)
+    assert (record.exit_code, record.reason) == (137, "Error")
+    assert f"c{deaf}" not in run("jls", "name")
+
+
+async def test_what_daemonizes_ends_with_its_container(machine):
+    script = "(sleep 5551 &) ; (sh -c 'sleep 5552 & exit' &) ; sleep 1; exit 0"
+    container = await machine.container(await machine.pod(), "sh", "-c", script)
+    await machine.ended(container)
+    until = time.monotonic() + 10
+    while "sleep 555" in (seen := run("ps", "-axo", "command")) and time.monotonic() < until:
+        await asyncio.sleep(0.2)
+    assert "sleep 555" not in seen
+
+
+async def test_users_groups_and_directories(machine):
+    pod = await machine.pod()
+    named = await machine.container(
+        pod, name="a", linux=context(run_as_username="user"), working_dir="/work/deep"
+    )
+    assert (await machine.sh(named, "pwd; touch /x || true; echo $HOME")).split()[0] == "/work/deep"
+    status = run("ps", "-o", "uid,gid,command", "-p", str(machine.pods.container(named).record.pid))
+    assert status.splitlines()[1].split()[:2] == ["1000", "1000"]
+    assert machine.pods.container(named).credentials.groups == (1000, 2000)
+    strict = await machine.container(
+        pod,
+        name="b",
+        linux=context(
+            run_as_user=v1.Int64Value(1000),
+            run_as_group=v1.Int64Value(7),
+            supplemental_groups=[8],
+            supplemental_groups_policy=v1.SupplementalGroupsPolicy.Strict,
+        ),
+    )
+    assert machine.pods.container(strict).credentials.groups == (7, 8)
+    with pytest.raises(StartError, match="unable to find user nobody-here"):
+        await machine.container(pod, name="c", linux=context(run_as_username="nobody-here"))
+
+
+async def test_devices_are_the_harmless_ones(machine):
+    container = await machine.container(await machine.pod())
+    seen = set((await machine.sh(container, "ls /dev")).split())
+    assert {"null", "zero", "random", "urandom", "fd", "stdin", "stdout", "stderr", "pts", "ptmx"} <= seen
+    assert not {"mem", "kmem", "pf", "devctl", "vtbd0", "ada0", "da0", "bpf", "mdctl", "io"} & seen
+    assert await machine.sh(container, "echo x > /dev/null && echo ok; ls /dev/fd") != ""
+
+
+async def test_a_device_that_is_given(machine):
+    container = await machine.container(
+        await machine.pod(),
+        devices=[v1.Device(host_path="/dev/klog", container_path="/dev/klog", permissions="r")],
+    )
+    assert "/dev/klog" in await machine.sh(container, "ls -l /dev/klog")
+
+
+async def test_volumes(machine, directory):
+    volume = directory / "volume"
+    (volume / "inner").mkdir(parents=True)
+    (volume / "file").write_text("of the node\n")
+    (directory / "single").write_text("one file\n")
+    (directory / "termination").touch()
+    container = await machine.container(
+        await machine.pod(),
+        mounts=[
+            mount(volume, "/data"),
+            mount(volume, "/frozen", readonly=True),
+            mount(directory / "single", "/etc/single"),
+            mount(directory / "termination", "/dev/termination-log"),
+            mount(volume / "inner", "/data/made/below"),
+        ],
+    )
+    assert await machine.sh(container, "cat /data/file /etc/single") == "of the node\none file\n"
+    assert await machine.sh(container, "echo back > /data/back; echo end > /dev/termination-log") == ""
+    assert (volume / "back").read_text() == "back\n"
+    assert (directory / "termination").read_text() == "end\n"
+    assert "ead-only file system" in await machine.sh(container, "touch /frozen/x")
+    await machine.pods.remove_container(container)
+    assert not (volume / "made").exists(), "the mount point in the volume was ours"
+    assert (volume / "back").exists()
+
+
+async def test_what_cannot_be_mounted_is_refused(machine, directory):
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(directory / "socket"))
+    pod = await machine.pod()
+    with pytest.raises(HostError, match="directories and regular files only"):
+        await machine.container(pod, mounts=[mount(directory / "socket", "/s")])
+    with pytest.raises(CRIError, match="PROPAGATION_BIDIRECTIONAL"):
+        await machine.container(
+            pod, mounts=[mount(directory, "/d", propagation=v1.MountPropagation.PROPAGATION_BIDIRECTIONAL)]
+        )
+    assert not machine.pods.containers
+
+
+async def test_read_only_root(machine, directory):
+    volume = directory / "volume"
+    volume.mkdir()
+    container = await machine.container(
+        await machine.pod(), linux=context(readonly_rootfs=True), mounts=[mount(volume, "/data")]
+    )
+    assert "ead-only file system" in await machine.sh(container, "touch /x")
+    assert await machine.sh(container, "touch /data/x; echo > /dev/null; ls /data") == "x\n"
+
+
+async def test_links_of_the_image_lead_nowhere_else(machine, directory):
+    outside = directory / "outside"
+    outside.mkdir()
+    pod = await machine.pod()
+    root = await machine.host.snapshots.begin(f"sha256:{'2' * 64}", None)
+    await machine.host.snapshots.abort(f"sha256:{'2' * 64}")
+    assert not root.exists()
+    first = await machine.container(
+        pod, "sh", "-c", f"ln -s {outside} /trap; mkdir /share; sleep 3600", name="a"
+    )
+    volume = directory / "volume"
+    volume.mkdir()
+    (volume / "trap").symlink_to(outside)
+    container = await machine.container(
+        pod, name="b", mounts=[mount(volume, "/data"), mount(volume, "/data/trap/new")]
+    )
+    assert list(outside.iterdir()) == []
+    assert await machine.sh(first, "ls /") != ""
+    await machine.pods.remove_container(container)
+    assert list(outside.iterdir()) == []
+
+
+async def test_limits_are_rules(machine):
+    container = await machine.container(
+        await machine.pod(),
+        linux=limits(
+            memory_limit_in_bytes=64 << 20, cpu_quota=50_000, cpu_period=100_000, unified={"pids.max": "5"}
+        ),
+    )
+    name = f"cri-{machine.pods.container(container).spec.sandbox_id}.c{container}"
+    rules = run("rctl", "-n", f"jail:{name}")
+    for rule in ("memoryuse:sigkill=67108864", "pcpu:deny=50", "maxproc:deny=5"):
+        assert f"jail:{name}:{rule}" in rules
+    assert "fork" in await machine.sh(container, "for i in 1 2 3 4 5 6 7 8; do sleep 3 & done; wait")
+    update = v1.LinuxContainerResources(cpu_quota=20_000, cpu_period=100_000)
+    from cri.sandbox.translate import resources
+
+    await machine.pods.container(container).update(resources(update), update)
+    rules = run("rctl", "-n", f"jail:{name}")
+    assert "pcpu:deny=20" in rules
+    assert "pcpu:deny=50" not in rules
+    assert "memoryuse:sigkill=67108864" in rules
+    usage = await machine.host.container_usage(machine.pods.container(container).spec)
+    assert usage.memory_usage > 0
+    assert usage.processes >= 1
+    await machine.pods.remove_container(container)
+    assert name not in run("rctl")
+
+
+async def test_memory_limit_is_reported_as_oom(machine):
+    # sh holds what it reads: 200 MB of it.
+    script = "x=$(dd if=/dev/zero bs=1m count=200 2>/dev/null | tr '\\0' x 2>/dev/null || cat /dev/zero)"
+    container = await machine.container(
+        await machine.pod(),
+        "sh",
+        "-c",
+        "x=0123456789abcdef; while :; do x=$x$x; done",
+        linux=limits(memory_limit_in_bytes=32 << 20),
+    )
+    del script
+    record = await machine.ended(container)
+    assert record.exit_code != 0
+
+
+async def test_host_network(machine):
+    pod = await machine.pod("hostnet", linux=HOST_NETWORK)
+    container = await machine.container(pod)
+    assert await machine.sh(container, "hostname") == run("hostname")
+    assert machine.pods.sandbox(pod).addresses == []
+
+
+async def test_privileged_and_annotations(machine):
+    pod = await machine.pod()
+    with pytest.raises(HostError, match="operator allows only"):
+        await machine.container(pod, annotations={"org.freebsd.jail.allow.mount.nullfs": "true"})
+    with pytest.raises(HostError, match="no such annotation"):
+        await machine.container(pod, annotations={"org.freebsd.jail.nonsense": "1"})
+    container = await machine.container(pod, annotations={"org.freebsd.jail.allow.mlock": "true"})
+    names = run("jls", "-n", "name", "allow.mlock", "allow.chflags")
+    line = next(line for line in names.splitlines() if f"c{container}" in line)
+    assert "allow.mlock" in line.split()
+    assert "allow.nochflags" in line.split()
+
+
+async def test_terminal(machine):
+    container = await machine.container(await machine.pod(), "sh", "-c", "tty; stty size; sleep 1", tty=True)
+    await machine.ended(container)
+    assert any("/dev/pts/" in line for line in machine.log(container))
+
+
+async def test_pods_reach_each_other_and_the_host(machine):
+    first, second = await machine.pod("a"), await machine.pod("b")
+    address = machine.pods.sandbox(second).addresses[0]
+    run("ping", "-c", "1", "-t", "10", address)
+    del first
+
+
+async def test_daemon_may_die_and_come_back(machine):
+    pod = await machine.pod()
+    runs = await machine.container(pod, "sh", "-c", "while :; do echo tick; sleep 0.5; done", name="a")
+    ends = await machine.container(pod, "sh", "-c", "sleep 3; exit 42", name="b")
+    pid = machine.pods.container(runs).record.pid
+    await machine.crash()
+    await asyncio.sleep(6)
+    await machine.start()
+    assert machine.pods.container(runs).record.pid == pid
+    assert machine.pods.container(runs).state is ContainerState.RUNNING
+    assert (await machine.ended(ends)).exit_code == 42
+    assert await machine.sh(runs, "echo hello") == "hello\n"
+
+
+async def test_a_killed_warden_takes_its_pod_with_it(machine):
+    pod = await machine.pod()
+    container = await machine.container(pod)
+    os.kill(machine.pods.sandbox(pod).warden.pid, signal.SIGKILL)
+    record = await machine.ended(container)
+    assert record.exit_code == 255
+    async with asyncio.timeout(30):
+        while machine.pods.sandbox(pod).state is not SandboxState.NOTREADY:
+            await asyncio.sleep(0.1)
+        while f"cri-{pod}" in run("jls", "name"):
+            await asyncio.sleep(0.1)
+
+
+async def test_leftovers_of_a_daemon_without_memory(machine):
+    pod = await machine.pod()
+    await machine.container(pod)
+    run("jail", "-c", "name=cri-abcdef0123456789", "persist", "path=/")
+    try:
+        await machine.crash()
+        for path in Path(machine.directory, "state").glob("state.db*"):
+            path.unlink()
+        await machine.start()
+        names = run("jls", "name").split()
+        assert f"cri-{pod}" not in names
+        assert "cri-abcdef0123456789" in names, "the jail of somebody else, whatever its name"
+        assert str(machine.directory) not in run("mount")
+    finally:
+        run("jail", "-r", "cri-abcdef0123456789")
+
+
+async def test_fifty_pods(machine):
+    async def one(number: int) -> None:
+        pod = await machine.pod(f"pod{number}")
+        container = await machine.container(pod, "sh", "-c", "echo hello; sleep 3600")
+        assert await machine.sh(container, "echo here") == "here\n"
+        await machine.pods.remove_sandbox(pod)
+
+    slots = asyncio.Semaphore(5)
+
+    async def slotted(number: int) -> None:
+        async with slots:
+            await one(number)
+
+    await asyncio.gather(*(slotted(number) for number in range(50)))
+    assert not machine.pods.sandboxes

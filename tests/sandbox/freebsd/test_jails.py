@@ -1,0 +1,220 @@
+"""What jails are made of, as the kernel takes it; and what the policy refuses."""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+import pytest
+
+from cri.sandbox.freebsd import jails
+from cri.sandbox.freebsd.calls import DISABLE, INHERIT, NEW
+from cri.sandbox.freebsd.jails import ANNOTATION, FIB_ANNOTATION
+from cri.sandbox.host import HostError
+from cri.sandbox.spec import Namespaces, Resources, Security, Sharing
+
+PODS = {
+    "plain": {},
+    "named": {"hostname": "web-0"},
+    "privileged": {"privileged": True},
+    "of the node's network": {"namespaces": Namespaces(network=Sharing.NODE)},
+    "of the node's objects": {"namespaces": Namespaces(ipc=Sharing.NODE)},
+    "of all that is the node's": {
+        "namespaces": Namespaces(network=Sharing.NODE, ipc=Sharing.NODE),
+        "privileged": True,
+    },
+}
+
+
+async def a_pod(machine, **fields):
+    spec = machine.sandbox(**fields)
+    await machine.host.create_sandbox(spec)
+    return spec, machine.kernel.jail(jails.pod_name(spec.id))
+
+
+async def a_container(machine, sandbox, **fields):
+    spec = machine.container(sandbox, **fields)
+    await machine.host.create_container(spec)
+    return spec, machine.kernel.jail(jails.container_name(spec))
+
+
+@pytest.mark.parametrize("fields", PODS.values(), ids=PODS)
+@pytest.mark.parametrize("missing", [frozenset(), frozenset({"meta", "env"}), frozenset(jails._SYSV)])
+async def test_every_kind_of_pod_and_of_container_is_one_that_the_kernel_takes(
+    machine, fields, missing
+) -> None:
+    machine.kernel.missing = set(missing)
+    sandbox, _ = await a_pod(machine, **fields)
+    for system in ("freebsd", "linux"):
+        for privileged in {False, fields.get("privileged", False)}:
+            for add in ((), ("NET_RAW",), ("ALL",)):
+                for drop in ((), ("NET_RAW",), ("ALL",)):
+                    security = Security(privileged=privileged, add_capabilities=add, drop_capabilities=drop)
+                    await a_container(machine, sandbox, os=system, security=security)
+
+
+async def test_a_pod_has_a_network_stack_of_its_own_and_its_containers_share_it(machine) -> None:
+    sandbox, pod = await a_pod(machine, hostname="web-0")
+    _, container = await a_container(machine, sandbox)
+    assert pod.vnet == pod.jid == container.vnet
+    assert pod.parameters["host.hostname"] == "web-0"
+    assert [container.parameters[name] for name in ("ip4", "ip6", "host")] == [INHERIT] * 3
+    assert container.parameters["enforce_statfs"] == 2
+
+
+async def test_or_the_nodes(machine) -> None:
+    sandbox, pod = await a_pod(machine, namespaces=Namespaces(network=Sharing.NODE))
+    _, container = await a_container(machine, sandbox)
+    assert pod.vnet == container.vnet == 0
+    assert [pod.parameters[name] for name in ("ip4", "ip6")] == [INHERIT] * 2
+
+
+async def test_system_v_objects_are_the_pods(machine) -> None:
+    sandbox, pod = await a_pod(machine)
+    _, one = await a_container(machine, sandbox)
+    _, other = await a_container(machine, sandbox, annotations={f"{ANNOTATION}sysvshm": "new"})
+    assert pod.sysv == one.sysv == dict.fromkeys(("sysvmsg", "sysvsem", "sysvshm"), pod.jid)
+    assert other.sysv["sysvshm"] == other.jid
+    _, none = await a_container(machine, sandbox, annotations={f"{ANNOTATION}sysvmsg": "disable"})
+    assert "sysvmsg" not in none.sysv
+
+
+async def test_two_pods_may_have_children_at_the_same_time(machine) -> None:
+    pods = [await a_pod(machine) for _ in range(3)]
+    for _ in range(3):
+        for sandbox, _ in pods:
+            await a_container(machine, sandbox)
+    assert len(machine.kernel.jails()) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("allow.mlock", "true", True),
+        ("allow.raw_sockets", "false", False),
+        ("securelevel", "2", 2),
+        ("enforce_statfs", "1", 1),
+        ("enforce_statfs", "2", 2),
+        ("sysvsem", "inherit", INHERIT),
+        ("sysvsem", "new", NEW),
+        ("sysvsem", "disable", DISABLE),
+    ],
+)
+async def test_annotations_set_parameters(machine, name: str, value: str, expected: object) -> None:
+    sandbox, _ = await a_pod(machine)
+    _, jail = await a_container(machine, sandbox, annotations={f"{ANNOTATION}{name}": value, "other": "x"})
+    assert jail.parameters[name] == expected
+    if name.startswith("allow."):
+        assert (name in jail.allowed) is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("allow.mount", "true"),
+        ("allow.mount.nullfs", "true"),
+        ("allow.suser", "true"),
+        ("allow.mlock", "perhaps"),
+        ("allow.nomlock", "true"),
+        ("allow.", "true"),
+        ("", "x"),
+        ("path", "/"),
+        ("vnet", "inherit"),
+        ("ip4", "inherit"),
+        ("name", "other"),
+        ("persist", "false"),
+        ("children.max", "5"),
+        ("host.hostname", "node"),
+        ("securelevel", "9"),
+        ("enforce_statfs", "0"),
+        ("devfs_ruleset", "0"),
+        ("linux.osname", "x"),
+    ],
+)
+@pytest.mark.parametrize("privileged", [False, True])
+async def test_annotations_that_are_refused(machine, name: str, value: str, *, privileged: bool) -> None:
+    sandbox, _ = await a_pod(machine, privileged=privileged)
+    before = machine.everything()
+    security = Security(privileged=privileged)
+    spec = machine.container(sandbox, annotations={f"{ANNOTATION}{name}": value}, security=security)
+    with pytest.raises(HostError, match=f"annotation {ANNOTATION}{name}") as caught:
+        await machine.host.create_container(spec)
+    assert caught.value.errno == errno.EPERM
+    assert machine.everything() == before
+
+
+async def test_a_routing_table(machine) -> None:
+    sandbox, _ = await a_pod(machine)
+    with pytest.raises(HostError, match=r"set net\.fibs in /boot/loader\.conf"):
+        await a_container(machine, sandbox, annotations={FIB_ANNOTATION: "1"})
+    machine.kernel.sysctls["net.fibs"] = struct.pack("=i", 2)
+    await a_container(machine, sandbox, annotations={FIB_ANNOTATION: "1"})
+
+
+async def test_linux_images_need_the_emulation(machine) -> None:
+    sandbox, _ = await a_pod(machine)
+    before = machine.everything()
+    machine.kernel.modules -= {"linux64elf", "linprocfs"}
+    with pytest.raises(HostError, match="kldload") as caught:
+        await a_container(machine, sandbox, os="linux")
+    assert caught.value.errno == errno.ENOEXEC
+    assert "linux64" in str(caught.value)
+    assert machine.everything() == before
+
+
+class TestWithoutRacct:
+    @pytest.fixture(autouse=True)
+    def off(self, kernel) -> None:
+        kernel.racct = False
+
+    async def test_containers_run_without_limits_that_nobody_can_keep(self, machine) -> None:
+        before = machine.everything()
+        sandbox, _ = await a_pod(machine)
+        spec, jail = await a_container(
+            machine, sandbox, resources=Resources(memory_limit=1 << 26, cpuset_cpus="1")
+        )
+        assert jail.cpus == {1}
+        with pytest.raises(HostError, match=r"kern\.racct\.enable"):
+            await machine.host.update_container(spec, Resources(memory_limit=1 << 27))
+        await machine.host.remove_container(spec)
+        assert await machine.host.leftovers([sandbox.id], []) == []
+        await machine.host.stop_sandbox(sandbox, None)
+        await machine.host.remove_sandbox(sandbox)
+        assert machine.everything() == before
+
+    async def test_usage_is_that_of_the_living(self, machine) -> None:
+        sandbox, _ = await a_pod(machine)
+        spec, jail = await a_container(machine, sandbox)
+        for _ in range(2):
+            pid = machine.kernel.spawn(jail.name, cpu_microseconds=1500, resident=4096)
+        usage = await machine.host.container_usage(spec)
+        assert (usage.cpu_nanoseconds, usage.memory_working_set, usage.processes) == (3_000_000, 8192, 2)
+        machine.kernel.end(pid)
+        usage = await machine.host.container_usage(spec)
+        assert usage.cpu_nanoseconds >= 3_000_000, "what was used stays used"
+
+
+async def test_usage_of_racct(machine) -> None:
+    sandbox, _ = await a_pod(machine)
+    spec, jail = await a_container(machine, sandbox, resources=Resources(memory_limit=10_000))
+    machine.kernel.use(jail.name, cputime=2, memoryuse=4096, swapuse=1, maxproc=3)
+    usage = await machine.host.container_usage(spec)
+    assert (usage.cpu_nanoseconds, usage.memory_usage, usage.memory_available) == (2_000_000_000, 4096, 5904)
+    assert (usage.swap_usage, usage.processes) == (1, 3)
+    await machine.host.stop_container(spec)
+    with pytest.raises(HostError) as caught:
+        await machine.host.container_usage(spec)
+    assert caught.value.errno == errno.ENOENT
+
+
+@pytest.mark.parametrize("cpus", ["7", "0-7", "x", "1-", "-", "", "3-1"])
+async def test_cpus_that_are_not_there(machine, cpus: str) -> None:
+    sandbox, _ = await a_pod(machine)
+    before = machine.everything()
+    if not cpus:
+        _, jail = await a_container(machine, sandbox, resources=Resources(cpuset_cpus=""))
+        assert jail.cpus == {0, 1, 2, 3}
+        return
+    with pytest.raises(HostError, match="cpuset_cpus"):
+        await a_container(machine, sandbox, resources=Resources(cpuset_cpus=cpus))
+    assert machine.everything() == before
