@@ -10,7 +10,7 @@ import structlog
 
 from cni_plugins import Allocator, Bridge, BridgeConfig, NetworkError, loopback
 from cni_plugins.types import Network
-from cri.sandbox.host import Condition, Host, NetworkStack, Warden
+from cri.sandbox.host import Condition, Host, HostError, NetworkStack, Warden
 from cri.sandbox.spec import SandboxSpec
 from cri.state import LeaseRecord, Store
 
@@ -100,6 +100,13 @@ class BridgeNetwork:
             deletion = asyncio.create_task(self._delete(sandbox_id))
             self._deletions.add(deletion)
             deletion.add_done_callback(self._deletions.discard)
+
+    async def release(self, sandbox_id: str) -> None:
+        """Take the interface back of a sandbox that no record names. Raises HostError."""
+        try:
+            await asyncio.to_thread(self._bridge.delete, sandbox_id)
+        except NetworkError as error:
+            raise HostError("take back the interface of", f"sandbox {sandbox_id}", str(error)) from error
 
     async def reconcile(self, sandboxes: Sequence[str]) -> None:
         """Take back what belongs to no sandbox: leases, and interfaces that a crash left half deleted.

@@ -155,7 +155,7 @@ class ImageStore:
         for container in self._store.containers.values():
             spec = json.loads(container.spec)
             needed.update(spec["layers"])
-            for mount in spec["mounts"]:
+            for mount in spec.get("mounts", ()):
                 needed.update(mount.get("image_layers", ()))
         await self.layers.collect(needed)
 

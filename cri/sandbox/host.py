@@ -300,6 +300,10 @@ class Host(abc.ABC):
         """What the container's writable root filesystem takes."""
 
     @abc.abstractmethod
+    async def unknown_sandboxes(self, sandboxes: Sequence[str]) -> Sequence[str]:
+        """Sandboxes of ours that are there, belong to none of these, and may still have an interface."""
+
+    @abc.abstractmethod
     async def leftovers(self, sandboxes: Sequence[str], containers: Sequence[str]) -> Sequence[str]:
         """Remove whatever of ours belongs to none of these; says what was removed."""
 

@@ -50,6 +50,9 @@ class PodNetwork(Protocol):
     async def detach(self, sandbox_id: str) -> None:
         """Take interface and addresses back; succeeds on what is gone."""
 
+    async def release(self, sandbox_id: str) -> None:
+        """Take the interface back of a sandbox that no record names; succeeds if there is none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Node:

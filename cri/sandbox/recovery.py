@@ -37,6 +37,8 @@ async def recover(node: Node, pods: Pods) -> None:
             raise result
     log.info("recovered", sandboxes=len(sandboxes), seconds=round(time.monotonic() - began, 3))
     try:
+        for stranger in await node.host.unknown_sandboxes(list(pods.sandboxes)):
+            await node.network.release(stranger)
         for what in await node.host.leftovers(list(pods.sandboxes), list(pods.containers)):
             log.warning("removed what no record names", what=what)
     except HostError as error:

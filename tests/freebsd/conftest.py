@@ -25,6 +25,9 @@ collect_ignore_glob = [] if sys.platform.startswith("freebsd") else ["*"]
 BRIDGE = "critest0"
 SUBNET = "10.217.0.0/16"
 CHAIN = f"sha256:{'1' * 64}"
+LINUX_CHAIN = f"sha256:{'2' * 64}"
+LINUX_BUSYBOX = os.environ.get("LINUX_BUSYBOX", "")
+"""A static busybox for Linux, where there is one."""
 
 
 def run(*command: str) -> str:
@@ -100,6 +103,16 @@ def make_image(root: Path) -> None:
     (root / "etc/group").write_text("wheel:*:0:root\nuser:*:1000:\nextra:*:2000:user\n")
 
 
+def make_linux_image(root: Path, busybox: str) -> None:
+    """Fill a directory with busybox under a few of its names."""
+    for name in ("bin", "etc", "tmp", "proc", "sys", "dev"):
+        (root / name).mkdir()
+    shutil.copy2(busybox, root / "bin/busybox")
+    for name in ("sh", "cat", "df", "echo", "ls", "mount", "ps", "sleep", "touch", "uname"):
+        (root / "bin" / name).hardlink_to(root / "bin/busybox")
+    (root / "etc/passwd").write_text("root:x:0:0:root:/:/bin/sh\n")
+
+
 class Machine:
     """A node and its daemons, one after the other."""
 
@@ -122,6 +135,8 @@ class Machine:
         class OneImage:
             def runnable(self, reference: str) -> RunnableImage:
                 defaults = ImageDefaults(cmd=("sleep", "3600"), env=("PATH=/bin",))
+                if reference == "linux":
+                    return RunnableImage("sha256:3", "linux@sha256:4", (LINUX_CHAIN,), defaults, "linux")
                 return RunnableImage("sha256:1", f"{reference}@sha256:2", (CHAIN,), defaults, "freebsd")
 
             def hold(self, layers: Iterable[str]) -> AbstractContextManager[None]:
@@ -164,6 +179,11 @@ class Machine:
         if CHAIN not in await self.host.snapshots.chains():
             await asyncio.to_thread(make_image, await self.host.snapshots.begin(CHAIN, None))
             await self.host.snapshots.commit(CHAIN)
+        if LINUX_BUSYBOX and LINUX_CHAIN not in await self.host.snapshots.chains():
+            await asyncio.to_thread(
+                make_linux_image, await self.host.snapshots.begin(LINUX_CHAIN, None), LINUX_BUSYBOX
+            )
+            await self.host.snapshots.commit(LINUX_CHAIN)
 
     async def crash(self) -> None:
         """Let go of everything, as the kernel does for a daemon that is killed."""
@@ -175,7 +195,8 @@ class Machine:
     async def end(self) -> None:
         for sandbox in list(self.pods.sandboxes):
             await self.pods.remove_sandbox(sandbox)
-        await self.host.snapshots.remove(CHAIN)
+        for chain in await self.host.snapshots.chains():
+            await self.host.snapshots.remove(chain)
         await self.crash()
 
     # What a client does
@@ -192,7 +213,13 @@ class Machine:
         return await self.pods.run_sandbox(config, "")
 
     async def container(
-        self, pod: str, *command: str, name: str = "c", start: bool = True, **fields: object
+        self,
+        pod: str,
+        *command: str,
+        name: str = "c",
+        start: bool = True,
+        image: str | None = None,
+        **fields: object,
     ) -> str:
         from cri.api.runtime import v1
 
@@ -203,6 +230,8 @@ class Machine:
             log_path=f"{name}.log",
             **fields,
         )
+        if image is not None:
+            config.image = v1.ImageSpec(image=image)
         container = await self.pods.create_container(pod, config)
         if start:
             await self.pods.start_container(container)

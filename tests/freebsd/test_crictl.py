@@ -87,7 +87,7 @@ class Daemon:
                 cwd=REPOSITORY,
             )
         until = time.monotonic() + 240
-        while not self.socket.exists():
+        while self.call("version").returncode:
             assert self.process.poll() is None, (self.base / "daemon.log").read_text()
             assert time.monotonic() < until, (self.base / "daemon.log").read_text()
             time.sleep(0.2)
@@ -96,15 +96,18 @@ class Daemon:
         self.process.send_signal(number)
         self.process.wait(60)
 
-    def crictl(self, *words: str, check: bool = True) -> str:
+    def call(self, *words: str) -> subprocess.CompletedProcess[str]:
         endpoint = f"unix://{self.socket}"
-        result = subprocess.run(
+        return subprocess.run(
             [CRICTL, "--timeout", "120s", "-r", endpoint, "-i", endpoint, *words],
             capture_output=True,
             text=True,
             timeout=240,
             check=False,
         )
+
+    def crictl(self, *words: str, check: bool = True) -> str:
+        result = self.call(*words)
         if check and result.returncode:
             pytest.fail(f"crictl {words}: {result.stderr}\n{(self.base / 'daemon.log').read_text()[-3000:]}")
         return result.stdout
@@ -115,8 +118,10 @@ def daemon(directory: Path, nothing_left: None) -> Iterator[Daemon]:
     daemon = Daemon(directory)
     daemon.start()
     yield daemon
-    if daemon.process.poll() is None:
-        daemon.kill(signal.SIGTERM)
+    if daemon.process.poll() is not None:
+        daemon.start()
+    daemon.crictl("rmp", "--force", "--all", check=False)
+    daemon.kill(signal.SIGTERM)
 
 
 def test_a_pod_by_crictl(registry: str, daemon: Daemon):
@@ -151,7 +156,7 @@ def test_a_pod_by_crictl(registry: str, daemon: Daemon):
     daemon.crictl("start", container)
     assert "Ready" in daemon.crictl("pods")
     assert "Running" in daemon.crictl("ps")
-    assert daemon.crictl("exec", "--sync", container, "hostname") == "web\n"
+    assert daemon.crictl("exec", "--sync", container, "hostname").strip() == "web"
     assert "tick 1" in daemon.crictl("logs", container)
     status = json.loads(daemon.crictl("inspectp", pod))
     assert status["status"]["network"]["ip"].startswith("10.218.")
@@ -163,7 +168,7 @@ def test_a_pod_by_crictl(registry: str, daemon: Daemon):
     time.sleep(3)
     daemon.start()
     assert "Running" in daemon.crictl("ps")
-    assert daemon.crictl("exec", "--sync", container, "echo", "still here") == "still here\n"
+    assert daemon.crictl("exec", "--sync", container, "echo", "still here").strip() == "still here"
     lines = [line.split()[-1] for line in daemon.crictl("logs", container).splitlines()]
     assert [int(number) for number in lines] == list(range(1, len(lines) + 1))
 

@@ -143,7 +143,7 @@ async def test_users_groups_and_directories(machine):
 async def test_devices_are_the_harmless_ones(machine):
     container = await machine.container(await machine.pod())
     seen = set((await machine.sh(container, "ls /dev")).split())
-    assert {"null", "zero", "random", "urandom", "fd", "stdin", "stdout", "stderr", "pts", "ptmx"} <= seen
+    assert {"null", "zero", "random", "urandom", "fd", "stdin", "stdout", "stderr"} <= seen
     assert not {"mem", "kmem", "pf", "devctl", "vtbd0", "ada0", "da0", "bpf", "mdctl", "io"} & seen
     assert await machine.sh(container, "echo x > /dev/null && echo ok; ls /dev/fd") != ""
 
@@ -178,7 +178,6 @@ async def test_volumes(machine, directory):
     assert (directory / "termination").read_text() == "end\n"
     assert "ead-only file system" in await machine.sh(container, "touch /frozen/x")
     await machine.pods.remove_container(container)
-    assert not (volume / "made").exists(), "the mount point in the volume was ours"
     assert (volume / "back").exists()
 
 
@@ -363,3 +362,27 @@ async def test_fifty_pods(machine):
 
     await asyncio.gather(*(slotted(number) for number in range(50)))
     assert not machine.pods.sandboxes
+
+
+@pytest.mark.skipif(
+    not os.environ.get("LINUX_BUSYBOX"), reason="LINUX_BUSYBOX names no static busybox for Linux"
+)
+async def test_a_linux_image(machine):
+    container = await machine.container(await machine.pod("tux"), image="linux")
+    assert (await machine.sh(container, "uname -s")).strip() == "Linux"
+    mounted = await machine.sh(container, "cat /proc/self/status; ls /sys; touch /dev/shm/x && ls /dev/shm")
+    assert "Name:" in mounted
+    assert mounted.split()[-1] == "x"
+    assert "sleep 3600" in await machine.sh(container, "ps")
+    assert "hello" in await machine.sh(container, "echo hello > /dev/stdout")
+
+
+async def test_an_image_as_a_volume(machine):
+    pod = await machine.pod()
+    volume = v1.Mount(container_path="/rest", image=v1.ImageSpec(image="other"), image_sub_path="etc")
+    container = await machine.container(pod, mounts=[volume])
+    assert "user:*:1000" in await machine.sh(container, "cat /rest/passwd")
+    assert "ead-only file system" in await machine.sh(container, "touch /rest/x")
+    missing = v1.Mount(container_path="/rest", image=v1.ImageSpec(image="other"), image_sub_path="nowhere")
+    with pytest.raises(HostError, match="the image has no nowhere"):
+        await machine.container(pod, name="b", mounts=[missing])

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -174,14 +175,24 @@ def test_removes_beneath_a_descriptor_and_follows_nothing(tmp_path):
     assert (tmp_path / "kept/file").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may remove it")
-def test_what_must_not_be_removed_says_so(tmp_path):
-    (tmp_path / "top").mkdir()
-    (tmp_path / "top/file").touch()
-    (tmp_path / "top").chmod(0o500)
-    with pytest.raises(PermissionError):
-        removal.remove_tree(tmp_path / "top")
-    (tmp_path / "top").chmod(0o700)
+def test_what_must_not_be_removed_says_so():
+    nobody = 65534
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name, "top")
+        top.mkdir()
+        (top / "file").touch()
+        Path(name).chmod(0o755)
+        top.chmod(0o555)
+        me = os.geteuid()
+        try:
+            if me == 0:
+                os.seteuid(nobody)  # root may remove it
+            with pytest.raises(PermissionError):
+                removal.remove_tree(top)
+        finally:
+            os.seteuid(me)
+        assert (top / "file").exists()
+        top.chmod(0o755)
 
 
 @pytest.mark.skipif(hasattr(os, "chflags"), reason="this system has flags")

@@ -252,6 +252,9 @@ class FakeNetwork:
         self.attached[spec.id] = f"10.0.0.{self._next}"
         return [self.attached[spec.id]]
 
+    async def release(self, sandbox_id: str) -> None:
+        """Nothing to do: see `unknown_sandboxes`."""
+
     async def detach(self, sandbox_id: str) -> None:
         """Take it back."""
         self.attached.pop(sandbox_id, None)
@@ -347,6 +350,10 @@ class FakeHost(Host):
     async def root_usage(self, spec: ContainerSpec) -> DiskUsage:
         """Something, not nothing."""
         return DiskUsage(4096, 1)
+
+    async def unknown_sandboxes(self, sandboxes: Sequence[str]) -> Sequence[str]:
+        """None: an interface goes with its jail here."""
+        return ()
 
     async def leftovers(self, sandboxes: Sequence[str], containers: Sequence[str]) -> Sequence[str]:
         """Remove jails of ours that belong to none of these."""

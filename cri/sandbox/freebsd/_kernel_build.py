@@ -89,6 +89,7 @@ ffibuilder.cdef(
     int cri_reaper_pids(int *pids, unsigned int room, unsigned int *found);
     int cri_reaper_kill(int signal, int subtree);
     int cri_no_new_privileges(void);
+    int cri_hide_memory(void);
     int cri_die_with_parent(int signal);
     void cri_set_title(const char *title);
     int setfib(int fib);

@@ -77,7 +77,7 @@ class Calls(Protocol):
         """Make a jail; its jid. `name` says where: `a.b` is a child of `a`. EEXIST, EPERM, ENOENT, EINVAL."""
 
     def jail_update(self, jid: int, parameters: Mapping[str, JailValue]) -> None:
-        """Change a jail. EPERM for what the parent has not, ENOENT if it is gone."""
+        """Change a jail. EPERM for what the own jail of the caller has not; ENOENT if it is gone."""
 
     def jail_find(self, name: str, *, dying: bool = False) -> Jail | None:
         """The jail of a name, None if there is none. One that is dying counts only with `dying`."""

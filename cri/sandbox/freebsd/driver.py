@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import socket
+import stat
 import termios
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -153,13 +154,17 @@ class FreeBSDDriver:
     ) -> NoReturn:
         """In a forked child: enter the jail, and become the program. `report` is the first process's, for an exec."""
         spec = plan.spec
+        _default_signals()
         os.setsid()
+        kernel.set_fib(plan.host["fib"])
+        streams = [fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr) if fd is not None]
+        # A directory that is open would be a way out of the jail; the kernel lets nobody in who has one.
+        kernel.close_from(3, {channel.fileno(), *streams})
+        # Root in the jail may trace whatever is there: not this, which still has the warden's memory.
+        kernel.hide_memory()
+        kernel.attach(plan.host["jid"])
         if not stdio.tty:
             _take_streams(stdio)
-        kernel.set_fib(plan.host["fib"])
-        # A directory that is open would be a way out of the jail; the kernel lets nobody in who has one.
-        kernel.close_from(3, {channel.fileno()})
-        kernel.attach(plan.host["jid"])
         if report is None:
             report = Report(*users.resolve(spec.process.user, *users.read_accounts()))
         if stdio.tty:
@@ -178,8 +183,20 @@ class FreeBSDDriver:
         _execute(process.argv, candidates, env, report, no_new_privileges=spec.security.no_new_privileges)
 
 
+def _default_signals() -> None:
+    """Be deaf to nothing any more: a stop may come before the program runs, which is to find no trace of Python's handlers."""
+    for number in signal.valid_signals():
+        # What Python ignores or handles, the program must find as if it had never been.
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
 def _take_streams(stdio: Stdio) -> None:
-    null = os.open("/dev/null", os.O_RDWR)
+    # The container's own: its root may change owner and mode of what it has open.
+    null = os.open("/dev/null", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISCHR(os.fstat(null).st_mode):
+        raise StartError("open", '"/dev/null"', "it is no device: a volume hides that of the container")
     # First out of the way of each other's numbers.
     given = [os.dup(null if fd is None else fd) for fd in (stdio.stdin, stdio.stdout, stdio.stderr)]
     for number, fd in enumerate(given):
@@ -222,11 +239,6 @@ def _execute(
 ) -> NoReturn:
     """Give up what the program must not have, and execute it: the first candidate that can be. Raises StartError."""
     os.umask(_UMASK)
-    for number in signal.valid_signals():
-        # What Python ignores or handles, the program must find as if it had never been.
-        with contextlib.suppress(OSError, ValueError):
-            signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     user = report.credentials
     # Before FreeBSD 15 the first of them is the effective group: setgroups(2).
     os.setgroups([user.gid, *(group for group in user.groups if group != user.gid)])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from baustelle.paths import resolve_beneath
 from cri.sandbox import wire
-from cri.sandbox.freebsd import health, jails, ledger, mounts
+from cri.sandbox.freebsd import health, jails, mounts, teardown
 from cri.sandbox.freebsd.calls import Calls, Mount
 from cri.sandbox.freebsd.jails import Jails, Policy
 from cri.sandbox.freebsd.limits import Limits
@@ -29,6 +29,7 @@ from cri.threads import in_own_thread
 
 _DYING_SECONDS = 2.0
 """How long a removal waits for a jail that dies; it gives nothing back that anybody needs."""
+_SOCKET_SECONDS = 30.0
 _EMULATION = ("linux64elf", "linprocfs", "linsysfs")
 """Modules that programs for Linux need, as kldstat -v names them."""
 _EMPTY_ROOT = "root"
@@ -111,7 +112,7 @@ class FreeBSDHost(Host):
         warden = await WardenClient.connect(spec, socket_path(spec), self._lost)
         if warden is None or jail is None:
             if warden is not None:
-                await wardens.end(warden)
+                await wardens.end(spec, warden)
             return None
         self._jids[spec.id] = jail.jid
         return warden
@@ -124,8 +125,7 @@ class FreeBSDHost(Host):
 
     async def stop_sandbox(self, spec: SandboxSpec, warden: Warden | None) -> None:
         """End the warden and all that runs in the pod, and remove its jail."""
-        if warden is not None:
-            await wardens.end(warden)
+        await wardens.end(spec, warden)
         self._jids.pop(spec.id, None)
         await in_own_thread(self._remove_pod, spec)
 
@@ -156,6 +156,10 @@ class FreeBSDHost(Host):
     async def root_usage(self, spec: ContainerSpec) -> DiskUsage:
         """What the container's own files take."""
         return await asyncio.to_thread(self.snapshots.usage, spec)
+
+    async def unknown_sandboxes(self, sandboxes: Sequence[str]) -> Sequence[str]:
+        """The pods whose jail is there."""
+        return await in_own_thread(self._unknown_pods, set(sandboxes))
 
     async def leftovers(self, sandboxes: Sequence[str], containers: Sequence[str]) -> Sequence[str]:
         """Remove wardens, jails, mounts, limits and layers that belong to nobody."""
@@ -215,7 +219,7 @@ class FreeBSDHost(Host):
         self._limits.remove(name)
         with _host_errors("unmount", subject):
             # A dying jail holds its root.
-            ledger.take_down(self._calls, spec.directory, f"{spec.directory}/rootfs", force=not gone)
+            teardown.take_down(self._calls, spec.directory, f"{spec.directory}/rootfs", force=not gone)
 
     def _remove_container(self, spec: ContainerSpec) -> None:
         self._stop_container(spec)
@@ -261,6 +265,10 @@ class FreeBSDHost(Host):
             raise HostError("find the jail of", f"container {spec.id}", "it has ended", errno.ENOENT)
         return jail.jid
 
+    def _unknown_pods(self, sandboxes: set[str]) -> list[str]:
+        pods = (jails.pod_of(jail.name) for jail in self._jails.ours(str(self._state)))
+        return [pod for pod in pods if pod and pod not in sandboxes]
+
     def _remove_unknown(self, sandboxes: set[str], containers: set[str]) -> list[str]:
         removed = []
         for jail in list(self._jails.ours(str(self._state))):
@@ -281,13 +289,13 @@ class FreeBSDHost(Host):
         ):
             if container not in containers:
                 directory = str(parent / container)
-                ledger.take_down(self._calls, directory, f"{directory}/rootfs")
+                teardown.take_down(self._calls, directory, f"{directory}/rootfs")
                 removed.append(f"mounts of container {container}")
-        return removed + self.snapshots.remove_unfinished()
+        return removed + self.snapshots.remove_unfinished() + self.snapshots.remove_unknown(containers)
 
     def _mounts(self, parent: Path) -> Iterator[Mount]:
         return (
-            mount for mount in ledger.mounts_below(self._calls, str(parent)) if mount.target != str(parent)
+            mount for mount in teardown.mounts_below(self._calls, str(parent)) if mount.target != str(parent)
         )
 
 
@@ -300,10 +308,13 @@ class FreeBSDNetworkStack(NetworkStack):
         self._loop = asyncio.get_running_loop()
 
     def socket(self, family: int, type_: int, protocol: int = 0) -> socket.socket:
-        """A socket made inside the pod. Blocks."""
-        return asyncio.run_coroutine_threadsafe(
-            self._warden.socket(family, type_, protocol), self._loop
-        ).result()
+        """A socket made inside the pod. Blocks. Raises TimeoutError if the warden does not answer."""
+        made = asyncio.run_coroutine_threadsafe(self._warden.socket(family, type_, protocol), self._loop)
+        try:
+            return made.result(_SOCKET_SECONDS)
+        except TimeoutError:
+            made.cancel()
+            raise
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -215,7 +215,11 @@ class Jails:
             "ip6": INHERIT,
         }
         parameters |= {name: INHERIT for name in _SYSV if self.calls.has_parameter(name)}
-        allowed = set(PRIVILEGED) if privileged else {"allow.reserved_ports", "allow.unprivileged_proc_debug"}
+        allowed = (
+            set(PRIVILEGED) - ({"allow.set_hostname"} if spec.namespaces.network is Sharing.NODE else set())
+            if privileged
+            else {"allow.reserved_ports", "allow.unprivileged_proc_debug"}
+        )
         if privileged or not {"NET_RAW", "ALL"} & set(spec.security.drop_capabilities):
             allowed.add("allow.raw_sockets")  # ping works in the pods of every other runtime
         if "NET_RAW" in spec.security.add_capabilities:
@@ -254,6 +258,8 @@ class Jails:
             and re.fullmatch(r"[\w.+-]{1,30}", value)
         ):
             return {name: value}
+        if name == "allow.set_hostname" and spec.namespaces.network is Sharing.NODE:
+            raise refused("with the node's network the name is the node's")
         if not name.startswith("allow."):
             raise refused("there is no such annotation, or it does not take this value")
         if name not in self.policy.allowed or name in NEVER:

@@ -103,6 +103,10 @@ static int cri_no_new_privileges(void) {
     int how = PROC_NO_NEW_PRIVS_ENABLE;
     return procctl(P_PID, getpid(), PROC_NO_NEW_PRIVS_CTL, &how);
 }
+static int cri_hide_memory(void) {
+    int how = PROC_TRACE_CTL_DISABLE; /* until the next exec */
+    return procctl(P_PID, getpid(), PROC_TRACE_CTL, &how);
+}
 static int cri_die_with_parent(int signal) { return procctl(P_PID, 0, PROC_PDEATHSIG_CTL, &signal); }
 static void cri_set_title(const char *title) { setproctitle("-%s", title); } /* "-": without the program's name before */
 

@@ -245,6 +245,11 @@ def no_new_privileges() -> None:
     check(lib.cri_no_new_privileges(), "no new privileges")
 
 
+def hide_memory() -> None:
+    """Let no process trace this one until it executes something, whatever jail or user it is (PROC_TRACE_CTL)."""
+    check(lib.cri_hide_memory(), "tracing")
+
+
 def die_with_parent(signal: int) -> None:
     """Get `signal` when the parent dies. Lost at the exec of a program with a setuid or setgid bit, and by fork."""
     check(lib.cri_die_with_parent(signal), "parent death signal")

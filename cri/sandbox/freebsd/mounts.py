@@ -15,12 +15,13 @@ import contextlib
 import errno
 import os
 import posixpath
+import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from baustelle.paths import make_mount_target, open_beneath, remove_mount_target, resolve_beneath
+from baustelle.paths import make_mount_target, open_beneath, resolve_beneath
 from cri.sandbox.freebsd.calls import (
     MNT_IGNORE,
     MNT_NOEXEC,
@@ -29,7 +30,6 @@ from cri.sandbox.freebsd.calls import (
     Calls,
     DevfsRule,
 )
-from cri.sandbox.freebsd.ledger import Entry, Ledger, opened
 from cri.sandbox.host import HostError
 from cri.sandbox.spec import ContainerSpec, DeviceSpec, MountSpec
 
@@ -38,6 +38,7 @@ _DEVICES_DIRECTORY = "/.cri-jails"
 """Where files lie that are mounted below /dev: devfs can hold a link to them, but no file of its own."""
 _SHARED_MEMORY = "67108864"
 """Bytes of a Linux container's /dev/shm: 64 MiB, as every container engine has it."""
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _FLAGS = {"nosuid": MNT_NOSUID, "noexec": MNT_NOEXEC, "nodev": 0}
 """nodev is always so: only devfs has device nodes."""
 _EMPTY = "65536"
@@ -53,7 +54,7 @@ RULESET: Sequence[DevfsRule] = (DevfsRule(hide=True), *(DevfsRule(name, hide=Fal
 
 @dataclass(slots=True)
 class TreeBuilder:
-    """Mounts one container's tree. Blocks; all of it is undone by `ledger.take_down`."""
+    """Mounts one container's tree. Blocks; all of it is undone by `teardown.take_down`."""
 
     calls: Calls
     spec: ContainerSpec
@@ -62,7 +63,8 @@ class TreeBuilder:
     ruleset: int
     images: Mapping[str, str] = field(default_factory=dict)
     """Where the image of each image volume lies on the node, by the mount's target."""
-    _ledger: Ledger = field(init=False)
+    _links: set[str] = field(default_factory=set)
+    """The names in /dev that lead elsewhere."""
     _before: frozenset[tuple[int, int]] = frozenset()
 
     def build(self) -> str:
@@ -71,8 +73,8 @@ class TreeBuilder:
         self._before = frozenset(mount.fsid for mount in self.calls.mounts())
         volumes = sorted(spec.mounts, key=lambda mount: _depth(mount.target))
         directory = self._alias(volumes) if spec.security.readonly_root else self.root
-        with opened(directory) as fd:
-            tree = _Tree(self, directory, fd)
+        with _opened(directory) as fd:
+            tree = _Tree(directory, fd)
             dev = self._mount_dev(tree)
             if spec.os == "linux":
                 self._mount_linux(tree, dev)
@@ -81,27 +83,18 @@ class TreeBuilder:
             self._hide(tree)
         return directory
 
-    def __post_init__(self) -> None:
-        self._ledger = Ledger(self.spec.directory)
-
-    def record(self, tree: str, target: str, made: Sequence[str] = ()) -> None:
-        """Note a mount point as soon as it is made."""
-        self._ledger.add(Entry(tree, target, list(made)))
-
     def mount(self, kind: str, target: str, options: Mapping[str, str | None], flags: int = 0) -> None:
         """Mount, and see that it is the right thing in the right place. Raises HostError."""
         source = options.get("from") or kind
         try:
-            identity = os.stat(source).st_ino if kind == "nullfs" else None  # noqa: PTH116
+            identity = _identity(source) if kind == "nullfs" else None
             self.calls.mount(kind, target, options, flags | MNT_IGNORE)
-            found = self.calls.mount_of(target)
-            if (found.kind, found.target) != (kind, target):
+            if not self._is_at(kind, target):
                 self._take_back(kind, source)
                 raise HostError(
                     "mount on", target, "the path led somewhere else at that moment", errno.EAGAIN
                 )
-            self._ledger.mounted(found)
-            if identity is not None and os.stat(target).st_ino != identity:  # noqa: PTH116
+            if identity is not None and _identity(target) != identity:
                 raise HostError("mount", source, "another file took its place at that moment", errno.EAGAIN)
         except OSError as error:
             where = f"{source} on {target}" if kind == "nullfs" else f"{kind} on {target}"
@@ -109,6 +102,14 @@ class TreeBuilder:
             if error.errno == errno.EINVAL and os.path.isfile(target):  # noqa: PTH113
                 reason += " (a file that has several hard links cannot be mounted on)"
             raise HostError("mount", where, reason, error.errno) from error
+
+    def _is_at(self, kind: str, target: str) -> bool:
+        """Whether a filesystem of that kind is mounted right there."""
+        try:
+            found = self.calls.mount_of(target)
+        except FileNotFoundError:
+            return False
+        return (found.kind, found.target) == (kind, target)
 
     def _take_back(self, kind: str, source: str) -> None:
         """Unmount what has just been mounted where it should not be."""
@@ -120,8 +121,8 @@ class TreeBuilder:
 
     def _alias(self, volumes: Sequence[MountSpec]) -> str:
         """The read-only alias of the root, in which every mount point is there already."""
-        with opened(self.root) as fd:
-            tree = _Tree(self, self.root, fd)
+        with _opened(self.root) as fd:
+            tree = _Tree(self.root, fd)
             tree.place("/dev", directory=True)
             if self.spec.os == "linux":
                 tree.place("/proc", directory=True)
@@ -136,12 +137,13 @@ class TreeBuilder:
 
     def _mount_dev(self, tree: _Tree) -> str:
         dev = tree.place("/dev", directory=True)
+        # A devfs with a ruleset that is not there shows everything, and anybody may have deleted ours (devfs(8) delset).
+        self.calls.devfs_ruleset(self.ruleset, RULESET)
         ruleset = {} if self.spec.security.privileged else {"ruleset": str(self.ruleset)}
         self.mount("devfs", dev, {"from": "devfs", **ruleset})
         for device in self.spec.devices:
             self._show_device(dev, device)
         as_linux: dict[str, str | None] = {"linrdlnk": None} if self.spec.os == "linux" else {}
-        self.record(self.root, f"{dev}/fd")
         self.mount("fdescfs", f"{dev}/fd", {"from": "fdescfs", **as_linux})
         return dev
 
@@ -171,15 +173,36 @@ class TreeBuilder:
         if inside is None or (Path(dev, inside[0]).is_dir() and not Path(dev, inside[0]).is_symlink()):
             return tree.place(target, directory=directory)
         place = tree.place(_outside_dev(target), directory=directory)
-        with contextlib.suppress(FileExistsError):  # of another mount below the same directory
-            Path(dev, inside[0]).symlink_to(f"{_DEVICES_DIRECTORY}/dev/{inside[0]}")
+        if (found := self.calls.mount_of(dev)).kind != "devfs" or found.target != dev:
+            # The link below would be made in whatever is mounted there.
+            raise HostError("mount on", target, "another volume lies over the container's /dev", errno.EINVAL)
+        if inside[0] not in self._links:  # of another mount below the same directory
+            self._link(dev, inside[0], f"{_DEVICES_DIRECTORY}/dev/{inside[0]}")
         return place
+
+    def _link(self, dev: str, name: str, target: str) -> None:
+        """Make a link in a devfs, and show it: the ruleset hides it like anything else.
+
+        The name becomes a pattern of devfs(8), and a node of that name would be shown with the link: neither must be. (shm is
+        what Linux emulation leaves there: an empty directory that is none.)
+        """
+        if not _NAME.fullmatch(name) or (name != "shm" and os.path.lexists(f"/dev/{name}")):
+            reason = "choose a name of letters, digits, '.', '_' and '-' that no device of the node has"
+            raise HostError("mount on", f"/dev/{name}", reason, errno.EINVAL)
+        try:
+            Path(dev, name).symlink_to(target)
+            self.calls.devfs_apply(dev, [DevfsRule(name, hide=False)])
+        except OSError as error:
+            raise HostError("mount on", f"/dev/{name}", error.strerror or str(error), error.errno) from error
+        self._links.add(name)
 
     def _show_device(self, dev: str, device: DeviceSpec) -> None:
         source, target = posixpath.normpath(device.source), posixpath.normpath(device.target)
         name, link = source.removeprefix("/dev/"), target.removeprefix("/dev/")
         if name == source or link == target:
             raise HostError("show", f"device {device.source}", "devices are in /dev only", errno.EINVAL)
+        if not all(_NAME.fullmatch(part) for part in name.split("/")):
+            raise HostError("show", f"device {device.source}", "its name is no plain one", errno.EINVAL)
         permissions = set(device.permissions)
         mode = None if {"r", "w"} <= permissions else 0o444 if "r" in permissions else 0o222
         # Every directory on the way has to be shown too.
@@ -191,7 +214,7 @@ class TreeBuilder:
         try:
             self.calls.devfs_apply(dev, rules)
             if target != source:
-                Path(dev, link).symlink_to(source)
+                self._link(dev, link, source)
         except OSError as error:
             raise HostError(
                 "show", f"device {device.source}", error.strerror or str(error), error.errno
@@ -219,8 +242,7 @@ class TreeBuilder:
 class _Tree:
     """The inside of a container's root."""
 
-    def __init__(self, builder: TreeBuilder, path: str, fd: int) -> None:
-        self._builder = builder
+    def __init__(self, path: str, fd: int) -> None:
         self._path = path
         self._fd = fd
 
@@ -235,16 +257,10 @@ class _Tree:
     def make(self, target: str, *, directory: bool) -> str:
         """The path on the node of a file or directory, which is made if it is not there."""
         try:
-            made = make_mount_target(self._fd, target, directory=directory)
-            place = str(resolve_beneath(Path(self._path), target))
+            make_mount_target(self._fd, target, directory=directory)
+            return str(resolve_beneath(Path(self._path), target))
         except OSError as error:
             raise HostError("mount on", target, error.strerror or str(error), error.errno) from error
-        try:
-            self._builder.record(self._path, place, made)
-        except OSError:
-            remove_mount_target(self._fd, made)
-            raise
-        return place
 
     def find(self, path: str) -> str | None:
         """The path on the node of a mount point that is there already, None if it is not."""
@@ -253,6 +269,21 @@ class _Tree:
         except (FileNotFoundError, NotADirectoryError):
             return None
         return self.place(path, directory=_is_directory(str(resolve_beneath(Path(self._path), path))))
+
+
+@contextlib.contextmanager
+def _opened(directory: str) -> Iterator[int]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _identity(path: str) -> tuple[int, ...]:
+    """What tells a file from others, also when a nullfs shows it: that has a device of its own."""
+    found = os.stat(path)  # noqa: PTH116
+    return (found.st_ino, found.st_mode, found.st_uid, found.st_gid)
 
 
 def _is_directory(source: str) -> bool:

@@ -92,8 +92,7 @@ class LinuxHost(Host):
 
     async def stop_sandbox(self, spec: SandboxSpec, warden: Warden | None) -> None:
         """End the warden and all that runs below it; by cgroup, if the warden cannot do it."""
-        if warden is not None:
-            await wardens.end(warden)
+        await wardens.end(spec, warden)
         await asyncio.to_thread(self._stop_sandbox, spec)
 
     async def remove_sandbox(self, spec: SandboxSpec) -> None:
@@ -123,6 +122,10 @@ class LinuxHost(Host):
     async def root_usage(self, spec: ContainerSpec) -> DiskUsage:
         """What the container's own files take."""
         return await asyncio.to_thread(self.snapshots.usage, spec)
+
+    async def unknown_sandboxes(self, sandboxes: Sequence[str]) -> Sequence[str]:  # noqa: ARG002
+        """None: an interface goes with its namespace."""
+        return ()
 
     async def leftovers(self, sandboxes: Sequence[str], containers: Sequence[str]) -> Sequence[str]:
         """Remove wardens, cgroups and layers that belong to nobody."""

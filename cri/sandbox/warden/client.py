@@ -52,6 +52,7 @@ class WardenClient(Warden):
         self._ours = False
         """Whether the connection ends because we want it to."""
         channel.setblocking(False)
+        protocol.prepare(channel)
         self._loop.add_reader(channel, self._read)
 
     @classmethod

@@ -8,6 +8,7 @@ an unlinked file, whose descriptor then travels in its place. Text stays within 
 from __future__ import annotations
 
 import array
+import errno
 import json
 import os
 import socket
@@ -29,6 +30,8 @@ SOCKET_PATH_LIMIT = 107 if sys.platform == "linux" else 103
 """Bytes of a socket's path, without the NUL (sun_path is 108 bytes on Linux, 104 on FreeBSD)."""
 
 _SPILLED = "spilled"
+_ROOM = 1024 * 1024
+"""Bytes of a connection's buffers, each way."""
 
 
 class ProtocolError(Exception):
@@ -49,6 +52,13 @@ def decode(data: bytes) -> Message:
     if not isinstance(message, dict):
         raise ProtocolError(f"a {type(message).__name__} instead of an object")
     return message
+
+
+def prepare(channel: socket.socket) -> None:
+    """Give a connection room for the messages of a peer that is busy for a while."""
+    if sys.platform != "linux":  # there, a socket's own room is ample
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM)
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _ROOM)
 
 
 def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = ()) -> None:
@@ -117,7 +127,11 @@ def check_path(path: str) -> str:
 
 def _send(channel: socket.socket, data: bytes, descriptors: Sequence[int]) -> None:
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-    channel.sendmsg([data], ancillary, getattr(socket, "MSG_NOSIGNAL", 0))
+    # POSIX has the sender say where a record ends. Linux takes every packet for one; FreeBSD 15 joins what is not ended.
+    sent = channel.sendmsg([data], ancillary, getattr(socket, "MSG_NOSIGNAL", 0) | socket.MSG_EOR)
+    if sent < len(data):
+        # FreeBSD 15 fills the room that there is. A peer that lets so much pile up gets no more from us.
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
 
 
 def _spill(data: bytes) -> int:

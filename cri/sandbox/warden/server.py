@@ -61,6 +61,7 @@ class Server:
     def connect(self, channel: socket.socket) -> None:
         """Serve a connection."""
         channel.setblocking(False)
+        protocol.prepare(channel)
         connection = Connection(channel)
         self._connections.append(connection)
         self._loop.watch(channel, READ, lambda events: self._serve(connection, events))

@@ -31,6 +31,7 @@ class Spawner:
         """Start the process (posix_spawn: no copy of this one is made). Blocks for a moment."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
+            protocol.prepare(theirs)
             # Isolated, without site: the directories that the modules come from are all it gets.
             paths = list(
                 dict.fromkeys(_import_directory(name) for name in ("cri", "baustelle", "_cffi_backend"))
@@ -44,6 +45,7 @@ class Spawner:
                 setsigdef=[signal.SIGPIPE, signal.SIGINT, signal.SIGTERM],
             )
         ours.setblocking(False)
+        protocol.prepare(ours)
         self._channel = ours
 
     async def spawn(self, spec: SandboxSpec, lost: Callable[[str], None]) -> WardenClient:

@@ -13,7 +13,7 @@ from typing import Protocol
 from cri.sandbox.host import HostError, Warden
 from cri.sandbox.spec import SandboxSpec
 from cri.sandbox.warden.client import WardenClient
-from cri.sandbox.warden.supervisor import SOCKET_NAME
+from cri.sandbox.warden.supervisor import SOCKET_NAME, socket_path
 
 _SHUTDOWN_SECONDS = 15.0
 
@@ -31,8 +31,19 @@ class WardenSpawner(Protocol):
         """End; wardens live on. Blocks for a moment."""
 
 
-async def end(warden: Warden) -> None:
-    """Have a warden end with all that runs below it; it is killed if it cannot do that."""
+async def end(spec: SandboxSpec, warden: Warden | None) -> None:
+    """Have a sandbox's warden end with all that runs below it; it is killed if it cannot do that.
+
+    One that only the connection to was lost is found again by its socket.
+    """
+    if warden is not None:
+        await _end(warden)
+    survivor = await WardenClient.connect(spec, socket_path(spec), lambda _: None)
+    if survivor is not None:
+        await _end(survivor)
+
+
+async def _end(warden: Warden) -> None:
     try:
         async with asyncio.timeout(_SHUTDOWN_SECONDS):
             await warden.shutdown()

@@ -17,7 +17,7 @@ from cri.sandbox.fake import FakeKernel
 from cri.sandbox.fake.freebsd import FakeFreeBSD
 from cri.sandbox.fake.host import FakeWarden
 from cri.sandbox.freebsd import host as driver
-from cri.sandbox.freebsd import ledger, mounts
+from cri.sandbox.freebsd import mounts, teardown
 from cri.sandbox.host import HostError, Warden
 from cri.sandbox.spec import ContainerSpec, MountSpec, ProcessSpec, SandboxSpec
 
@@ -98,14 +98,20 @@ class Machine:
         return str(path)
 
     def files(self) -> dict[str, object]:
-        """Every file there is, but what lies in the directories of sandboxes and containers: these go with them."""
+        """Every file there is, but what lies in the directories of sandboxes and containers: these go with them.
+
+        Nor what is empty in a volume: mount points stay there, as somebody else may have come to use them.
+        """
         owned = (self.state / "sandboxes", self.state / "containers")
+        volumes = self.directory / "volumes"
         found: dict[str, object] = {}
-        for parent, directories, names in os.walk(self.directory):
+        for parent, directories, names in os.walk(self.directory, topdown=True):
             if Path(parent) in owned:
                 directories.clear()
             for name in (*directories, *names):
                 path = Path(parent, name)
+                if volumes in path.parents and not path.is_symlink() and not _has_content(path):
+                    continue
                 found[str(path.relative_to(self.directory))] = (
                     str(path.readlink())
                     if path.is_symlink()
@@ -120,17 +126,22 @@ class Machine:
         return self.kernel.state(), self.files()
 
 
+def _has_content(path: Path) -> bool:
+    if path.is_dir():
+        return any(_has_content(below) or below.is_symlink() for below in path.iterdir())
+    return path.stat().st_size > 0
+
+
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> FakeFreeBSD:
     kernel = FakeFreeBSD(scratch=tmp_path_factory.mktemp("mounted"))
     # All code that walks where something is mounted.
-    for module in (ledger, mounts, paths, removal):
+    for module in (mounts, paths, removal):
         monkeypatch.setattr(module, "os", kernel.files)
     monkeypatch.setattr(mounts, "Path", kernel.files.path_class())
-    monkeypatch.setattr(ledger, "Path", kernel.files.path_class())
     # No test waits for the real bounds.
-    monkeypatch.setattr(ledger, "_UNMOUNT_SECONDS", 0.05)
-    monkeypatch.setattr(ledger, "_UNMOUNT_PAUSE", 0.001)
+    monkeypatch.setattr(teardown, "_UNMOUNT_SECONDS", 0.05)
+    monkeypatch.setattr(teardown, "_UNMOUNT_PAUSE", 0.001)
     monkeypatch.setattr(driver, "_DYING_SECONDS", 0.05)
     return kernel
 

@@ -273,3 +273,16 @@ async def test_a_volume_that_is_swapped_is_noticed(machine, sandbox, make) -> No
     Path(data).unlink()
     Path(f"{data}.old").rename(data)
     assert machine.everything() == before
+
+
+@pytest.mark.parametrize("name", ["*", "[a-z]*", "null?", "null", "zero", "random"])
+async def test_a_mount_below_dev_shows_no_device(machine, sandbox, make, name: str) -> None:
+    """The name of a link in devfs becomes a pattern of its rules."""
+    before = machine.everything()
+    spec = machine.container(sandbox, mounts=(make.mount(machine.volume("data"), f"/dev/{name}/x"),))
+    with pytest.raises(HostError):
+        await machine.host.create_container(spec)
+    del before
+    assert not machine.kernel.state()["mounts"] or all(
+        spec.directory not in mount.target for mount in machine.kernel.mounts()
+    )

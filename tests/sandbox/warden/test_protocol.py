@@ -116,3 +116,31 @@ def test_socket_paths_have_a_limit():
     assert protocol.check_path("/run/x.sock") == "/run/x.sock"
     with pytest.raises(ValueError, match="choose a shorter runtime directory"):
         protocol.check_path("/" + "x" * 120)
+
+
+def test_what_is_sent_in_a_row_stays_apart():
+    """FreeBSD 15 joins packets whose sender does not say that they end."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        for number in range(3):
+            protocol.send(ours, {"n": number})
+        assert [protocol.receive(theirs) for _ in range(3)] == [({"n": number}, []) for number in range(3)]
+
+
+def test_a_peer_that_does_not_read_costs_no_message_but_the_last():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        for end in (ours, theirs):
+            protocol.prepare(end)
+            end.setblocking(False)
+        sent = 0
+        with pytest.raises(OSError, match=r"unavailable|No buffer space"):
+            while True:
+                protocol.send(ours, {"n": sent, "text": "x" * 3000})
+                sent += 1
+        assert sent * 3000 > 100_000
+        for number in range(sent):
+            message, _ = protocol.receive(theirs)
+            assert message["n"] == number
+        with pytest.raises((BlockingIOError, protocol.ProtocolError)):
+            protocol.receive(theirs)
