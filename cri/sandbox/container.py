@@ -14,6 +14,7 @@ from typing import Self
 
 import structlog
 
+from baustelle.removal import remove_tree
 from cri.api.runtime import v1
 from cri.errors import FailedPreconditionError, InternalError
 from cri.sandbox import wire
@@ -97,7 +98,7 @@ class Container:
         async with UndoStack(f"create container {self.id}") as undo:
             undo.push("record", lambda: self._node.store.delete(self.record))
             await self._node.store.save(self.record)
-            undo.push("directory", lambda: asyncio.to_thread(wire.remove_tree, directory))
+            undo.push("directory", lambda: asyncio.to_thread(remove_tree, directory))
             await in_own_thread(self._make_directories, directory)
             undo.push("container", lambda: self._node.host.remove_container(self.spec))
             await self._node.host.create_container(self.spec)
@@ -199,7 +200,7 @@ class Container:
             with contextlib.suppress(WardenGoneError):
                 await warden.forget(self.id)
         await self._node.host.remove_container(self.spec)
-        await asyncio.to_thread(wire.remove_tree, Path(self.spec.directory))
+        await asyncio.to_thread(remove_tree, Path(self.spec.directory))
         await self._node.store.delete(self.record)
 
     async def update(self, resources: Resources, message: v1.LinuxContainerResources) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from baustelle.removal import remove_tree
 from cri.api.runtime import v1
 from cri.sandbox import pod_files, wire
 from cri.sandbox.container import Container
@@ -63,7 +64,7 @@ class PodSandbox:
         async with UndoStack(f"run sandbox {self.id}") as undo:
             undo.push("record", lambda: node.store.delete(self.record))
             await node.store.save(self.record)
-            undo.push("directory", lambda: asyncio.to_thread(wire.remove_tree, directory))
+            undo.push("directory", lambda: asyncio.to_thread(remove_tree, directory))
             await asyncio.to_thread(self._write_files, directory)
             undo.push("sandbox", self._give_back)
             self.adopt(await node.host.create_sandbox(self.spec))
@@ -104,7 +105,7 @@ class PodSandbox:
             await self._step(SandboxState.REMOVING)
         await _all(remove_container(container) for container in list(self.containers.values()))
         await self._node.host.remove_sandbox(self.spec)
-        await asyncio.to_thread(wire.remove_tree, Path(self.spec.directory))
+        await asyncio.to_thread(remove_tree, Path(self.spec.directory))
         await self._node.store.delete(self.record)
 
     async def lose(self) -> None:
@@ -131,7 +132,7 @@ class PodSandbox:
         """Remove what an earlier daemon began and could not finish."""
         await self._node.network.detach(self.id)
         await self._give_back()
-        await asyncio.to_thread(wire.remove_tree, Path(self.spec.directory))
+        await asyncio.to_thread(remove_tree, Path(self.spec.directory))
         await self._node.store.delete(self.record)
 
     async def disconnect(self) -> None:

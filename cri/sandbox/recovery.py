@@ -7,7 +7,7 @@ import time
 
 import structlog
 
-from cri.sandbox import wire
+from baustelle.removal import remove_tree
 from cri.sandbox.container import Container
 from cri.sandbox.host import HostError, Warden
 from cri.sandbox.machine import ContainerState, SandboxState
@@ -50,7 +50,7 @@ async def recover(node: Node, pods: Pods) -> None:
             container=orphan.id,
             sandbox=orphan.sandbox_id,
         )
-        await asyncio.to_thread(wire.remove_tree, node.container_directory(orphan.id))
+        await asyncio.to_thread(remove_tree, node.container_directory(orphan.id))
         await node.store.delete(orphan)
 
 
@@ -104,7 +104,7 @@ async def _finish(node: Node, pods: Pods, container: Container) -> None:
     """Finish what the earlier daemon had begun with a container."""
     if container.state is ContainerState.CREATING:
         await node.host.remove_container(container.spec)
-        await asyncio.to_thread(wire.remove_tree, node.container_directory(container.id))
+        await asyncio.to_thread(remove_tree, node.container_directory(container.id))
         await node.store.delete(container.record)
         pods.drop_container(container)
     elif container.state is ContainerState.REMOVING:

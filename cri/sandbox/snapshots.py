@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from baustelle.removal import remove_tree
 from cri.sandbox import wire
 from cri.sandbox.copytree import copy_tree, disk_usage
 from cri.sandbox.host import HostError, Snapshotter
@@ -92,7 +93,7 @@ class DirectorySnapshotter(RootSnapshotter):
 
     async def abort(self, chain_id: str) -> None:
         """Throw a begun layer away."""
-        await asyncio.to_thread(wire.remove_tree, self._begun(chain_id))
+        await asyncio.to_thread(remove_tree, self._begun(chain_id))
 
     async def remove(self, chain_id: str) -> None:
         """Remove a committed layer."""
@@ -102,7 +103,7 @@ class DirectorySnapshotter(RootSnapshotter):
         """Throw away what a daemon that died had begun. Blocks."""
         found = [path for path in self._directory.iterdir() if path.name.startswith(BEGUN)]
         for path in found:
-            wire.remove_tree(path)
+            remove_tree(path)
         return [f"unfinished layer {path.name.removeprefix(BEGUN)}" for path in found]
 
     def layer(self, chain_id: str) -> Path:
@@ -117,7 +118,7 @@ class DirectorySnapshotter(RootSnapshotter):
 
     def _begin(self, chain_id: str, parent: str | None) -> Path:
         begun = self._begun(chain_id)
-        wire.remove_tree(begun)
+        remove_tree(begun)
         begun.mkdir(mode=0o700)
         files = begun / "fs"
         files.mkdir(mode=0o755)
@@ -130,7 +131,7 @@ class DirectorySnapshotter(RootSnapshotter):
         usage = disk_usage(str(begun / "fs"))
         (begun / "usage.json").write_text(json.dumps(wire.encode(usage)))
         if committed.exists():  # somebody else was quicker with the same content
-            wire.remove_tree(begun)
+            remove_tree(begun)
         else:
             begun.rename(committed)
         return usage
@@ -138,12 +139,12 @@ class DirectorySnapshotter(RootSnapshotter):
     def _remove(self, chain_id: str) -> None:
         committed = self._directory / name_of_chain(chain_id)
         doomed = self._begun(chain_id)
-        wire.remove_tree(doomed)
+        remove_tree(doomed)
         try:
             committed.rename(doomed)  # first out of sight, as removing takes its time
         except FileNotFoundError:
             return
-        wire.remove_tree(doomed)
+        remove_tree(doomed)
 
     def _chains(self) -> dict[str, DiskUsage]:
         chains = {}
@@ -164,7 +165,7 @@ class CopySnapshotter(DirectorySnapshotter):
     def prepare(self, container: ContainerSpec) -> dict[str, Any]:
         """Copy the image."""
         root = self.writable(container)
-        wire.remove_tree(root)  # of a container whose making was interrupted
+        remove_tree(root)  # of a container whose making was interrupted
         root.mkdir(mode=0o755)
         if container.layers:
             copy_tree(str(self.layer(container.layers[-1])), str(root))
@@ -172,7 +173,7 @@ class CopySnapshotter(DirectorySnapshotter):
 
     def discard(self, container: ContainerSpec) -> None:
         """Remove the copy."""
-        wire.remove_tree(self.writable(container))
+        remove_tree(self.writable(container))
 
     def writable(self, container: ContainerSpec) -> Path:
         """The copy."""

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from baustelle import removal
 from cri.sandbox.spec import ExitRecord, Resources
 
 T = TypeVar("T")
@@ -69,11 +68,6 @@ def write_exit_record(directory: Path, record: ExitRecord) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(directory / EXIT_RECORD)
-
-
-def remove_tree(directory: Path) -> None:
-    """Remove a directory of ours with all its content, however deep and flagged; succeeds if it is gone. Blocks."""
-    removal.remove_tree(directory)
 
 
 @functools.cache

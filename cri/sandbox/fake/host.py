@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
+from baustelle.removal import remove_tree
 from cri.sandbox import wire
 from cri.sandbox.fake.kernel import FakeKernel
 from cri.sandbox.host import (
@@ -209,12 +210,12 @@ class FakeSnapshotter(Snapshotter):
 
     async def abort(self, chain_id: str) -> None:
         """Throw it away."""
-        wire.remove_tree(self._path(chain_id))
+        remove_tree(self._path(chain_id))
 
     async def remove(self, chain_id: str) -> None:
         """Throw it away later."""
         self._chains.pop(chain_id, None)
-        wire.remove_tree(self._path(chain_id))
+        remove_tree(self._path(chain_id))
 
     def _path(self, chain_id: str) -> Path:
         return self._directory / chain_id.replace(":", "-")

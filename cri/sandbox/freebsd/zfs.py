@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cri.sandbox import wire
+from baustelle.removal import remove_tree
 from cri.sandbox.freebsd.calls import MNT_IGNORE, MNT_RDONLY, Calls, Mount
 from cri.sandbox.freebsd.libzfs import OFF, ON, LibZfs, Value
 from cri.sandbox.host import HostError
@@ -237,7 +237,7 @@ class ZfsSnapshotter(RootSnapshotter):
     def discard(self, container: ContainerSpec) -> None:
         """Destroy the clone."""
         self._destroy_root(container.id)
-        wire.remove_tree(self.writable(container))
+        remove_tree(self.writable(container))
         if not self._swept:  # it may have been the last clone of a removed layer
             self._sweep()
 

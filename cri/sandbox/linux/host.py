@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cri.sandbox import wire
+from baustelle.removal import remove_tree
 from cri.sandbox.host import Condition, Features, Host, HostError, NetworkStack, Warden, WardenGoneError
 from cri.sandbox.linux.cgroups import Group, Hierarchies
 from cri.sandbox.linux.snapshots import make_snapshotter
@@ -155,7 +155,7 @@ class LinuxHost(Host):
         for name in (SOCKET_NAME, "shm"):
             path = Path(spec.runtime_directory, name)
             if path.is_dir():
-                wire.remove_tree(path)
+                remove_tree(path)
             else:
                 path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: somebody else's files

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cri.sandbox import wire
+from baustelle.removal import remove_tree
 from cri.sandbox.host import HostError
 from cri.sandbox.linux import kernel
 from cri.sandbox.snapshots import CopySnapshotter, DirectorySnapshotter
@@ -41,7 +41,7 @@ class OverlaySnapshotter(DirectorySnapshotter):
     def discard(self, container: ContainerSpec) -> None:
         """Remove these directories."""
         for path in _directories(container):
-            wire.remove_tree(path)
+            remove_tree(path)
 
     def writable(self, container: ContainerSpec) -> Path:
         """The upper directory."""

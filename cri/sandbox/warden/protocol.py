@@ -8,6 +8,7 @@ an unlinked file, whose descriptor then travels in its place. Text stays within 
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import json
 import os
@@ -92,6 +93,10 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
     if not data and not received:
         return None
     try:
+        if sys.platform != "linux" and data and not flags & socket.MSG_EOR:
+            # Bigger than a packet may be, or torn. Linux cuts such a one off, FreeBSD goes on with it.
+            _skip_record(channel)
+            flags |= socket.MSG_TRUNC
         message = decode(b"" if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) else data)
         if _SPILLED in message:
             message = decode(_read(received, message[_SPILLED]))
@@ -132,6 +137,15 @@ def _send(channel: socket.socket, data: bytes, descriptors: Sequence[int]) -> No
     if sent < len(data):
         # FreeBSD 15 fills the room that there is. A peer that lets so much pile up gets no more from us.
         raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+
+def _skip_record(channel: socket.socket) -> None:
+    """Read on to the end of a record, as far as it is there."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            data, _, flags, _ = channel.recvmsg(MAX_PACKET, 0, socket.MSG_DONTWAIT)
+            if not data or flags & socket.MSG_EOR:
+                return
 
 
 def _spill(data: bytes) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cri.sandbox import wire
+from baustelle.removal import remove_tree
 from cri.sandbox.freebsd import jails
 from cri.sandbox.host import HostError
 from cri.sandbox.spec import Resources, SandboxSpec, Security
@@ -148,13 +148,13 @@ async def test_what_force_does_not_take_stays_whole_and_is_removed_later(machine
 async def test_a_directory_is_not_removed_through_what_is_mounted_in_it(machine, container, is_gone) -> None:
     """The life cycle removes a container's directory even if the host could not remove the container."""
     with pytest.raises(OSError) as caught:
-        wire.remove_tree(Path(container.directory))
+        remove_tree(Path(container.directory))
     assert caught.value.errno in (errno.EBUSY, errno.EXDEV)
     assert machine.files()["volumes/data/precious"] == "data of data"
     assert machine.files()["volumes/log"] == "file log"
     await machine.host.remove_container(container)
     is_gone()
-    wire.remove_tree(Path(container.directory))
+    remove_tree(Path(container.directory))
 
 
 async def test_a_jail_that_lingers(machine, container, is_gone) -> None:

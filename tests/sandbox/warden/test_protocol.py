@@ -90,7 +90,7 @@ def test_bad_packets_leave_no_descriptor_open(pair, packet, with_descriptor):
         before = open_descriptors()
         if not packet and not with_descriptor:
             return
-        socket.send_fds(ours, [packet], [file.fileno()] if with_descriptor else [])
+        socket.send_fds(ours, [packet], [file.fileno()] if with_descriptor else [], socket.MSG_EOR)
         with pytest.raises(protocol.ProtocolError):
             protocol.receive(theirs)
         assert open_descriptors() == before
