@@ -281,3 +281,25 @@ async def machine(directory: Path, nothing_left: None) -> AsyncIterator[Machine]
     await machine.start()
     yield machine
     await machine.end()
+
+
+@pytest.fixture
+def dataset() -> Iterator[Path]:
+    """A directory that is a ZFS dataset of its own."""
+    pools = run("zpool", "list", "-H", "-o", "name").split() if shutil.which("zpool") else []
+    if not pools:
+        pytest.skip("this host has no ZFS pool")
+    path = Path(tempfile.mkdtemp(prefix="crij", dir="/var/tmp"))
+    name = f"{pools[0]}/{path.name}"
+    run("zfs", "create", "-o", f"mountpoint={path}", name)
+    yield path
+    run("zfs", "destroy", "-r", name)
+    path.rmdir()
+
+
+@pytest.fixture
+async def zfs_machine(dataset: Path, nothing_left: None) -> AsyncIterator[Machine]:
+    machine = Machine(dataset, "auto")
+    await machine.start()
+    yield machine
+    await machine.end()
