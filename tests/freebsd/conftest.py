@@ -62,6 +62,7 @@ PROGRAMS = (
     *(
         "sh",
         "cat",
+        "chmod",
         "date",
         "dd",
         "echo",

@@ -405,3 +405,10 @@ async def test_roots_on_zfs(zfs_machine, readonly_root):
     if not readonly_root:
         wrote = await machine.sh(small, "dd if=/dev/random of=/big bs=1m count=200")
         assert "quota exceeded" in wrote.lower()
+
+
+async def test_what_a_container_has_open_is_its_own(machine):
+    before = Path("/dev/null").stat().st_mode
+    container = await machine.container(await machine.pod())
+    assert "not found" not in await machine.sh(container, "chmod 000 /dev/fd/0; chmod 000 /dev/null")
+    assert Path("/dev/null").stat().st_mode == before

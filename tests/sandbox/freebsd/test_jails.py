@@ -143,6 +143,16 @@ async def test_annotations_that_are_refused(machine, name: str, value: str, *, p
     assert machine.everything() == before
 
 
+async def test_nobody_renames_the_node(machine) -> None:
+    """With the node's network a container has the node's host name."""
+    sandbox, _ = await a_pod(machine, namespaces=Namespaces(network=Sharing.NODE))
+    spec = machine.container(
+        sandbox, annotations={f"{ANNOTATION}allow.set_hostname": "true"}, namespaces=sandbox.namespaces
+    )
+    with pytest.raises(HostError, match="the name is the node's"):
+        await machine.host.create_container(spec)
+
+
 async def test_a_routing_table(machine) -> None:
     sandbox, _ = await a_pod(machine)
     with pytest.raises(HostError, match=r"set net\.fibs in /boot/loader\.conf"):
