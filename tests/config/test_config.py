@@ -217,3 +217,11 @@ def test_registries_without_a_file() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             config.load(None, environment={"CRI_JAILS_REGISTRIES": wrong})
+
+
+def test_the_driver_s_defaults_are_the_configuration_s():
+    """They stand twice: the configuration knows no driver, and a driver no configuration."""
+    from cri.sandbox.freebsd.jails import Policy
+
+    freebsd = config.load(None, environment={}).freebsd
+    assert Policy(frozenset(freebsd.allow), freebsd.devfs_ruleset) == Policy()
