@@ -38,7 +38,10 @@ def node_state() -> dict[str, list[str]]:
     """What a run must leave as it found it."""
     rules = subprocess.run(["rctl"], capture_output=True, text=True, check=False).stdout
     wardens = [line for line in run("ps", "-axo", "command").splitlines() if "cri-jails-pod" in line]
+    bound = [line.split()[-1] for line in run("netstat", "-f", "unix").splitlines()]
+    listening = [line.split()[3] for line in run("netstat", "-anl").splitlines() if "LISTEN" in line.split()]
     return {
+        "sockets": sorted(path for path in bound if path.startswith("/")) + sorted(listening),
         "jails": run("jls", "-d", "name").split(),
         "mounts": sorted(line.split(" (")[0] for line in run("mount").splitlines()),
         "interfaces": sorted(run("ifconfig", "-l").split()),
