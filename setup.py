@@ -7,7 +7,7 @@ from setuptools import setup
 _BINDINGS = {
     "linux": ["cri/sandbox/linux/_kernel_build.py:ffibuilder"],
     "freebsd": [
-        "cni_plugins/_freebsd_build.py:ffibuilder",
+        "cni_plugins/freebsd/_kernel_build.py:ffibuilder",
         "cri/sandbox/freebsd/_kernel_build.py:ffibuilder",
     ],
 }

@@ -86,11 +86,11 @@ def for_this_system(host: SocketSource) -> Links:
     Raises ConfigurationError on a system that there is no driver for.
     """
     if sys.platform == "linux":
-        from cni_plugins.linux import LinuxLinks  # noqa: PLC0415 - a driver is loaded on its own system only
+        from cni_plugins.linux.links import LinuxLinks  # noqa: PLC0415 - a driver is loaded on its own system only
 
         return LinuxLinks(host)
     if sys.platform.startswith("freebsd"):
-        from cni_plugins.freebsd import FreeBSDLinks  # noqa: PLC0415
+        from cni_plugins.freebsd.links import FreeBSDLinks  # noqa: PLC0415
 
         return FreeBSDLinks(host)
     raise ConfigurationError(f"no network driver for {sys.platform}; there are ones for linux and freebsd")

@@ -159,13 +159,13 @@ class Client:
 @pytest.fixture
 def kernel(monkeypatch):
     if not sys.platform.startswith("freebsd"):
-        binding = ModuleType("cni_plugins._freebsd")
+        binding = ModuleType("cni_plugins.freebsd._kernel")
         monkeypatch.setitem(sys.modules, binding.__name__, binding)
         binding.ffi, binding.lib = None, SimpleNamespace()
-        for name in ("cni_plugins.ifioctl", "cni_plugins.freebsd"):
+        for name in ("cni_plugins.freebsd.ioctl", "cni_plugins.freebsd.links"):
             monkeypatch.delitem(sys.modules, name, raising=False)
         monkeypatch.setattr(sys, "platform", "freebsd15")
-    driver = importlib.import_module("cni_plugins.freebsd")
+    driver = importlib.import_module("cni_plugins.freebsd.links")
     kernel = Kernel()
     monkeypatch.setattr(driver, "Routes", kernel.client)
     monkeypatch.setattr(driver, "Interfaces", kernel.client)

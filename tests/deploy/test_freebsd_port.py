@@ -163,7 +163,10 @@ def test_the_sources_of_the_kernel_bindings_are_distributed(wheel: set[str]) -> 
 
 def test_every_kernel_binding_for_freebsd_is_compiled_at_install() -> None:
     setup = (ROOT / "setup.py").read_text()
-    for path in (*(ROOT / "cri/sandbox/freebsd").glob("_*_build.py"), ROOT / "cni_plugins/_freebsd_build.py"):
+    for path in (
+        *(ROOT / "cri/sandbox/freebsd").glob("_*_build.py"),
+        *(ROOT / "cni_plugins/freebsd").glob("_*_build.py"),
+    ):
         assert str(path.relative_to(ROOT)) in setup
 
 

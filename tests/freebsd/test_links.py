@@ -39,8 +39,8 @@ from cni_plugins import (
     NotAttachedError,
     loopback,
 )
-from cni_plugins.freebsd import GROUP, FreeBSDLinks
-from cni_plugins.ifioctl import Interfaces
+from cni_plugins.freebsd.ioctl import Interfaces
+from cni_plugins.freebsd.links import GROUP, FreeBSDLinks
 from cni_plugins.rtnetlink import Routes, link_set
 from cni_plugins.types import OwnStack
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 from ipaddress import ip_interface
 
 from cni_plugins.errors import AttachmentExistsError, ConfigurationError, KernelError, NotAttachedError
-from cni_plugins.ifioctl import Interfaces
+from cni_plugins.freebsd.ioctl import Interfaces
 from cni_plugins.links import Pair
 from cni_plugins.rtnetlink import Link, Routes, address_add, link_set, route_add_default
 from cni_plugins.types import Address, InterfaceAddress, NetworkStack, SocketSource

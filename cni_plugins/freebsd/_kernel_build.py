@@ -1,9 +1,9 @@
-"""Builds `cni_plugins._freebsd`: the interface ioctls that FreeBSD's netlink(4) has no message for.
+"""Builds `cni_plugins.freebsd._kernel`: the interface ioctls that FreeBSD's netlink(4) has no message for.
 
 API mode: the C compiler takes layouts and numbers from the base system's headers. It is an extension of its own
 beside that of `cri.sandbox.freebsd` because this package stands alone. Every function returns -1 with errno on failure.
 
-    python cni_plugins/_freebsd_build.py     # in place, from the root of the checkout
+    python cni_plugins/freebsd/_kernel_build.py     # in place, from the root of the checkout
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ffibuilder.cdef(
     int cni_bridge_members(int fd, const char *bridge, char *names, int room);
     """
 )
-ffibuilder.set_source("cni_plugins._freebsd", Path(__file__).with_name("freebsd.c").read_text())
+ffibuilder.set_source("cni_plugins.freebsd._kernel", Path(__file__).with_name("kernel.c").read_text())
 
 if __name__ == "__main__":
     ffibuilder.compile(verbose=False)

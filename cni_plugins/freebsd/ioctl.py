@@ -14,8 +14,8 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
-from cni_plugins._freebsd import ffi, lib
 from cni_plugins.errors import KernelError
+from cni_plugins.freebsd._kernel import ffi, lib
 from cni_plugins.types import SocketSource
 
 # The kernel looks whether a new name is free and takes it in two steps with nothing in between to keep others away.

@@ -1,4 +1,4 @@
-/* The interface ioctls that cni_plugins.ifioctl makes: ioctl(2) on any socket of the network stack in question.
+/* The interface ioctls that cni_plugins.freebsd.ioctl makes: ioctl(2) on any socket of the network stack in question.
    Each function returns -1 with errno on failure. Sources: netintro(4), if_bridge(4), epair(4), vnet(9). */
 
 #include <sys/param.h>

@@ -1,0 +1,1 @@
+"""FreeBSD: epairs, bridges and pf, by netlink(4), ioctl(2) and /dev/pf."""

@@ -1,0 +1,1 @@
+"""Linux: veth pairs, bridges, nftables and traffic control, by netlink alone."""
