@@ -8,6 +8,7 @@ _BINDINGS = {
     "linux": ["cri/sandbox/linux/_kernel_build.py:ffibuilder"],
     "freebsd": [
         "cni_plugins/freebsd/_kernel_build.py:ffibuilder",
+        "cni_plugins/freebsd/_pf_build.py:ffibuilder",
         "cri/sandbox/freebsd/_kernel_build.py:ffibuilder",
     ],
 }

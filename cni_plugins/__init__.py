@@ -1,56 +1,77 @@
-"""Pod networks made in this process: the work of CNI's loopback, bridge and host-local plugins as a library.
+"""Pod networks made in this process: CNI as a library, without a subprocess.
 
-A caller brings a pod's network stack (`types.NetworkStack`: anything that makes sockets inside it) and gets
-interfaces, addresses and routes, made over netlink without a subprocess:
+A caller brings a pod's network stack (`types.NetworkStack`: anything that makes sockets inside it) and gets interfaces,
+addresses, routes, address translation and host ports:
 
-    allocator = Allocator(IPv4Network("10.88.0.0/16"))
-    bridge = Bridge(BridgeConfig("pods0", (allocator.subnet,)))
-    bridge.ensure()
-    loopback.up(stack)
-    result = bridge.add("sandbox-1", stack, addresses=[allocator.reserve("sandbox-1")])
+    ledger = Ledger(Path("/var/db/pods/network.db"), boot_id)
+    cni = CNI(ledger)
+    network = ConfDirectory(Path("/usr/local/etc/cni/net.d")).look().network
+    result = cni.add(network, Attachment("sandbox-1"), stack)
+    ...
+    cni.delete(network, Attachment("sandbox-1"))
 
-Every call blocks, for a few milliseconds as a rule: an asyncio program runs it in a thread. Every object may
-be used by several threads at once. Nothing is kept on disk; what must survive a restart (who holds which
-address) is the caller's to write down and to `Allocator.restore`.
+Every call blocks, for a few milliseconds as a rule: an asyncio program runs it in a thread. Every object may be used by
+several threads at once. What must survive a restart is in the ledger, and `CNI.gc` brings the node in line with it.
 
-The results have the shape of the CNI specification 1.0.0.
+Configurations, results and errors are those of the CNI specification 1.1.0; `plugin` says how to write a plugin.
 """
 
-from cni_plugins import loopback
-from cni_plugins.bridge import Bridge, BridgeConfig
+from cni_plugins.conflist import ConfDirectory, Found, NetworkList
 from cni_plugins.errors import (
     AddressesExhaustedError,
-    AddressInUseError,
     AttachmentBrokenError,
     AttachmentExistsError,
+    ClaimedError,
     ConfigurationError,
     ForeignInterfaceError,
+    IncompatibleVersionError,
     KernelError,
+    LedgerError,
     MalformedMessageError,
     NetworkError,
     NotAttachedError,
+    UnknownAttachmentError,
+    UnknownPluginError,
 )
-from cni_plugins.host_local import Allocator
-from cni_plugins.types import Interface, IPConfig, NetworkStack, Result, Route
+from cni_plugins.ledger import Ledger
+from cni_plugins.plugin import Attachment, Context, Plugin, Request
+from cni_plugins.runtime import CNI
+from cni_plugins.runtime_config import Bandwidth, PortMapping, RuntimeConfig
+from cni_plugins.settings import Settings
+from cni_plugins.types import DNS, Interface, IPConfig, NetworkStack, Result, Route
 
 __all__ = [
-    "AddressInUseError",
+    "CNI",
+    "DNS",
     "AddressesExhaustedError",
-    "Allocator",
+    "Attachment",
     "AttachmentBrokenError",
     "AttachmentExistsError",
-    "Bridge",
-    "BridgeConfig",
+    "Bandwidth",
+    "ClaimedError",
+    "ConfDirectory",
     "ConfigurationError",
+    "Context",
     "ForeignInterfaceError",
+    "Found",
     "IPConfig",
+    "IncompatibleVersionError",
     "Interface",
     "KernelError",
+    "Ledger",
+    "LedgerError",
     "MalformedMessageError",
     "NetworkError",
+    "NetworkList",
     "NetworkStack",
     "NotAttachedError",
+    "Plugin",
+    "PortMapping",
+    "Request",
     "Result",
     "Route",
-    "loopback",
+    "RuntimeConfig",
+    "Settings",
+    "UnknownAttachmentError",
+    "UnknownPluginError",
 ]

@@ -1,9 +1,14 @@
-"""What can go wrong with a pod's network. Every message names the object and the remedy."""
+"""What can go wrong with a pod's network. Every message names the object and the remedy.
+
+Each class has the `code` that the CNI specification 1.1.0 ("Section 5: Result Types", Error) gives to its kind: below 50
+by the specification, 50 and 51 for STATUS, from 100 on ours.
+"""
 
 from __future__ import annotations
 
 import errno as codes
 import os
+from typing import Any, ClassVar
 
 REMEDIES = {
     codes.EPERM: "run as root, or with CAP_NET_ADMIN over both network stacks",
@@ -19,9 +24,67 @@ NO_REMEDY = "compare with what `ip link`, `ip address` or `ifconfig` shows"
 class NetworkError(Exception):
     """Base of everything that this package raises on purpose."""
 
+    code: ClassVar[int] = 999
+
+    def to_json(self, version: str) -> dict[str, Any]:
+        """Return the specification's error result of a version."""
+        return {"cniVersion": version, "code": self.code, "msg": str(self)}
+
 
 class ConfigurationError(NetworkError, ValueError):
     """A setting or an argument that cannot work, found before anything was changed."""
+
+    code = 7
+
+
+class IncompatibleVersionError(ConfigurationError):
+    """A configuration for a version of the specification that is not spoken here."""
+
+    code = 1
+
+
+class UnknownPluginError(ConfigurationError):
+    """A configuration that names a type of plugin which nobody has installed."""
+
+    code = 100
+
+
+class MalformedConfigurationError(ConfigurationError):
+    """Bytes that are no network configuration."""
+
+    code = 6
+
+
+class MalformedResultError(NetworkError, ValueError):
+    """What was to be a result of CNI is none."""
+
+    code = 6
+
+
+class UnknownAttachmentError(NetworkError):
+    """An attachment that was never made, or is deleted."""
+
+    code = 3
+
+
+class ExternalPluginError(NetworkError):
+    """A plugin of somebody else's has failed; `code` is its own."""
+
+    def __init__(self, message: str, code: int = 999) -> None:
+        self.code = code  # type: ignore[misc]  # every class's default, and each plugin's own
+        super().__init__(message)
+
+
+class LedgerError(NetworkError):
+    """What is to survive the process cannot be written or read."""
+
+    code = 5
+
+
+class ClaimedError(NetworkError):
+    """What only one attachment can have is another one's, which the message names."""
+
+    code = 101
 
 
 class MalformedMessageError(NetworkError, ValueError):
@@ -69,3 +132,5 @@ class AddressInUseError(NetworkError):
 
 class AddressesExhaustedError(NetworkError):
     """Every address of a subnet's range is reserved."""
+
+    code = 11  # try again later

@@ -1,31 +1,70 @@
-"""THE SEAM: what `bridge` and `loopback` need of an operating system's interfaces.
+"""THE SEAM: what plugins need of an operating system's interfaces.
 
-Linux does it with veth pairs and netlink alone (`linux.py`); FreeBSD with epairs, if_bridge ioctls and netlink.
+Linux does it with veth pairs and netlink alone (`linux/links.py`); FreeBSD with epairs, if_bridge ioctls and netlink
+(`freebsd/links.py`). What both do alike is in `common_links.py`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol
 
 from cni_plugins.errors import ConfigurationError
 from cni_plugins.rtnetlink import Link
-from cni_plugins.types import Address, InterfaceAddress, NetworkStack, SocketSource
+from cni_plugins.types import InterfaceAddress, NetworkStack, Route, SocketSource
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """How an interface is a member of a bridge."""
+
+    bridge: str
+    isolated: bool = False
+    """It does not hear the other members that are isolated, nor they it."""
+    hairpin: bool = False
+    """What it sends may be sent back to it. FreeBSD's bridges cannot do that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A pair of connected interfaces: one end in a bridge on the host, the other inside a pod."""
+    """A pair of connected interfaces: one end on the host, in a bridge if `port` says so, the other inside a pod."""
 
-    bridge: str
     host_name: str
     host_mac: str
     pod_name: str
     pod_mac: str
-    mtu: int
-    isolated: bool = False
+    mtu: int = 0
+    """Bytes; 0 is the kernel's default."""
+    port: Port | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """An interface as it is now."""
+
+    link: Link
+    addresses: tuple[InterfaceAddress, ...]
+    routes: tuple[Route, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Properties of an interface; what is None is not to be changed, or was not."""
+
+    mac: str | None = None
+    mtu: int | None = None
+    """Bytes."""
+    promiscuous: bool | None = None
+    all_multicast: bool | None = None
+    tx_queue_length: int | None = None
+    """Packets."""
+
+    def given(self) -> dict[str, Any]:
+        """Return those that are not None."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class Links(Protocol):
@@ -34,50 +73,85 @@ class Links(Protocol):
     Every method blocks, opens its own sockets, and raises KernelError unless it says otherwise.
     """
 
+    loopback: ClassVar[str]
+    """What the loopback interface is called."""
+    unshared: ClassVar[frozenset[int]]
+    """IP versions of which an address can be that of one interface only."""
+
     def find(self, name: str) -> Link | None:
         """Return a link of the host, None if there is none of that name."""
+
+    def all(self) -> list[Link]:
+        """Return every link of the host."""
 
     def is_bridge(self, link: Link) -> bool:
         """Tell whether a link of the host is a bridge."""
 
     def make_bridge(self, name: str, mac: str, mtu: int) -> None:
-        """Create a bridge, up; leave one of that name alone if somebody was quicker."""
+        """Create a bridge, to be prepared, whose MTU is 0 for the kernel's default; leave one of that name alone if there is one."""
 
-    def prepare_bridge(self, name: str, mtu: int, addresses: Sequence[InterfaceAddress]) -> None:
-        """Bring a bridge up with that MTU and at least those addresses."""
+    def prepare_bridge(
+        self,
+        link: Link,
+        addresses: Sequence[InterfaceAddress],
+        *,
+        mtu: int = 0,
+        promiscuous: bool = False,
+        replace: bool = False,
+    ) -> None:
+        """Bring a bridge up with at least those addresses, or the same ones of larger subnets; set the MTU unless it is 0, and go promiscuous if asked to.
 
-    def all(self) -> list[Link]:
-        """Return every link of the host."""
+        Raises ConfigurationError if it has another address in the same subnet, unless that may be replaced.
+        """
 
     def make_pair(self, pair: Pair, stack: NetworkStack) -> None:
-        """Create a pair: the host end up and in the bridge, the pod's end in the stack, under its final name.
+        """Create a pair: the host end up and in its bridge, the pod's end in the stack, under its final name.
 
         All or nothing. Raises AttachmentExistsError if either name is taken, NotAttachedError if the bridge is
         not there.
         """
 
-    def configure_pod_end(
+    def restore(self, pair: Pair) -> None:
+        """Bring a host end that is there up, and into its bridge."""
+
+    def configure(
         self,
+        stack: SocketSource,
         name: str,
-        stack: NetworkStack,
-        addresses: Sequence[InterfaceAddress],
-        gateways: Sequence[Address],
+        addresses: Sequence[InterfaceAddress] = (),
+        routes: Sequence[Route] = (),
     ) -> None:
-        """Give the pod's end its addresses, bring it up, and lead the default routes over it."""
+        """Give an interface of a stack its addresses, bring it up, and lead routes over it, in their order.
 
-    def pod_state(
-        self, name: str, stack: NetworkStack
-    ) -> tuple[Link, list[InterfaceAddress], list[Address]] | None:
-        """Return a pod's link, its addresses and the gateways of its default routes; None without the link."""
+        Raises ConfigurationError for what the system's routes cannot have.
+        """
 
-    def disconnect(self, name: str) -> bool:
-        """Take a pair's host end down and out of its bridge, quickly; False if it was not there."""
+    def state(self, stack: SocketSource, name: str) -> State | None:
+        """Return what an interface of a stack has; None without it."""
+
+    def states(self, stack: SocketSource) -> dict[str, State]:
+        """Return what every interface of a stack has."""
+
+    def take_off(self, name: str) -> Callable[[], object] | None:
+        """Take a pair off the network now; return what remains to be done and may take its time, None if nothing does.
+
+        What remains concerns this pair alone, though another may have its name by then.
+        """
 
     def delete(self, name: str) -> bool:
         """Delete a link of the host, and a pair's other end with it; False if it was not there."""
 
     def loopback_up(self, stack: NetworkStack) -> None:
         """Bring the loopback interface of a stack up, with 127.0.0.1 and ::1."""
+
+    def enable_forwarding(self, versions: Collection[int]) -> None:
+        """Have the host forward packets of some IP versions, if it does not yet. Nothing switches it off again."""
+
+    untunable: Mapping[str, str]
+    """Of a `Tuning` the fields that the system has nothing for, and why."""
+
+    def tune(self, stack: SocketSource, name: str, wanted: Tuning) -> Tuning:
+        """Change an interface of a stack; return all that it was before. Raises NotAttachedError without it."""
 
 
 def for_this_system(host: SocketSource) -> Links:

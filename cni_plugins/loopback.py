@@ -1,4 +1,4 @@
-"""CNI's loopback plugin: a pod can reach itself."""
+"""A pod's loopback interface, for runtimes that bring it up without a configuration that says so."""
 
 from __future__ import annotations
 

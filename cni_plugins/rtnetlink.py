@@ -10,44 +10,23 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
-import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from ipaddress import ip_address, ip_interface
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any, Self
 
 from cni_plugins import netlink
 from cni_plugins.errors import KernelError, MalformedMessageError
 from cni_plugins.netlink import AddressHeader, LinkHeader, Message, RouteHeader
-from cni_plugins.types import Address, InterfaceAddress, SocketSource
+from cni_plugins.netlink.client import NETLINK_ROUTE, Client, Request
+from cni_plugins.netlink.route import DIALECT, GETNETCONF, NETCONF_ALL, NetconfHeader
+from cni_plugins.types import Address, InterfaceAddress, Route, SocketSource
 
-# CPython knows the family only where it was built with the right header; FreeBSD's number is 38.
-AF_NETLINK: int = getattr(socket, "AF_NETLINK", 38 if sys.platform.startswith("freebsd") else 16)
-NETLINK_ROUTE = 0
+GONE = frozenset({errno.ENODEV, errno.ENXIO, errno.ENOENT})
+"""What kernels say of an interface that is not there; FreeBSD's netlink and ioctls differ about it."""
 
-_SOL_NETLINK = 270
-_NETLINK_CAP_ACK = 10
-_NETLINK_EXT_ACK = 11
-_ANSWER_TIMEOUT = struct.pack("@ll", 10, 0)  # struct timeval; only a kernel with a stuck lock takes so long
 _BRIEF: dict[str | int, Any] = {"ext_mask": netlink.RTEXT_FILTER_SKIP_STATS}  # FreeBSD passes over it
-_BUFFER = 1 << 16  # the kernel fills at most 32 KiB per datagram of a dump
-
-
-class Request(NamedTuple):
-    """A message with the words for its failure: cannot <operation> <object>."""
-
-    message: Message
-    operation: str
-    object: str
-
-
-class _Answers(NamedTuple):
-    """Of a batch: the messages that it asked for, and the verdict on every request, in the kernel's order."""
-
-    messages: list[Message]
-    verdicts: list[netlink.Acknowledgement]
+_FLAGS = {"up": netlink.IFF_UP, "promiscuous": netlink.IFF_PROMISC, "all_multicast": netlink.IFF_ALLMULTI}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +45,9 @@ class Link:
     up: bool = False
     loopback: bool = False
     alias: str = ""
+    promiscuous: bool = False
+    all_multicast: bool = False
+    tx_queue_length: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +59,29 @@ class LinkEnd:
 
 
 def link_set(name: str, **changes: Any) -> Request:
-    """Return the request to change a link, found by its name: up, master, mtu, mac, families, info."""
+    """Return the request to change a link, found by its name.
+
+    The changes are up, promiscuous and all_multicast (bool), mac, mtu, master (an index) and the others that
+    `netlink.LINK` has.
+    """
+    # FreeBSD takes an empty mask for a full one, and then the link goes down; this flag is the kernel's to set.
+    flags, change = 0, netlink.IFF_RUNNING
     attributes: dict[str | int, Any] = {"name": name}
     for key, value in changes.items():
-        if key == "mac":
-            attributes["address"] = value
-        elif key != "up":
-            attributes[key] = value
-    flags = netlink.IFF_UP if changes.get("up") else 0
-    change = netlink.IFF_UP if "up" in changes else 0
+        if key in _FLAGS:
+            change |= _FLAGS[key]
+            flags |= _FLAGS[key] if value else 0
+        else:
+            attributes["address" if key == "mac" else key] = value
     header = LinkHeader(flags=flags, change=change)
     return Request(Message(netlink.NEWLINK, header, attributes), "change", f"interface {name}")
 
 
-def link_del(name: str) -> Request:
-    """Return the request to delete a link, found by its name."""
-    return Request(Message(netlink.DELLINK, LinkHeader(), {"name": name}), "delete", f"interface {name}")
+def link_del(name: str, index: int = 0) -> Request:
+    """Return the request to delete a link, found by its index if that is given, and else by its name."""
+    attributes: dict[str | int, Any] = {} if index else {"name": name}
+    message = Message(netlink.DELLINK, LinkHeader(ifindex=index), attributes)
+    return Request(message, "delete", f"interface {name}")
 
 
 def address_add(index: int, name: str, address: InterfaceAddress) -> Request:
@@ -108,78 +97,80 @@ def address_add(index: int, name: str, address: InterfaceAddress) -> Request:
     elif address.network.prefixlen < 31:
         attributes["broadcast"] = address.network.broadcast_address
     message = Message(
-        netlink.NEWADDR,
-        AddressHeader(_family(address.version), address.network.prefixlen, ifindex=index),
-        attributes,
-        netlink.CREATE | netlink.EXCL,
+        netlink.NEWADDR, _address_header(index, address), attributes, netlink.CREATE | netlink.EXCL
     )
     return Request(message, f"add address {address} to", f"interface {name}")
 
 
-def route_add_default(index: int, name: str, gateway: Address) -> Request:
-    """Return the request for a default route over an interface to a gateway on its link."""
-    header = RouteHeader(_family(gateway.version))
-    flags = netlink.CREATE | netlink.EXCL
-    anywhere = ip_address("::" if gateway.version == 6 else "0.0.0.0")  # Linux would assume it
-    attributes: dict[str | int, Any] = {"dst": anywhere, "gateway": gateway, "oif": index}
-    message = Message(netlink.NEWROUTE, header, attributes, flags)
-    return Request(message, f"add the default route via {gateway} on", f"interface {name}")
+def address_del(index: int, name: str, address: InterfaceAddress) -> Request:
+    """Return the request to take an address from an interface."""
+    attributes: dict[str | int, Any] = {"local": address.ip, "address": address.ip}
+    message = Message(netlink.DELADDR, _address_header(index, address), attributes)
+    return Request(message, f"take address {address} from", f"interface {name}")
 
 
-def _family(version: int) -> int:
-    return socket.AF_INET6 if version == 6 else socket.AF_INET
+def route_add(index: int, name: str, route: Route) -> Request:
+    """Return the request for a route over an interface: to a gateway on its link, or else to the link itself."""
+    scope = route.scope
+    if scope is None:  # as ip-route(8) would have it
+        scope = netlink.RT_SCOPE_LINK if route.gw is None and route.dst.version == 4 else 0
+    table = netlink.RT_TABLE_MAIN if route.table is None else route.table
+    header = RouteHeader(
+        _family(route.dst.version), route.dst.prefixlen, table=table if table < 256 else 0, scope=scope
+    )
+    # The destination of a default route is what Linux would assume; FreeBSD wants to be told.
+    attributes: dict[str | int, Any] = {"dst": route.dst.network_address, "oif": index, "table": table}
+    optional = {
+        "gateway": route.gw,
+        "priority": route.priority,
+        "metrics": {
+            key: value for key, value in (("mtu", route.mtu), ("advmss", route.advmss)) if value is not None
+        },
+    }
+    attributes.update((key, value) for key, value in optional.items() if value is not None and value != {})
+    what = f"route to {route.dst}" if route.dst.prefixlen else "default route"
+    via = f" via {route.gw}" if route.gw else ""
+    message = Message(netlink.NEWROUTE, header, attributes, netlink.CREATE | netlink.EXCL)
+    return Request(message, f"add the {what}{via} on", f"interface {name}")
 
 
-class Routes:
-    """A client for the stack that the given socket was made in.
+class Routes(Client):
+    """A client for the links, addresses and routes of one stack; see `netlink.client.Client`."""
 
-    It owns the socket: use it as a context manager. One thread at a time; calls block until the kernel has
-    answered, ten seconds at most. Every method raises KernelError with the kernel's own words.
-    """
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._sequence = 0
-        try:
-            sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
-            sock.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _ANSWER_TIMEOUT)
-        except OSError as error:
-            sock.close()
-            raise KernelError(error.errno or errno.EIO, "prepare", "a netlink socket") from error
+    def __init__(self, stack: SocketSource) -> None:
+        super().__init__(stack, NETLINK_ROUTE, DIALECT)
 
     @classmethod
     def of(cls, stack: SocketSource) -> Self:
         """Return a client on a new socket made inside a stack."""
-        kind = socket.SOCK_RAW | getattr(socket, "SOCK_CLOEXEC", 0)
-        try:
-            sock = stack.socket(AF_NETLINK, kind, NETLINK_ROUTE)
-        except OSError as error:
-            raise KernelError(error.errno or errno.EIO, "make", "a netlink socket") from error
-        return cls(sock)
+        return cls(stack)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._sock.close()
+    def perform(self, *requests: Request) -> None:
+        """Send requests in one datagram and wait for all verdicts; raises KernelError for the first refusal."""
+        self.ask(*requests)
 
     def link(self, name: str) -> Link:
         """Return one link; KernelError with ENODEV if there is none of that name."""
         message = Message(netlink.GETLINK, LinkHeader(), {"name": name, **_BRIEF})
-        request = Request(message, "find", f"interface {name}")
-        for answer in self._exchange([request]).messages:
+        for answer in self.ask(Request(message, "find", f"interface {name}")):
             return _link(answer)
         raise KernelError(errno.ENODEV, "find", f"interface {name}", "no answer")
+
+    def find(self, name: str) -> Link | None:
+        """Return one link, None if there is none of that name."""
+        try:
+            return self.link(name)
+        except KernelError as error:
+            if error.errno in GONE:
+                return None
+            raise
 
     def link_index(self, name: str) -> int:
         """Return the index of a link, which is needed to name it in addresses and routes."""
         return self.link(name).index
 
     def link_add_veth(
-        self, end: LinkEnd, peer: LinkEnd, peer_netns: int, *, mtu: int, master: int = 0, up: bool = False
+        self, end: LinkEnd, peer: LinkEnd, peer_netns: int, *, mtu: int = 0, master: int = 0, up: bool = False
     ) -> None:
         """Make a veth pair in one request: this end here, perhaps up and in a bridge, the peer in another stack.
 
@@ -187,7 +178,9 @@ class Routes:
         stays down: the kernel cannot bring it up before the pair is complete. EEXIST if either name is taken.
         """
         # One queue each: by default a veth gets a receive queue, with its sysfs entries, per possible CPU.
-        shape: dict[str | int, Any] = {"mtu": mtu, "tx_queues": 1, "rx_queues": 1}
+        shape: dict[str | int, Any] = {"tx_queues": 1, "rx_queues": 1}
+        if mtu:
+            shape["mtu"] = mtu
         far = {"name": peer.name, "address": peer.mac, "netns_fd": peer_netns, **shape}
         near: dict[str | int, Any] = {"name": end.name, "address": end.mac, **shape}
         near["info"] = {"kind": "veth", "data": {"peer": far}}
@@ -195,15 +188,12 @@ class Routes:
             near["master"] = master
         self._create(near, f"veth pair {end.name} and {peer.name}", up=up)
 
-    def link_add_bridge(self, name: str, mac: str, mtu: int) -> None:
-        """Make a bridge, up, with a fixed MAC: else it takes its members', and changes it when they leave."""
-        attributes: dict[str | int, Any] = {
-            "name": name,
-            "address": mac,
-            "mtu": mtu,
-            "info": {"kind": "bridge"},
-        }
-        self._create(attributes, f"bridge {name}", up=True)
+    def link_add_bridge(self, name: str, mac: str, mtu: int = 0) -> None:
+        """Make a bridge, down, with a fixed MAC: else it takes its members', and changes it when they leave."""
+        attributes: dict[str | int, Any] = {"name": name, "address": mac, "info": {"kind": "bridge"}}
+        if mtu:
+            attributes["mtu"] = mtu
+        self._create(attributes, f"bridge {name}", up=False)
 
     def link_create(self, kind: str, alias: str) -> str:
         """Make a link, down, under a name that the kernel chooses (FreeBSD), and return that name.
@@ -214,12 +204,12 @@ class Routes:
         attributes: dict[str | int, Any] = {"name": kind, "alias": alias, "info": {"kind": kind}}
         header = LinkHeader(change=netlink.IFF_UP)
         message = Message(netlink.NEWLINK, header, attributes, netlink.CREATE | netlink.EXCL)
-        verdicts = self._exchange([Request(message, "create", f"{kind} for {alias}")]).verdicts
+        verdicts = self.exchange(Request(message, "create", f"{kind} for {alias}")).verdicts
         name: str = netlink.LINK_COOKIE.decode(verdicts[0].cookie)["name"]
         return name
 
     def link_set(self, name: str, **changes: Any) -> None:
-        """Change a link: up (bool), master (index), mtu, mac, families and info as in `netlink.LINK`."""
+        """Change a link, see the function of that name."""
         self.perform(link_set(name, **changes))
 
     def link_del(self, name: str) -> None:
@@ -230,110 +220,71 @@ class Routes:
         """Give an interface an address, usable at once (no duplicate address detection)."""
         self.perform(address_add(self.link_index(name), name, address))
 
-    def route_add_default(self, name: str, gateway: Address) -> None:
-        """Add a default route over an interface to a gateway on its link."""
-        self.perform(route_add_default(self.link_index(name), name, gateway))
+    def route_add(self, name: str, route: Route) -> None:
+        """Add a route over an interface."""
+        self.perform(route_add(self.link_index(name), name, route))
 
     def links(self) -> list[Link]:
         """Return all links. The counters, most of every answer's bytes, are left out."""
-        return [
-            _link(answer)
-            for answer in self._dump(Message(netlink.GETLINK, LinkHeader(), _BRIEF), "interfaces")
-        ]
+        message = Message(netlink.GETLINK, LinkHeader(), _BRIEF)
+        return [_link(answer) for answer in self.dump(Request(message, "list", "interfaces"))]
 
     def addresses(self, name: str) -> list[InterfaceAddress]:
         """Return the addresses of one interface."""
-        index = self.link_index(name)
-        found = self._dump(Message(netlink.GETADDR, AddressHeader()), "addresses")
-        return [_interface_address(answer) for answer in found if _address_header(answer).ifindex == index]
+        return self.addresses_at(self.link_index(name))
 
-    def default_gateways(self, name: str) -> list[Address]:
-        """Return the gateways of the default routes over one interface."""
-        index = self.link_index(name)
-        return [
-            answer.attributes["gateway"]
-            for answer in self._dump(Message(netlink.GETROUTE, RouteHeader(table=0, kind=0)), "routes")
-            if isinstance(answer.header, RouteHeader)
-            and answer.header.dst_len == 0
-            and answer.attributes.get("oif") == index
-            and "gateway" in answer.attributes
-        ]
+    def addresses_at(self, index: int) -> list[InterfaceAddress]:
+        """Return the addresses of the interface of an index."""
+        return [address for at, address in self.all_addresses() if at == index]
 
-    def perform(self, *requests: Request) -> None:
-        """Send requests in one datagram and wait for all verdicts; raises KernelError for the first refusal."""
-        self._exchange(requests)
+    def all_addresses(self) -> Iterator[tuple[int, InterfaceAddress]]:
+        """Yield every address with its interface's index."""
+        message = Message(netlink.GETADDR, AddressHeader())
+        for answer in self.dump(Request(message, "list", "addresses")):
+            if isinstance(answer.header, AddressHeader):
+                yield answer.header.ifindex, _interface_address(answer.header, answer.attributes)
+
+    def routes(self, name: str) -> list[Route]:
+        """Return the unicast routes over one interface, those that the kernel made by itself too, of all tables."""
+        return self.routes_at(self.link_index(name))
+
+    def routes_at(self, index: int) -> list[Route]:
+        """Return the routes over the interface of an index, likewise."""
+        return [route for at, route in self.all_routes() if at == index]
+
+    def all_routes(self) -> Iterator[tuple[int, Route]]:
+        """Yield every unicast route over one interface, with that one's index."""
+        message = Message(netlink.GETROUTE, RouteHeader(table=0, kind=0))
+        for answer in self.dump(Request(message, "list", "routes")):
+            header, told = answer.header, answer.attributes
+            if (
+                isinstance(header, RouteHeader)
+                and header.kind == netlink.RTN_UNICAST
+                and header.family in (socket.AF_INET, socket.AF_INET6)
+                and "oif" in told
+            ):
+                yield told["oif"], _route(header, told)
+
+    def forwards(self, version: int) -> bool:
+        """Tell whether the whole stack forwards packets of an IP version (Linux)."""
+        header = NetconfHeader(_family(version))
+        message = Message(GETNETCONF, header, {"ifindex": NETCONF_ALL})
+        request = Request(message, "read", f"the forwarding of IPv{version}")
+        return any(answer.attributes.get("forwarding") for answer in self.ask(request))
 
     def _create(self, attributes: dict[str | int, Any], what: str, *, up: bool) -> None:
         flag = netlink.IFF_UP if up else 0
         header = LinkHeader(flags=flag, change=flag)
-        self.perform(
-            Request(
-                Message(netlink.NEWLINK, header, attributes, netlink.CREATE | netlink.EXCL), "create", what
-            )
-        )
+        message = Message(netlink.NEWLINK, header, attributes, netlink.CREATE | netlink.EXCL)
+        self.perform(Request(message, "create", what))
 
-    def _exchange(self, requests: Iterable[Request]) -> _Answers:
-        """Return what answers the requests, once every request has its verdict."""
-        pending: dict[int, Request] = {}
-        datagram = b""
-        for request in requests:
-            self._sequence += 1
-            pending[self._sequence] = request
-            flags = request.message.flags | netlink.REQUEST | netlink.ACK
-            datagram += netlink.encode(replace(request.message, flags=flags, sequence=self._sequence))
-        first = next(iter(pending.values()))
-        self._send(datagram, first)
-        answers = _Answers([], [])
-        failures: list[KernelError] = []
-        while pending:
-            for answer in self._receive(first):
-                if answer.sequence not in pending:
-                    continue
-                if isinstance(answer, Message):
-                    answers.messages.append(answer)
-                elif isinstance(answer, netlink.Acknowledgement):
-                    answers.verdicts.append(answer)
-                    request = pending.pop(answer.sequence)
-                    if answer.errno:
-                        failures.append(
-                            KernelError(answer.errno, request.operation, request.object, answer.text)
-                        )
-        if failures:
-            raise failures[0]
-        return answers
 
-    def _dump(self, message: Message, what: str) -> Iterator[Message]:
-        self._sequence += 1
-        request = Request(message, "list", what)
-        self._send(
-            netlink.encode(replace(message, flags=netlink.REQUEST | netlink.DUMP, sequence=self._sequence)),
-            request,
-        )
-        while True:
-            for answer in self._receive(request):
-                if answer.sequence != self._sequence:
-                    continue
-                if isinstance(answer, Message):
-                    yield answer
-                    continue
-                if answer.errno:
-                    text = answer.text if isinstance(answer, netlink.Acknowledgement) else ""
-                    raise KernelError(answer.errno, request.operation, request.object, text)
-                return
+def _family(version: int) -> int:
+    return socket.AF_INET6 if version == 6 else socket.AF_INET
 
-    def _send(self, datagram: bytes, request: Request) -> None:
-        try:
-            self._sock.send(datagram)
-        except OSError as error:
-            raise KernelError(error.errno or errno.EIO, request.operation, request.object) from error
 
-    def _receive(self, request: Request) -> list[Message | netlink.Acknowledgement | netlink.Done]:
-        try:
-            return netlink.decode(self._sock.recv(_BUFFER))
-        except BlockingIOError as error:
-            raise KernelError(errno.ETIMEDOUT, request.operation, request.object) from error
-        except OSError as error:
-            raise KernelError(error.errno or errno.EIO, request.operation, request.object) from error
+def _address_header(index: int, address: InterfaceAddress) -> AddressHeader:
+    return AddressHeader(_family(address.version), address.network.prefixlen, ifindex=index)
 
 
 def _link(message: Message) -> Link:
@@ -350,16 +301,28 @@ def _link(message: Message) -> Link:
         up=bool(header.flags & netlink.IFF_UP),
         loopback=bool(header.flags & netlink.IFF_LOOPBACK),
         alias=attributes.get("alias", ""),
+        # Linux's flag does not tell of what is counted; FreeBSD has the count alone.
+        promiscuous=bool(attributes.get("promiscuity") or header.flags & netlink.IFF_PROMISC),
+        all_multicast=bool(header.flags & netlink.IFF_ALLMULTI),
+        tx_queue_length=attributes.get("tx_queue_length", 0),
     )
 
 
-def _address_header(message: Message) -> AddressHeader:
-    if not isinstance(message.header, AddressHeader):
-        raise MalformedMessageError(f"the kernel answered a question about addresses with {message.header}")
-    return message.header
-
-
-def _interface_address(message: Message) -> InterfaceAddress:
+def _interface_address(header: AddressHeader, attributes: netlink.Attributes) -> InterfaceAddress:
     # On a point-to-point link "address" is the other end's; "local", where there is one, is always ours.
-    address: Address = message.attributes.get("local") or message.attributes["address"]
-    return ip_interface((address, _address_header(message).prefixlen))
+    address: Address = attributes.get("local") or attributes["address"]
+    return ip_interface((address, header.prefixlen))
+
+
+def _route(header: RouteHeader, told: netlink.Attributes) -> Route:
+    anywhere = ip_address("::" if header.family == socket.AF_INET6 else "0.0.0.0")
+    metrics = told.get("metrics", {})
+    return Route(
+        ip_network((told.get("dst", anywhere), header.dst_len), strict=False),
+        told.get("gateway"),
+        mtu=metrics.get("mtu"),
+        advmss=metrics.get("advmss"),
+        priority=told.get("priority"),
+        table=told.get("table", header.table),
+        scope=header.scope,
+    )

@@ -1,7 +1,8 @@
-"""The nouns: a pod's network stack, and the result types of the CNI specification 1.0.0."""
+"""The nouns: a pod's network stack, and the result types of the CNI specification 1.1.0."""
 
 from __future__ import annotations
 
+import re
 import socket
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
@@ -13,7 +14,13 @@ Address: TypeAlias = IPv4Address | IPv6Address
 InterfaceAddress: TypeAlias = IPv4Interface | IPv6Interface
 Network: TypeAlias = IPv4Network | IPv6Network
 
-CNI_VERSION = "1.0.0"
+CNI_VERSION = "1.1.0"
+CNI_VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+"""The versions of the specification that configurations may be written for, and results be told in."""
+
+
+INTERFACE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
+"""What an interface may be called: IFNAMSIZ is 16 with the final zero."""
 
 
 class SocketSource(Protocol):
@@ -36,6 +43,13 @@ class NetworkStack(SocketSource, Protocol):
     @property
     def move_target(self) -> int:
         """What the kernel is given to put an interface in: on Linux an open nsfs descriptor, on FreeBSD a jid."""
+
+    def sysctl(self, name: str, value: str | None = None, /) -> str:
+        """Return a variable of this stack as text; with a value, set it first, and return what it was before.
+
+        Only names below `net.` belong to a stack. On Linux they are written as in sysctl.d(5): where a dot comes
+        first, a slash stands for a dot within a part (`net.ipv4.conf.eth0/100.rp_filter`). Raises OSError.
+        """
 
 
 class OwnStack:
@@ -64,8 +78,10 @@ class Interface:
     """An interface that an attachment uses. `sandbox` is empty for those on the host."""
 
     name: str
-    mac: str
+    mac: str = ""
     sandbox: str = ""
+    mtu: int = 0
+    """Bytes; 0 if it is not known. Results of version 1.1.0 tell it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,38 +95,40 @@ class IPConfig:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route inside the pod."""
+    """A route inside the pod. What is None is the kernel's to choose; results of version 1.1.0 tell the last five."""
 
     dst: Network
     gw: Address | None = None
+    mtu: int | None = None
+    advmss: int | None = None
+    priority: int | None = None
+    table: int | None = None
+    scope: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DNS:
+    """What a pod's resolver is to be told."""
+
+    nameservers: tuple[str, ...] = ()
+    domain: str = ""
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the specification's form; empty fields are left out."""
+        lists = {"nameservers": self.nameservers, "search": self.search, "options": self.options}
+        return {
+            **({"domain": self.domain} if self.domain else {}),
+            **{name: list(values) for name, values in lists.items() if values},
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What an attachment amounts to: the success result of CNI's ADD."""
+    """What an attachment amounts to: the success result of CNI's ADD. `cni_plugins.results` reads and writes it."""
 
     interfaces: tuple[Interface, ...] = ()
     ips: tuple[IPConfig, ...] = ()
     routes: tuple[Route, ...] = ()
-    dns: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result in the specification's form, ready for json.dumps; empty fields are left out."""
-        ips = [
-            {
-                "address": str(ip.address),
-                **({"gateway": str(ip.gateway)} if ip.gateway else {}),
-                **({"interface": ip.interface} if ip.interface is not None else {}),
-            }
-            for ip in self.ips
-        ]
-        return {
-            "cniVersion": CNI_VERSION,
-            "interfaces": [
-                {"name": i.name, "mac": i.mac, **({"sandbox": i.sandbox} if i.sandbox else {})}
-                for i in self.interfaces
-            ],
-            "ips": ips,
-            "routes": [{"dst": str(r.dst), **({"gw": str(r.gw)} if r.gw else {})} for r in self.routes],
-            "dns": self.dns,
-        }
+    dns: DNS = field(default_factory=DNS)

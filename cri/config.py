@@ -51,12 +51,21 @@ class ImageConfig:
 class NetworkConfig:
     """The pods' network."""
 
+    conf_dir: Path
+    """Directory of CNI network configurations; the first valid file by name counts. What follows is for the network that
+    is there when this has none."""
+    external_plugins: tuple[str, ...]
+    """Directories with plugins of others, run for types that this package has no class for."""
     bridge: str
-    """Name of the bridge interface."""
-    subnet: str
-    """Prefix that pods get their addresses from, such as 10.88.0.0/16."""
+    """Name of the bridge interface, and of the network."""
+    subnets: tuple[str, ...]
+    """Prefixes that pods get an address from each, one per address family at most, such as 10.88.0.0/16."""
     mtu: int
     """Bytes; 0 takes the kernel's default."""
+    masquerade: bool
+    """Packets of pods that leave the cluster bear the node's address."""
+    cluster: tuple[str, ...]
+    """Prefixes that are reached without masquerading, besides the pods' own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +173,28 @@ SETTINGS: Sequence[Setting] = (
     Setting("log.format", kind.choice("console", "json"), "console", "for people or for machines"),
     Setting("image.max_parallel_downloads", kind.whole(1, 64), 4, "layers of one image at a time"),
     Setting("image.idle_timeout", kind.seconds, 60.0, "seconds without a byte that end a download"),
-    Setting("network.bridge", kind.interface, "cri0", "the pods' bridge interface"),
-    Setting("network.subnet", kind.subnet, "10.88.0.0/16", "addresses for pods"),
+    Setting(
+        "network.conf_dir",
+        kind.path,
+        "/usr/local/etc/cri-jails/net.d" if _FREEBSD else "/etc/cri-jails/net.d",
+        "CNI network configurations; the settings below are for when there are none",
+    ),
+    Setting(
+        "network.external_plugins",
+        kind.texts,
+        (),
+        "directories with CNI plugins of others; empty: none is run",
+    ),
+    Setting("network.bridge", kind.interface, "cri0", "the pods' bridge interface, and the network's name"),
+    Setting(
+        "network.subnets",
+        kind.families,
+        ("10.88.0.0/16",),
+        "addresses for pods, a prefix per address family; a kubelet's podCIDR takes their place",
+    ),
     Setting("network.mtu", kind.whole(0, 65535), 0, "bytes; 0: the kernel's default"),
+    Setting("network.masquerade", kind.flag, True, "pods leave the cluster under the node's address"),
+    Setting("network.cluster", kind.subnets, (), "prefixes that pods reach under their own address, too"),
     Setting(
         "freebsd.allow",
         kind.texts,
@@ -236,7 +264,8 @@ def load(
             else:
                 take(key, value, getattr(_BY_KEY[key], prefix))
 
-    values["state_dir"], values["runtime_dir"] = Path(values["state_dir"]), Path(values["runtime_dir"])
+    for key in ("state_dir", "runtime_dir", "network.conf_dir"):
+        values[key] = Path(values[key])
     if values["socket"] is None:
         values["socket"], sources["socket"] = values["runtime_dir"] / "cri-jails.sock", "runtime_dir"
     try:

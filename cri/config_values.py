@@ -92,6 +92,27 @@ def subnet(value: Any) -> str:
         raise ValueError("an address prefix such as 10.88.0.0/16, without host bits") from None
 
 
+def subnets(value: Any) -> tuple[str, ...]:
+    """Address prefixes, as a list or separated by commas."""
+    try:
+        return tuple(map(subnet, texts(value)))
+    except ValueError:
+        raise ValueError("address prefixes such as 10.88.0.0/16, without host bits") from None
+
+
+def families(value: Any) -> tuple[str, ...]:
+    """Address prefixes, at least one, one per address family at most; as a kubelet's podCIDR has them."""
+    try:
+        found = subnets(value)
+    except ValueError:
+        found = ()
+    if not found or len({ipaddress.ip_network(one).version for one in found}) != len(found):
+        raise ValueError(
+            "one address prefix per address family, such as 10.88.0.0/16,fd00:88::/64, without host bits"
+        )
+    return found
+
+
 def address(value: Any) -> str:
     """HOST:PORT, or nothing."""
     if value:

@@ -1,141 +1,208 @@
-"""The pods' network: addresses that are recorded before they are used, and interfaces from `cni_plugins`."""
+"""The pods' network: CNI in this process, over what the operator or the default has configured."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from ipaddress import IPv4Interface, IPv6Interface, ip_address
+from collections.abc import Callable, Collection
+from ipaddress import ip_address
+from pathlib import Path
 
 import structlog
 
-from cni_plugins import Allocator, Bridge, BridgeConfig, NetworkError, loopback
-from cni_plugins.types import Network
+from cni_plugins import (
+    CNI,
+    Attachment,
+    ConfDirectory,
+    ConfigurationError,
+    Found,
+    Ledger,
+    NetworkError,
+    NetworkList,
+    PortMapping,
+    RuntimeConfig,
+    loopback,
+)
+from cni_plugins.types import Address
+from cri import config_values, default_network, pod_bandwidth
+from cri.config import NetworkConfig
+from cri.errors import InvalidArgumentError
 from cri.sandbox.host import Condition, Host, HostError, NetworkStack, Warden
-from cri.sandbox.spec import SandboxSpec
-from cri.state import LeaseRecord, Store
+from cri.sandbox.spec import PodAddresses, Resolver, SandboxSpec
 
 log = structlog.get_logger(__name__)
 
+INTERFACE = "eth0"
+RECONCILE_SECONDS = 60.0
+"""Between two looks whether the node still has what the pods need of it."""
+_POD_CIDR = "podCIDR"
+"""Under this name the ledger keeps what the kubelet has said last: it does not say it again to a new daemon."""
 
-class BridgeNetwork:
-    """One bridge for all pods; implements `cri.sandbox.node.PodNetwork`.
 
-    Leases are records: an address is on disk before an interface has it, and is free again only after the interface
-    is gone. They are keyed by sandbox, so a crash between the two is found at the next start.
+class PodNetwork:
+    """The network of all pods; implements `cri.sandbox.node.PodNetwork`.
+
+    Attachments and addresses are in a ledger of their own (`network.db`), written down before anything is made and
+    struck out after it is gone, so that a crash in between is found.
     """
 
-    def __init__(self, host: Host, store: Store, *, bridge: str, subnet: Network, mtu: int) -> None:
+    def __init__(self, host: Host, config: NetworkConfig, state_dir: Path) -> None:
         self._host = host
-        self._store = store
-        self._name = bridge
-        self._bridge = Bridge(BridgeConfig(name=bridge, subnets=(subnet,), mtu=mtu))
-        self._allocator = Allocator(subnet)
-        self._deletions: set[asyncio.Task[None]] = set()
-        self._condition = Condition(
-            ok=False, reason="NetworkNotStarted", message="the bridge is not made yet"
-        )
+        self._config = config
+        self._path = state_dir / "network.db"
+        self._directory = ConfDirectory(config.conf_dir)
+        self._found: Found | None = None
+        self._default: NetworkList
+        self._ledger: Ledger
+        self._cni: CNI
+        self._watch: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Take the leases over and make the bridge; what fails becomes the condition, pods may come later."""
-        for lease in self._store.leases.values():
-            if lease.network == self._name:
-                try:
-                    self._allocator.restore(lease.owner, ip_address(lease.address))
-                except NetworkError as error:
-                    # Of a subnet that was configured before: its pod keeps it until it ends.
-                    log.warning("an address is not of this subnet", sandbox=lease.owner, error=str(error))
-        await self._ensure()
+        """Open the ledger. Raises NetworkError, also for a default network that cannot be."""
+        self._ledger = await asyncio.to_thread(Ledger, self._path, self._host.boot_id())
+        kept = await asyncio.to_thread(self._ledger.noted, _POD_CIDR)
+        self._default = default_network.render(
+            self._config, kept.split(",") if kept else self._config.subnets
+        )
+        self._cni = CNI(self._ledger, binaries=[Path(one) for one in self._config.external_plugins])
 
     async def condition(self) -> Condition:
-        """Whether pods can have a network, and if not, why; a bridge that is missing is made if that is possible now."""
-        if not self._condition.ok or not await asyncio.to_thread(self._bridge.exists):
-            await self._ensure()
-        return self._condition
-
-    async def _ensure(self) -> None:
+        """Whether pods can have a network, and if not, why."""
         try:
-            await asyncio.to_thread(self._bridge.ensure)
+            network = await asyncio.to_thread(self._network)
         except NetworkError as error:
-            message = f"bridge {self._name}: {error}"
-            if message != self._condition.message:
-                log.warning("no pod network", error=message)
-            self._condition = Condition(ok=False, reason="BridgeMissing", message=message)
-        else:
-            self._condition = Condition(ok=True)
+            return Condition(ok=False, reason="NetworkConfigInvalid", message=str(error))
+        if problems := await asyncio.to_thread(self._cni.status, network):
+            return Condition(ok=False, reason="NetworkPluginNotReady", message="; ".join(problems))
+        return Condition(ok=True)
 
-    async def attach(self, spec: SandboxSpec, warden: Warden) -> Sequence[str]:
-        """Give the pod loopback, eth0, an address and a route."""
-        address = self._allocator.reserve(spec.id)
-        try:
-            lease = LeaseRecord(address=str(address.ip), network=self._name, owner=spec.id)
-            await self._store.save(lease)
-        except BaseException:
-            self._allocator.release(spec.id)
-            raise
+    async def attach(self, spec: SandboxSpec, warden: Warden) -> PodAddresses:
+        """Give the pod loopback, eth0, addresses, routes and its host ports.
+
+        Raises NetworkError, InvalidArgumentError for an annotation that cannot be.
+        """
+        runtime = _runtime_config(spec)
         stack = self._host.network_stack(spec, warden)
         try:
-            await asyncio.to_thread(self._attach, spec, stack, address)
-        except BaseException:
-            await self.detach(spec.id)
-            raise
+            return await asyncio.to_thread(self._attach, _attachment(spec, runtime, stack.name), stack)
         finally:
             stack.close()
-        return [str(address.ip)]
 
     async def detach(self, sandbox_id: str) -> None:
-        """Take the pod's interface and address back; succeeds on what is gone.
+        """Take the pod's interfaces, addresses and host ports back; succeeds on what is gone.
 
-        The pod is off the network when this returns. Its interface goes with its namespace, or is deleted in the
-        background: Linux makes a deleter wait for tens of milliseconds, which no pod's end needs to. On FreeBSD it is
-        deleted now: a dying jail would keep it, and the kernel is not safe against the two ending at once.
+        The pod is off the network when this returns; what only takes time is finished in the background.
         """
-        leases = [lease for lease in self._store.leases.values() if lease.owner == sandbox_id]
-        if not leases:
-            return
-        first = self._host.features.delete_interfaces_first
-        await asyncio.to_thread(self._bridge.delete if first else self._bridge.disconnect, sandbox_id)
-        await self._store.delete(*leases)
-        self._allocator.release(sandbox_id)
-        if not first:
-            deletion = asyncio.create_task(self._delete(sandbox_id))
-            self._deletions.add(deletion)
-            deletion.add_done_callback(self._deletions.discard)
+        await asyncio.to_thread(self._cni.delete_all, sandbox_id)
+
+    async def is_attached(self, sandbox_id: str) -> bool:
+        """Whether the pod has a network."""
+        return await asyncio.to_thread(self._cni.is_attached, sandbox_id)
 
     async def release(self, sandbox_id: str) -> None:
-        """Take the interface back of a sandbox that no record names. Raises HostError."""
+        """Take the network back of a sandbox that no record names. Raises HostError."""
+
+        def release() -> None:
+            self._cni.delete_all(sandbox_id)
+            self._cni.delete(self._network(), Attachment(sandbox_id, INTERFACE))
+
         try:
-            await asyncio.to_thread(self._bridge.delete, sandbox_id)
+            await asyncio.to_thread(release)
         except NetworkError as error:
-            raise HostError("take back the interface of", f"sandbox {sandbox_id}", str(error)) from error
+            raise HostError("take back the network of", f"sandbox {sandbox_id}", str(error)) from error
 
-    async def reconcile(self, sandboxes: Sequence[str]) -> None:
-        """Take back what belongs to no sandbox: leases, and interfaces that a crash left half deleted.
+    async def reconcile(self, sandboxes: Callable[[], Collection[str]]) -> None:
+        """Take back what belongs to no sandbox, and put back what the sandboxes' attachments lack on the node.
 
-        An interface that is still on the bridge goes with its pod; if no pod of ours has it, it is another daemon's.
+        What a crash left, what somebody has flushed. A failure is logged, and tried again the next time.
         """
-        for owner in {lease.owner for lease in self._store.leases.values()} - set(sandboxes):
-            log.warning("releasing the address of a sandbox that is gone", sandbox=owner)
-            await self.detach(owner)
-        for name in await asyncio.to_thread(self._bridge.strays):
-            log.warning("removing an interface that no sandbox owns", interface=name)
-            await asyncio.to_thread(self._bridge.delete_interface, name)
+        try:
+            networks = [await asyncio.to_thread(self._network)]
+        except NetworkError as error:
+            log.warning("no network for new pods", error=str(error))
+            networks = []
+        for failure in await asyncio.to_thread(self._cni.gc, sandboxes, networks):
+            log.warning("the pods' network is not in line", error=str(failure))
+
+    def watch(self, sandboxes: Callable[[], Collection[str]]) -> None:
+        """Reconcile again and again from now on."""
+        self._watch = asyncio.create_task(self._reconcile_often(sandboxes), name="network reconciliation")
+
+    async def set_pod_cidr(self, pod_cidr: str) -> None:
+        """Give pods made from now on addresses of these prefixes (comma-separated), unless the operator has configured a network.
+
+        Pods that are there keep theirs. Raises InvalidArgumentError.
+        """
+        try:
+            subnets = config_values.families(pod_cidr)
+            default = default_network.render(self._config, subnets)
+        except ValueError as error:
+            raise InvalidArgumentError(f"pod_cidr {pod_cidr!r}: {error}") from None
+        if default == self._default:
+            return
+        await asyncio.to_thread(self._ledger.note, _POD_CIDR, ",".join(subnets))
+        self._default = default
+        log.info("new pods get addresses of the kubelet's pod CIDR", pod_cidr=pod_cidr)
 
     async def close(self) -> None:
-        """Finish deletions; remove the bridge if no pod hangs on it."""
-        await asyncio.gather(*self._deletions)
-        try:
-            await asyncio.to_thread(self._bridge.remove)
-        except NetworkError as error:
-            log.warning("the bridge stays", bridge=self._name, error=str(error))
+        """Finish what is under way; remove the bridges that no pod hangs on. Pods keep their network."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait([self._watch])
+        for failure in await asyncio.to_thread(self._cni.close):
+            log.warning("something of the pods' network stays", error=str(failure))
+        await asyncio.to_thread(self._ledger.close)
 
-    async def _delete(self, sandbox_id: str) -> None:
-        try:
-            await asyncio.to_thread(self._bridge.delete, sandbox_id)
-        except NetworkError as error:
-            log.warning("an interface stays until the next start", sandbox=sandbox_id, error=str(error))
+    async def _reconcile_often(self, sandboxes: Callable[[], Collection[str]]) -> None:
+        while True:
+            await asyncio.sleep(RECONCILE_SECONDS)
+            await self.reconcile(sandboxes)
 
-    def _attach(self, spec: SandboxSpec, stack: NetworkStack, address: IPv4Interface | IPv6Interface) -> None:
+    def _attach(self, attachment: Attachment, stack: NetworkStack) -> PodAddresses:
         loopback.up(stack)
-        if not self._bridge.exists():  # somebody has deleted it, or it could not be made before
-            self._bridge.ensure()
-        self._bridge.add(spec.id, stack, addresses=[address])
+        result = self._cni.add(self._network(), attachment, stack)
+        resolver = Resolver(result.dns.nameservers, result.dns.search, result.dns.options)
+        return PodAddresses(tuple(str(ip.address.ip) for ip in result.ips), resolver)
+
+    def _network(self) -> NetworkList:
+        """The network that new pods get. Raises ConfigurationError if the operator's configuration is none."""
+        found = self._directory.look()
+        if found is not self._found:
+            self._found = found
+            for problem in found.problems:
+                log.warning("not a network configuration", problem=problem)
+            name, source = (
+                (found.network.name, found.network.source)
+                if found.network
+                else (self._default.name, "default")
+            )
+            log.info("network of new pods", network=name, source=source)
+        if found.network is None and found.problems:
+            raise ConfigurationError("; ".join(found.problems))
+        return found.network or self._default
+
+
+def _attachment(spec: SandboxSpec, runtime: RuntimeConfig, netns: str) -> Attachment:
+    args = {
+        "IgnoreUnknown": "1",
+        "K8S_POD_NAMESPACE": spec.namespace,
+        "K8S_POD_NAME": spec.name,
+        "K8S_POD_INFRA_CONTAINER_ID": spec.id,
+        "K8S_POD_UID": spec.uid,
+    }
+    return Attachment(spec.id, INTERFACE, netns, runtime, args)
+
+
+def _host_ip(text: str) -> Address | None:
+    """The address that a host port is open on; the unspecified ones stand for all."""
+    address = ip_address(text) if text else None
+    return None if address is None or address.is_unspecified else address
+
+
+def _runtime_config(spec: SandboxSpec) -> RuntimeConfig:
+    return RuntimeConfig(
+        port_mappings=tuple(
+            PortMapping(port.host_port, port.container_port, port.protocol, _host_ip(port.host_ip))
+            for port in spec.port_mappings
+        ),
+        bandwidth=pod_bandwidth.of(spec.annotations),
+    )

@@ -11,7 +11,7 @@ from cri._version import __version__
 from cri.api.runtime import v1
 from cri.errors import InvalidArgumentError, NotFoundError
 from cri.images import ImageStore
-from cri.network import BridgeNetwork
+from cri.network import PodNetwork
 from cri.sandbox import translate
 from cri.sandbox.container import Container
 from cri.sandbox.exec import exec_sync
@@ -36,7 +36,7 @@ class RuntimeService:
         host: Host,
         pods: Pods,
         images: ImageStore,
-        network: BridgeNetwork,
+        network: PodNetwork,
         stats: Stats,
         runtime_handlers: Iterable[str],
         config: dict[str, Any],
@@ -95,8 +95,10 @@ class RuntimeService:
     async def update_runtime_config(
         self, request: v1.UpdateRuntimeConfigRequest
     ) -> v1.UpdateRuntimeConfigResponse:
-        """Take note of the pod CIDR; the subnet of the pods is the operator's setting `network.subnet`."""
-        del request
+        """Give the pods to come addresses of the node's pod CIDR."""
+        config = request.runtime_config
+        if config is not None and config.network_config is not None and config.network_config.pod_cidr:
+            await self._network.set_pod_cidr(config.network_config.pod_cidr)
         return v1.UpdateRuntimeConfigResponse()
 
     # -- sandboxes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from cri.errors import CRIError
 from cri.image_service import ImageService
 from cri.images import ImageStore
 from cri.metrics import Metrics, MetricsServer
-from cri.network import BridgeNetwork
+from cri.network import PodNetwork
 from cri.rpc import RpcServer, RpcTableError
 from cri.runtime_service import RuntimeService
 from cri.sandbox.host import Host, HostError
@@ -36,8 +35,6 @@ log = structlog.get_logger(__name__)
 
 SHUTDOWN_GRACE = 5.0
 """Seconds that calls under way may take when the daemon is told to end."""
-
-DEFAULT_MTU = 1500
 
 THREADS = 32
 """For what the kernel or a disk takes its time over; what a volume can hang has threads of its own (`cri.threads`)."""
@@ -100,13 +97,7 @@ async def serve(config: Config) -> None:
             platforms=platforms(host),
             max_parallel=config.image.max_parallel_downloads,
         )
-        network = BridgeNetwork(
-            host,
-            store,
-            bridge=config.network.bridge,
-            subnet=ipaddress.ip_network(config.network.subnet),
-            mtu=config.network.mtu or DEFAULT_MTU,
-        )
+        network = PodNetwork(host, config.network, config.state_dir)
         await network.open()
         end.push_async_callback(network.close)
         node = Node(
@@ -123,7 +114,8 @@ async def serve(config: Config) -> None:
         end.push_async_callback(pods.disconnect)
         watch = asyncio.create_task(_report_lost(lost, pods))
         end.callback(watch.cancel)
-        await network.reconcile(list(pods.sandboxes))
+        await network.reconcile(lambda: list(pods.sandboxes))
+        network.watch(lambda: list(pods.sandboxes))
         await images.load()
         end.push_async_callback(images.settle)
         await _serve_rpc(config, end, host=host, pods=pods, images=images, network=network)
@@ -139,7 +131,7 @@ async def _serve_rpc(
     host: Host,
     pods: Pods,
     images: ImageStore,
-    network: BridgeNetwork,
+    network: PodNetwork,
 ) -> None:
     metrics = Metrics()
     if (endpoint := config.metrics_endpoint()) is not None:

@@ -71,7 +71,7 @@ class PulledImage:
         return frozenset({self.repo_digest, self.manifest.digest, self.config.digest})
 
 
-async def pull(  # noqa: PLR0917 - credentials may be passed like those of the client's methods
+async def pull(
     client: Client,
     ref: Reference,
     platforms: Sequence[Platform],

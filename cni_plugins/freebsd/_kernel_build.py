@@ -28,6 +28,10 @@ ffibuilder.cdef(
     int cni_bridge_delete(int fd, const char *bridge, const char *member);
     int cni_bridge_isolate(int fd, const char *bridge, const char *member);
     int cni_bridge_members(int fd, const char *bridge, char *names, int room);
+    int cni_set_promiscuous(int fd, const char *name, int on);
+    int cni_set_all_multicast(int fd, const char *name, int on);
+    int cni_sysctl_read(const char *name, int *value);
+    int cni_sysctl_write(const char *name, int value);
     """
 )
 ffibuilder.set_source("cni_plugins.freebsd._kernel", Path(__file__).with_name("kernel.c").read_text())

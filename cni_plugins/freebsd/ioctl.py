@@ -1,7 +1,7 @@
 """FreeBSD: what its netlink(4) has no message for, by ioctl(2) on one socket of a network stack.
 
-Names, moves between stacks, link-layer addresses, groups and membership of bridges. Sources: netintro(4), epair(4),
-if_bridge(4), sys/net/if.c and sys/net/if_bridge.c of FreeBSD 15.1.
+Names, moves between stacks, link-layer addresses, groups and membership of bridges; and sysctl(3). Sources: netintro(4),
+epair(4), if_bridge(4), sys/net/if.c and sys/net/if_bridge.c of FreeBSD 15.1.
 """
 
 from __future__ import annotations
@@ -85,6 +85,14 @@ class Interfaces:
         """Set the MTU in bytes. The first member of a bridge passes its own on to it, later ones take the bridge's."""
         self._call(lib.cni_set_mtu, f"set the MTU {mtu} of", f"interface {name}", name, mtu)
 
+    def set_promiscuous(self, name: str, *, on: bool) -> None:
+        """Have an interface take whatever passes, or no longer; it goes on while somebody else wants it."""
+        self._call(lib.cni_set_promiscuous, "set promiscuity of", f"interface {name}", name, int(on))
+
+    def set_all_multicast(self, name: str, *, on: bool) -> None:
+        """Have an interface take all multicast, or no longer; likewise. EOPNOTSUPP before FreeBSD knew of it."""
+        self._call(lib.cni_set_all_multicast, "set all-multicast of", f"interface {name}", name, int(on))
+
     def disable_ipv6(self, name: str) -> None:
         """See to it that an interface gets no IPv6 address by itself. The socket must be of AF_INET6."""
         self._call(lib.cni_disable_ipv6, "disable IPv6 on", f"interface {name}", name)
@@ -137,3 +145,17 @@ class Interfaces:
                 found = (raw[start : start + size].rstrip(b"\0") for start in range(0, count * size, size))
                 return [os.fsdecode(each) for each in found if each]
             room = 2 * count
+
+
+def sysctl_read(name: str) -> int:
+    """Return an integer parameter of the stack that the process is in, see sysctl(3). Raises KernelError."""
+    value = ffi.new("int *")
+    if lib.cni_sysctl_read(name.encode(), value) != 0:
+        raise KernelError(ffi.errno, "read", f"sysctl {name}")
+    return int(value[0])
+
+
+def sysctl_write(name: str, value: int) -> None:
+    """Set an integer parameter of the stack that the process is in. Raises KernelError."""
+    if lib.cni_sysctl_write(name.encode(), value) != 0:
+        raise KernelError(ffi.errno, f"set to {value}", f"sysctl {name}")

@@ -1,10 +1,11 @@
-/* The interface ioctls that cni_plugins.freebsd.ioctl makes: ioctl(2) on any socket of the network stack in question.
-   Each function returns -1 with errno on failure. Sources: netintro(4), if_bridge(4), epair(4), vnet(9). */
+/* The interface ioctls that cni_plugins.freebsd.ioctl makes, ioctl(2) on any socket of the network stack in question, and
+   sysctl(3). Each function returns -1 with errno on failure. Sources: netintro(4), if_bridge(4), epair(4), vnet(9). */
 
 #include <sys/param.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/sockio.h>
+#include <sys/sysctl.h>
 #include <net/ethernet.h>
 #include <net/if.h>
 #include <net/if_bridgevar.h>
@@ -57,6 +58,9 @@ _Static_assert(IFLA_ADDRESS == 1 && IFLA_IFNAME == 3 && IFLA_MTU == 4 && IFLA_MA
     IFLA_IFALIAS == 20 && IFLA_INFO_KIND == 1, "attributes of links");
 _Static_assert(IFA_ADDRESS == 1 && IFA_LOCAL == 2 && IFA_BROADCAST == 4 && IFA_CACHEINFO == 6 && IFA_FLAGS == 8 &&
     IFA_F_NODAD == 2 && sizeof(struct ifa_cacheinfo) == 16, "attributes of addresses");
+_Static_assert(IFLA_PROMISCUITY == 30 && IFF_UP == 0x1 && IFF_LOOPBACK == 0x8 && IFF_PROMISC == 0x100 &&
+    IFF_ALLMULTI == 0x200, "flags of links");
+_Static_assert(NL_RTA_METRICS == 8 && NL_RTAX_MTU == 2 && NL_RTA_TABLE == 15, "metrics of routes");
 _Static_assert(NL_RTA_DST == 1 && NL_RTA_OIF == 4 && NL_RTA_GATEWAY == 5 && RT_TABLE_MAIN == 0 && RTPROT_STATIC == 4 &&
     RTN_UNICAST == 1, "routes");
 
@@ -200,4 +204,44 @@ static int cni_bridge_members(int fd, const char *bridge, char *names, int room)
         free(members);
         return count;
     }
+}
+
+/* Flags whose effect the kernel counts; the first is the user's share, the second shows the sum. */
+static int set_shared_flag(int fd, const char *name, uint32_t own, uint32_t shown, int on) {
+    struct ifreq request = {0};
+    if (copy_name(request.ifr_name, name) || ioctl(fd, SIOCGIFFLAGS, &request) != 0) return -1;
+    uint32_t flags = (request.ifr_flags & 0xffff) | (uint32_t)request.ifr_flagshigh << 16;
+    flags = on ? flags | own : flags & ~own;
+    request.ifr_flags = flags & 0xffff;
+    request.ifr_flagshigh = flags >> 16;
+    if (ioctl(fd, SIOCSIFFLAGS, &request) != 0 || ioctl(fd, SIOCGIFFLAGS, &request) != 0) return -1;
+    if (!on || (request.ifr_flags & shown)) return 0;
+    errno = EOPNOTSUPP; /* a kernel that does not know the user's flag takes it, and does nothing */
+    return -1;
+}
+
+static int cni_set_promiscuous(int fd, const char *name, int on) {
+    return set_shared_flag(fd, name, IFF_PPROMISC, IFF_PROMISC, on);
+}
+
+#ifndef IFF_PALLMULTI
+#define IFF_PALLMULTI 0x800000
+#endif
+_Static_assert(IFF_PPROMISC == 0x20000 && IFF_PALLMULTI == 0x800000, "flags of the user's");
+
+static int cni_set_all_multicast(int fd, const char *name, int on) {
+    return set_shared_flag(fd, name, IFF_PALLMULTI, IFF_ALLMULTI, on);
+}
+
+/* Of the calling process's own stack. */
+static int cni_sysctl_read(const char *name, int *value) {
+    size_t length = sizeof(*value);
+    if (sysctlbyname(name, value, &length, NULL, 0) != 0) return -1;
+    if (length == sizeof(*value)) return 0;
+    errno = EINVAL;
+    return -1;
+}
+
+static int cni_sysctl_write(const char *name, int value) {
+    return sysctlbyname(name, NULL, NULL, &value, sizeof(value));
 }

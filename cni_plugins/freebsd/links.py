@@ -13,42 +13,60 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_interface
+from typing import ClassVar
 
-from cni_plugins.errors import AttachmentExistsError, ConfigurationError, KernelError, NotAttachedError
+from cni_plugins.common_links import CommonLinks, perform_unless, taken
+from cni_plugins.errors import ConfigurationError, KernelError, NotAttachedError
+from cni_plugins.freebsd import ioctl
 from cni_plugins.freebsd.ioctl import Interfaces
-from cni_plugins.links import Pair
-from cni_plugins.rtnetlink import Link, Routes, address_add, link_set, route_add_default
-from cni_plugins.types import Address, InterfaceAddress, NetworkStack, SocketSource
+from cni_plugins.links import Pair, Port, Tuning
+from cni_plugins.rtnetlink import GONE, Link, Routes, address_add
+from cni_plugins.types import InterfaceAddress, NetworkStack, Route, SocketSource
 
-LOOPBACK = "lo0"
 LOOPBACK_ADDRESSES = ip_interface("127.0.0.1/8"), ip_interface("::1/128")
-GONE = frozenset({errno.ENODEV, errno.ENXIO, errno.ENOENT})  # netlink and ioctl differ about it
 NO_SUCH_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EPFNOSUPPORT})
 GROUP = "cni-pods"
 """The interface group of all host ends: `ifconfig -g cni-pods`, `block on cni-pods` in pf.conf(5)."""
 
 _BRIDGE, _EPAIR = "bridge", "epair"
 _MARK = "cni_plugins "
+_FORWARDING = {4: "net.inet.ip.forwarding", 6: "net.inet6.ip6.forwarding"}
+_UNKNOWN_TO_ROUTES = ("advmss", "priority", "scope")
 
 
-class FreeBSDLinks:
+class FreeBSDLinks(CommonLinks):
     """`links.Links` for FreeBSD. `move_target` is a jid."""
 
-    def __init__(self, host: SocketSource) -> None:
-        self._host = host
+    loopback: ClassVar[str] = "lo0"
+    unshared: ClassVar[frozenset[int]] = frozenset({6})
+    untunable: Mapping[str, str] = {
+        "tx_queue_length": "the queues of FreeBSD's interfaces are as long as their drivers make them"
+    }
 
     def find(self, name: str) -> Link | None:
         """See `links.Links`."""
         with Routes.of(self._host) as routes, Interfaces.of(self._host) as interfaces:
-            link = _find(routes, name)
+            link = routes.find(name)
             if link is None or link.kind != _EPAIR:
                 return link
             bridge = next((b for b in interfaces.group(_BRIDGE) if name in _members(interfaces, b)), None)
-            master = _find(routes, bridge) if bridge else None
+            master = routes.find(bridge) if bridge else None
             return replace(link, master=master.index) if master else link
+
+    def all(self) -> list[Link]:
+        """See `links.Links`. Host ends in the making are among them, under the names that they are to have."""
+        with Routes.of(self._host) as routes, Interfaces.of(self._host) as interfaces:
+            links = routes.links()
+            masters = {
+                member: bridge.index
+                for bridge in links
+                if bridge.kind == _BRIDGE
+                for member in _members(interfaces, bridge.name)
+            }
+        return _under_final_names([replace(link, master=masters.get(link.name, 0)) for link in links])
 
     def is_bridge(self, link: Link) -> bool:
         """See `links.Links`. The kind is the driver's name, whatever the interface is called."""
@@ -69,7 +87,8 @@ class FreeBSDLinks:
             made = unfinished[0] if unfinished else _create(routes, _BRIDGE, name)
             try:
                 interfaces.set_mac(made, mac)
-                interfaces.set_mtu(made, mtu)
+                if mtu:
+                    interfaces.set_mtu(made, mtu)
                 interfaces.rename(made, name)
                 routes.link_set(name, up=True)
             except KernelError as error:
@@ -79,45 +98,24 @@ class FreeBSDLinks:
                 if error.errno != errno.EEXIST:
                     raise
 
-    def prepare_bridge(self, name: str, mtu: int, addresses: Sequence[InterfaceAddress]) -> None:
-        """See `links.Links`. An MTU that is changed is changed for all members."""
-        with Routes.of(self._host) as routes:
-            link = routes.link(name)
-            if link.mtu != mtu or not link.up:
-                routes.link_set(name, mtu=mtu, up=True)
-            present = set(routes.addresses(name))
-            missing = [address for address in addresses if address not in present]
-            if missing:
-                routes.perform(*(address_add(link.index, name, address) for address in missing))
-
-    def all(self) -> list[Link]:
-        """See `links.Links`. Host ends in the making are among them, under the names that they are to have."""
-        with Routes.of(self._host) as routes, Interfaces.of(self._host) as interfaces:
-            links = routes.links()
-            masters = {
-                member: bridge.index
-                for bridge in links
-                if bridge.kind == _BRIDGE
-                for member in _members(interfaces, bridge.name)
-            }
-        return _under_final_names([replace(link, master=masters.get(link.name, 0)) for link in links])
-
     def make_pair(self, pair: Pair, stack: NetworkStack) -> None:
         """See `links.Links`. Until the pod's end is moved nothing passes; everything it needs of the host is done then."""
         with Routes.of(self._host) as routes, Interfaces.of(self._host) as interfaces:
-            if _find(routes, pair.host_name) is not None:
-                raise _exists(pair)
+            if routes.find(pair.host_name) is not None:
+                raise taken(pair)
             near = _create(routes, _EPAIR, pair.host_name)
             far = near.removesuffix("a") + "b"
             try:
                 interfaces.set_mac(near, pair.host_mac)
                 interfaces.set_mac(far, pair.pod_mac)
-                interfaces.set_mtu(near, pair.mtu)
-                interfaces.set_mtu(far, pair.mtu)
+                if pair.mtu:
+                    interfaces.set_mtu(near, pair.mtu)
+                    interfaces.set_mtu(far, pair.mtu)
                 _rename(interfaces, near, pair.host_name, pair)
                 interfaces.join_group(pair.host_name, GROUP)
-                self._disable_ipv6(pair.host_name)
-                self._join_bridge(interfaces, pair)
+                if pair.port is not None:
+                    self._disable_ipv6(pair.host_name)
+                    _join_bridge(interfaces, pair.host_name, pair.port)
                 routes.link_set(pair.host_name, up=True)
                 interfaces.move(far, stack.move_target)
                 with Interfaces.of(stack) as inside:
@@ -127,46 +125,33 @@ class FreeBSDLinks:
                 self._undo(interfaces, error, near, pair.host_name)
                 raise
 
-    def configure_pod_end(
-        self,
-        name: str,
-        stack: NetworkStack,
-        addresses: Sequence[InterfaceAddress],
-        gateways: Sequence[Address],
-    ) -> None:
-        """See `links.Links`. The kernel works the batch off in order: routes need the addresses."""
-        with Routes.of(stack) as routes:
-            index = routes.link_index(name)
-            routes.perform(
-                *(address_add(index, name, address) for address in addresses),
-                link_set(name, up=True),
-                *(route_add_default(index, name, gateway) for gateway in gateways),
-            )
-
-    def pod_state(
-        self, name: str, stack: NetworkStack
-    ) -> tuple[Link, list[InterfaceAddress], list[Address]] | None:
-        """See `links.Links`."""
-        with Routes.of(stack) as routes:
-            link = _find(routes, name)
-            return (link, routes.addresses(name), routes.default_gateways(name)) if link else None
-
-    def disconnect(self, name: str) -> bool:
+    def restore(self, pair: Pair) -> None:
         """See `links.Links`."""
         with Routes.of(self._host) as routes, Interfaces.of(self._host) as interfaces:
-            try:
-                routes.link_set(name, up=False)
-            except KernelError as error:
-                if error.errno in GONE:
-                    return False
-                raise
-            for bridge in interfaces.group(_BRIDGE):
-                try:
-                    interfaces.bridge_delete(bridge, name)
-                except KernelError as error:
-                    if error.errno not in GONE:
-                        raise
-            return True
+            if pair.port is not None and pair.host_name not in _members(interfaces, pair.port.bridge):
+                _join_bridge(interfaces, pair.host_name, pair.port)
+            routes.link_set(pair.host_name, up=True)
+
+    def configure(
+        self,
+        stack: SocketSource,
+        name: str,
+        addresses: Sequence[InterfaceAddress] = (),
+        routes: Sequence[Route] = (),
+    ) -> None:
+        """See `links.Links`. A route's table is a FIB; metrics but the MTU, priorities and scopes do not exist."""
+        for route in routes:
+            for word in _UNKNOWN_TO_ROUTES:
+                if getattr(route, word) is not None:
+                    raise ConfigurationError(
+                        f"the route to {route.dst} is to have a {word}, which FreeBSD's routes cannot; leave it out"
+                    )
+        super().configure(stack, name, addresses, routes)
+
+    def take_off(self, name: str) -> Callable[[], object] | None:
+        """See `links.Links`. The pair is deleted now, see `delete`."""
+        self.delete(name)
+        return None
 
     def delete(self, name: str) -> bool:
         """See `links.Links`. Destroying the host's end destroys the pod's too, wherever that is by then.
@@ -183,19 +168,36 @@ class FreeBSDLinks:
             destroyed = [self._destroy(interfaces, each) for each in unfinished]
             return any(destroyed)
 
+    def tune(self, stack: SocketSource, name: str, wanted: Tuning) -> Tuning:
+        """See `links.Links`. The kernel itself announces a new MAC."""
+        before = super().tune(stack, name, Tuning())
+        with Interfaces.of(stack) as interfaces:
+            if wanted.mac is not None:
+                interfaces.set_mac(name, wanted.mac)
+            if wanted.mtu is not None:
+                interfaces.set_mtu(name, wanted.mtu)
+            if wanted.promiscuous is not None:
+                interfaces.set_promiscuous(name, on=wanted.promiscuous)
+            if wanted.all_multicast is not None:
+                interfaces.set_all_multicast(name, on=wanted.all_multicast)
+        return replace(before, tx_queue_length=None)
+
     def loopback_up(self, stack: NetworkStack) -> None:
         """See `links.Links`. The kernel adds ::1 by itself, and 127.0.0.1 not."""
+        name = self.loopback
         with Routes.of(stack) as routes:
-            routes.link_set(LOOPBACK, up=True)
-            index = routes.link_index(LOOPBACK)
-            present = routes.addresses(LOOPBACK)
+            routes.link_set(name, up=True)
+            index = routes.link_index(name)
+            present = routes.addresses(name)
             for address in LOOPBACK_ADDRESSES:
-                if address not in present:
-                    try:
-                        routes.perform(address_add(index, LOOPBACK, address))
-                    except KernelError as error:
-                        if error.errno not in NO_SUCH_FAMILY:  # a kernel without IPv6, or without IPv4
-                            raise
+                if address not in present:  # on a kernel without IPv6, or without IPv4, it cannot be
+                    perform_unless(routes, NO_SUCH_FAMILY, address_add(index, name, address))
+
+    def enable_forwarding(self, versions: Collection[int]) -> None:
+        """See `links.Links`. The host is the stack that this process is in."""
+        for name in (_FORWARDING[version] for version in versions):
+            if not ioctl.sysctl_read(name):
+                ioctl.sysctl_write(name, 1)
 
     def _disable_ipv6(self, name: str) -> None:
         """Keep a member of a bridge free of addresses; it would get some where net.inet6.ip6.accept_rtadv is 1."""
@@ -205,19 +207,6 @@ class FreeBSDLinks:
         except KernelError as error:
             if error.errno not in NO_SUCH_FAMILY:  # a kernel without IPv6
                 raise
-
-    @staticmethod
-    def _join_bridge(interfaces: Interfaces, pair: Pair) -> None:
-        try:
-            interfaces.bridge_add(pair.bridge, pair.host_name)
-        except KernelError as error:
-            if error.errno == errno.ENXIO:
-                raise NotAttachedError(
-                    f"bridge {pair.bridge} for {pair.host_name} is not there; call ensure() first"
-                ) from error
-            raise
-        if pair.isolated:
-            interfaces.bridge_isolate(pair.bridge, pair.host_name)
 
     def _undo(self, interfaces: Interfaces, error: BaseException, *names: str) -> None:
         """Destroy an interface, under the first name that it has, because of an error.
@@ -241,10 +230,15 @@ class FreeBSDLinks:
         return True
 
 
-def _exists(pair: Pair) -> AttachmentExistsError:
-    return AttachmentExistsError(
-        f"{pair.host_name} exists on the host or {pair.pod_name} in the pod; delete the attachment first"
-    )
+def _join_bridge(interfaces: Interfaces, name: str, port: Port) -> None:
+    try:
+        interfaces.bridge_add(port.bridge, name)
+    except KernelError as error:
+        if error.errno == errno.ENXIO:
+            raise NotAttachedError(f"bridge {port.bridge} for {name} is not there; make it first") from error
+        raise
+    if port.isolated:
+        interfaces.bridge_isolate(port.bridge, name)
 
 
 def _rename(interfaces: Interfaces, name: str, new: str, pair: Pair) -> None:
@@ -252,16 +246,7 @@ def _rename(interfaces: Interfaces, name: str, new: str, pair: Pair) -> None:
         interfaces.rename(name, new)
     except KernelError as error:
         if error.errno == errno.EEXIST:
-            raise _exists(pair) from error
-        raise
-
-
-def _find(routes: Routes, name: str) -> Link | None:
-    try:
-        return routes.link(name)
-    except KernelError as error:
-        if error.errno in GONE:
-            return None
+            raise taken(pair) from error
         raise
 
 

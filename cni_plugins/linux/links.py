@@ -3,44 +3,45 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from ipaddress import ip_interface
+from typing import ClassVar
 
 from cni_plugins import netlink
-from cni_plugins.errors import AttachmentExistsError, KernelError, NotAttachedError
-from cni_plugins.links import Pair
-from cni_plugins.rtnetlink import (
-    Link,
-    LinkEnd,
-    Request,
-    Routes,
-    address_add,
-    link_del,
-    link_set,
-    route_add_default,
-)
-from cni_plugins.types import Address, InterfaceAddress, NetworkStack, SocketSource
+from cni_plugins.common_links import CommonLinks, perform_unless, taken
+from cni_plugins.errors import KernelError, NotAttachedError
+from cni_plugins.links import Pair, Tuning
+from cni_plugins.linux import arp, sysctl
+from cni_plugins.netlink.client import Request
+from cni_plugins.rtnetlink import GONE, Link, LinkEnd, Routes, address_add, link_del, link_set
+from cni_plugins.types import InterfaceAddress, NetworkStack, SocketSource
 
-LOOPBACK = "lo"
-GONE = frozenset({errno.ENODEV, errno.ENXIO})
+_FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 
 
-class LinuxLinks:
+class LinuxLinks(CommonLinks):
     """`links.Links` for Linux."""
 
-    def __init__(self, host: SocketSource) -> None:
-        self._host = host
+    loopback: ClassVar[str] = "lo"
+    unshared: ClassVar[frozenset[int]] = frozenset()
 
     def find(self, name: str) -> Link | None:
         """See `links.Links`."""
         with Routes.of(self._host) as routes:
-            return _find(routes, name)
+            return routes.find(name)
+
+    def all(self) -> list[Link]:
+        """See `links.Links`."""
+        with Routes.of(self._host) as routes:
+            return routes.links()
 
     def is_bridge(self, link: Link) -> bool:
         """See `links.Links`."""
         return link.kind == "bridge"
 
     def make_bridge(self, name: str, mac: str, mtu: int) -> None:
-        """See `links.Links`."""
+        """See `links.Links`: down, until it is prepared. Without an MTU of its own it has the least of its members'."""
         with Routes.of(self._host) as routes:
             try:
                 routes.link_add_bridge(name, mac, mtu)
@@ -48,48 +49,44 @@ class LinuxLinks:
                 if error.errno != errno.EEXIST:
                     raise
 
-    def prepare_bridge(self, name: str, mtu: int, addresses: Sequence[InterfaceAddress]) -> None:
-        """See `links.Links`."""
-        with Routes.of(self._host) as routes:
-            link = routes.link(name)
-            if link.mtu != mtu or not link.up:
-                routes.link_set(name, mtu=mtu, up=True)
-            present = set(routes.addresses(name))
-            for address in addresses:
-                if address in present:
-                    continue
-                try:
-                    routes.perform(address_add(link.index, name, address))
-                except KernelError as error:
-                    if error.errno != errno.EEXIST:  # another thread was quicker
-                        raise
+    def prepare_bridge(
+        self,
+        link: Link,
+        addresses: Sequence[InterfaceAddress],
+        *,
+        mtu: int = 0,
+        promiscuous: bool = False,
+        replace: bool = False,
+    ) -> None:
+        """See `links.Links`. With an IPv6 address it is given the link-local one, too, before it comes up.
 
-    def all(self) -> list[Link]:
-        """See `links.Links`."""
-        with Routes.of(self._host) as routes:
-            return routes.links()
+        The kernel asks with it for the pods that it forwards to, and would first look for a second or two whether
+        somebody else has it.
+        """
+        if not link.up and any(address.version == 6 for address in addresses):
+            with Routes.of(self._host) as routes:
+                perform_unless(
+                    routes, errno.EEXIST, address_add(link.index, link.name, _link_local(link.mac))
+                )
+        super().prepare_bridge(link, addresses, mtu=mtu, promiscuous=promiscuous, replace=replace)
 
     def make_pair(self, pair: Pair, stack: NetworkStack) -> None:
-        """See `links.Links`. One request makes both ends, so that a killed process leaves all or nothing."""
+        """See `links.Links`. One request makes both ends, so that a killed process leaves all or nothing.
+
+        A pair that was taken off and waits for its end makes room.
+        """
         with Routes.of(self._host) as routes:
-            bridge = _find(routes, pair.bridge)
-            if bridge is None:
-                raise NotAttachedError(
-                    f"bridge {pair.bridge} for {pair.host_name} is not there; call ensure() first"
-                )
+            master = _master(routes, pair)
             try:
-                routes.link_add_veth(
-                    LinkEnd(pair.host_name, pair.host_mac),
-                    LinkEnd(pair.pod_name, pair.pod_mac),
-                    stack.move_target,
-                    mtu=pair.mtu,
-                    master=bridge.index,
-                )
+                try:
+                    _create(routes, pair, stack, master)
+                except KernelError as error:
+                    if error.errno != errno.EEXIST or not self._delete_remnant(routes, pair.host_name):
+                        raise
+                    _create(routes, pair, stack, master)
             except KernelError as error:
                 if error.errno == errno.EEXIST:
-                    raise AttachmentExistsError(
-                        f"{pair.host_name} exists on the host or {pair.pod_name} in the pod; delete the attachment first"
-                    ) from error
+                    raise taken(pair) from error
                 raise
             try:
                 routes.perform(*_bring_host_end_up(pair))
@@ -100,71 +97,93 @@ class LinuxLinks:
                     error.add_note(f"and the undo failed: {second}")
                 raise
 
-    def configure_pod_end(
-        self,
-        name: str,
-        stack: NetworkStack,
-        addresses: Sequence[InterfaceAddress],
-        gateways: Sequence[Address],
-    ) -> None:
-        """See `links.Links`. The kernel works the batch off in order: routes need the link up."""
-        with Routes.of(stack) as routes:
-            index = routes.link_index(name)
-            routes.perform(
-                *(address_add(index, name, address) for address in addresses),
-                link_set(name, up=True),
-                *(route_add_default(index, name, gateway) for gateway in gateways),
-            )
-
-    def pod_state(
-        self, name: str, stack: NetworkStack
-    ) -> tuple[Link, list[InterfaceAddress], list[Address]] | None:
-        """See `links.Links`."""
-        with Routes.of(stack) as routes:
-            link = _find(routes, name)
-            return (link, routes.addresses(name), routes.default_gateways(name)) if link else None
-
-    def disconnect(self, name: str) -> bool:
+    def restore(self, pair: Pair) -> None:
         """See `links.Links`."""
         with Routes.of(self._host) as routes:
-            return _unless_gone(link_set(name, up=False, master=0), routes)
+            if master := _master(routes, pair):
+                routes.link_set(pair.host_name, master=master)
+            routes.perform(*_bring_host_end_up(pair))
+
+    def take_off(self, name: str) -> Callable[[], object] | None:
+        """See `links.Links`. Deleting remains, see `delete`; a pod's end takes the pair along, too."""
+        with Routes.of(self._host) as routes:
+            link = routes.find(name)
+            if link is None or not perform_unless(routes, GONE, link_set(name, up=False, master=0)):
+                return None
+            return partial(self._delete, link_del(name, link.index))
 
     def delete(self, name: str) -> bool:
         """See `links.Links`. Waits for a grace period of RCU, about 20 ms, which deletes at one time share."""
-        with Routes.of(self._host) as routes:
-            return _unless_gone(link_del(name), routes)
+        return self._delete(link_del(name))
+
+    def tune(self, stack: SocketSource, name: str, wanted: Tuning) -> Tuning:
+        """See `links.Links`. A new MAC is announced, as the kernel does not do it unless `arp_notify` is set."""
+        before = super().tune(stack, name, wanted)
+        if wanted.mac is not None and wanted.mac != before.mac:
+            with Routes.of(stack) as routes:
+                addresses = routes.addresses(name)
+            arp.announce(stack, name, wanted.mac, addresses)
+        return before
 
     def loopback_up(self, stack: NetworkStack) -> None:
         """See `links.Links`. Linux adds the addresses by itself."""
         with Routes.of(stack) as routes:
-            routes.link_set(LOOPBACK, up=True)
+            routes.link_set(self.loopback, up=True)
 
+    def enable_forwarding(self, versions: Collection[int]) -> None:
+        """See `links.Links`. Netlink tells of it and cannot change it, as a whole and for IPv6."""
+        if not versions:
+            return
+        with Routes.of(self._host) as routes:
+            missing = [version for version in versions if not routes.forwards(version)]
+        for version in missing:
+            sysctl.write(self._host, _FORWARDING[version], "1")
 
-def _find(routes: Routes, name: str) -> Link | None:
-    try:
-        return routes.link(name)
-    except KernelError as error:
-        if error.errno in GONE:
-            return None
-        raise
+    def _delete(self, request: Request) -> bool:
+        with Routes.of(self._host) as routes:
+            return perform_unless(routes, GONE, request)
 
-
-def _unless_gone(request: Request, routes: Routes) -> bool:
-    try:
-        routes.perform(request)
-    except KernelError as error:
-        if error.errno in GONE:
+    @staticmethod
+    def _delete_remnant(routes: Routes, name: str) -> bool:
+        link = routes.find(name)
+        if link is None or link.up or link.master:
             return False
-        raise
-    return True
+        perform_unless(routes, GONE, link_del(name, link.index))
+        return True
+
+
+def _link_local(mac: str) -> InterfaceAddress:
+    """Return the address that the kernel makes of a MAC (RFC 4291, appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    identifier = bytes([octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:]])
+    return ip_interface((b"\xfe\x80" + bytes(6) + identifier, 64))
+
+
+def _master(routes: Routes, pair: Pair) -> int:
+    if pair.port is None:
+        return 0
+    bridge = routes.find(pair.port.bridge)
+    if bridge is None:
+        raise NotAttachedError(f"bridge {pair.port.bridge} for {pair.host_name} is not there; make it first")
+    return bridge.index
+
+
+def _create(routes: Routes, pair: Pair, stack: NetworkStack, master: int) -> None:
+    routes.link_add_veth(
+        LinkEnd(pair.host_name, pair.host_mac),
+        LinkEnd(pair.pod_name, pair.pod_mac),
+        stack.move_target,
+        mtu=pair.mtu,
+        master=master,
+    )
 
 
 def _bring_host_end_up(pair: Pair) -> list[Request]:
-    # A bridge's member needs no IPv6 address of its own, nor the work of making one. The kernel ignores the
+    # A host end needs no IPv6 address but those that it is given, nor the work of making one. The kernel ignores the
     # setting while it creates a link, and would act when the pod's end comes up.
     bare = {"inet6": {"addr_gen_mode": netlink.ADDR_GEN_MODE_NONE}}
     requests = [link_set(pair.host_name, up=True, families=bare)]
-    if pair.isolated:
-        port = {"port_kind": "bridge", "port_data": {"isolated": 1}}
-        requests.insert(0, link_set(pair.host_name, info=port))
+    if pair.port is not None and (pair.port.isolated or pair.port.hairpin):
+        data = {"isolated": int(pair.port.isolated), "hairpin": int(pair.port.hairpin)}
+        requests.insert(0, link_set(pair.host_name, info={"port_kind": "bridge", "port_data": data}))
     return requests

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from cni_plugins.errors import KernelError
 from cri.config import Config
 from cri.doctor import advisories, pf
 from cri.doctor.common import existing
@@ -36,8 +37,6 @@ MODULES: Sequence[tuple[Module, Level]] = (
 """With how bad it is to be without them. pf and zfs have checks of their own."""
 
 PF_REMEDY = "sysrc pf_enable=YES && service pf start"
-ANCHORS = ('nat-anchor "cri-jails/*"', 'rdr-anchor "cri-jails/*"', 'anchor "cri-jails/*"')
-"""What pf.conf(5) has to have, so that the rules of pods are read."""
 
 FEW_CHILDREN = 512
 """Jails for 110 pods, the kubelet's usual limit, of some containers each."""
@@ -56,7 +55,7 @@ def checks(calls: Calls, config: Config) -> Sequence[Check]:
         Check("jail", partial(jail, calls)),
         Check("securelevel", partial(securelevel, calls)),
         Check("fds", inherited_directories),
-        Check("forwarding", partial(forwarding, calls, config.network.subnet)),
+        Check("forwarding", partial(forwarding, calls, config.network.subnets)),
         Check("pf", partial(packet_filter, calls)),
         Check("zfs", partial(zfs, calls, config)),
         Check("runtime_dir", partial(runtime_directory, calls, config.runtime_dir)),
@@ -175,9 +174,9 @@ def _is_directory(descriptor: int) -> bool:
         return False
 
 
-def forwarding(calls: Calls, subnet: str) -> Iterator[Finding]:
+def forwarding(calls: Calls, subnets: Sequence[str]) -> Iterator[Finding]:
     """Whether pods can reach beyond the node."""
-    pods = ipaddress.ip_network(subnet).version
+    pods = {ipaddress.ip_network(subnet).version for subnet in subnets}
     for version, name, variable in (
         (4, "net.inet.ip.forwarding", "gateway_enable"),
         (6, "net.inet6.ip6.forwarding", "ipv6_gateway_enable"),
@@ -185,42 +184,47 @@ def forwarding(calls: Calls, subnet: str) -> Iterator[Finding]:
         remedy = f"sysctl {name}=1 && sysrc {variable}=YES"
         if sysctls.number(calls, name):
             yield ok("forwarding", f"IPv{version} is forwarded")
-        elif version == pods:
-            message = (
-                f"IPv{version} is not forwarded, and pods have addresses of it: they reach the node only"
-            )
-            yield failure("forwarding", message, remedy)
+        elif version in pods:
+            message = f"IPv{version} is not forwarded; the daemon turns it on with the first pod"
+            yield note("forwarding", message, remedy)
         else:
-            yield note("forwarding", f"IPv{version} is not forwarded; pods have IPv{pods} addresses", remedy)
+            yield note("forwarding", f"IPv{version} is not forwarded; pods have no addresses of it", remedy)
 
 
-def packet_filter(calls: Calls, running: Callable[[], bool] = pf.running) -> Iterator[Finding]:
-    """Whether pf is there for NAT and host ports."""
+def packet_filter(calls: Calls, ask: Callable[[], pf.State] = pf.state) -> Iterator[Finding]:
+    """Whether pf is there for NAT and host ports, and its ruleset leads to those of pods."""
     if not calls.has_module("pf"):
         message = "pf is not loaded: pods reach nothing beyond the node, and have no host ports"
         yield failure("pf", message, PF_REMEDY)
         return
     try:
-        enabled = running()
-    except OSError as error:
+        state = ask()
+    except ImportError as error:
+        message = f"pf is loaded; cannot tell whether it is enabled: the binding is not compiled: {error}"
+        yield warning("pf", message, "install cri-jails again, with a C compiler there")
+    except KernelError as error:
         if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM):
             raise
-        yield warning("pf", f"pf is loaded; cannot tell whether it is enabled: /dev/pf: {error.strerror}")
+        yield warning("pf", f"pf is loaded; cannot tell whether it is enabled: {error}")
     else:
-        if enabled:
+        if state.running:
             yield ok("pf", "pf is enabled")
         else:
             yield failure("pf", "pf is loaded but not enabled: there is no NAT for pods", PF_REMEDY)
-    lines = "; ".join(ANCHORS)
-    yield note(
-        "pf",
-        f"whether the loaded ruleset reaches the pods' anchors is not checked yet; it must have: {lines}",
-    )
+        for line in state.missing:
+            message = f"the loaded ruleset has no line `{line}`, so rules of pods are not read"
+            yield failure(
+                "pf", message, "put it in /etc/pf.conf before all filter rules && service pf reload"
+            )
+        if not state.missing:
+            yield ok("pf", "the loaded ruleset leads to the rules of pods")
     if sysctls.number(calls, "net.pf.filter_local"):
         yield ok("pf", "what the node itself sends is redirected to host ports")
     else:
         message = "net.pf.filter_local is off: host ports do not answer to the node itself"
-        remedy = "sysctl net.pf.filter_local=1 && echo 'net.pf.filter_local=1' >> /etc/sysctl.conf"
+        persist = "echo 'net.pf.filter_local=1' >> /etc/sysctl.conf"
+        # It counts at the moment that pf is enabled.
+        remedy = f"sysctl net.pf.filter_local=1 && {persist} && pfctl -d && pfctl -e"
         yield warning("pf", message, remedy)
 
 

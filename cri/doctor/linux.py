@@ -20,7 +20,7 @@ def checks(config: Config) -> Sequence[Check]:
         Check("binding", binding),
         Check("cgroups", cgroups),
         Check("overlay", partial(overlay, config.snapshotter, Path("/proc/filesystems"))),
-        Check("forwarding", partial(forwarding, config.network.subnet, _SYSCTL)),
+        Check("forwarding", partial(forwarding, config.network.subnets, _SYSCTL)),
     )
 
 
@@ -58,15 +58,13 @@ def overlay(snapshotter: str, filesystems: Path) -> Iterator[Finding]:
         yield note("overlay", message, "modprobe overlay")
 
 
-def forwarding(subnet: str, sysctls: Path) -> Iterator[Finding]:
+def forwarding(subnets: Sequence[str], sysctls: Path) -> Iterator[Finding]:
     """Whether pods can reach beyond the node."""
-    version = ipaddress.ip_network(subnet).version
-    file = sysctls / ("ipv4/ip_forward" if version == 4 else "ipv6/conf/all/forwarding")
-    name = str(file.relative_to(sysctls.parent)).replace("/", ".")
-    if int(file.read_text()):
-        yield ok("forwarding", f"IPv{version} is forwarded")
-    else:
-        message = (
-            f"IPv{version} is not forwarded: pods reach the node only, until the daemon or you change it"
-        )
-        yield warning("forwarding", message, f"sysctl -w {name}=1")
+    for version in {ipaddress.ip_network(subnet).version for subnet in subnets}:
+        file = sysctls / ("ipv4/ip_forward" if version == 4 else "ipv6/conf/all/forwarding")
+        name = str(file.relative_to(sysctls.parent)).replace("/", ".")
+        if int(file.read_text()):
+            yield ok("forwarding", f"IPv{version} is forwarded")
+        else:
+            message = f"IPv{version} is not forwarded; the daemon turns it on with the first pod"
+            yield note("forwarding", message, f"sysctl -w {name}=1")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import grpc
 
 from baustelle.errors import ImageConfigError, UnpackError
-from cni_plugins import AddressesExhaustedError, NetworkError
+from cni_plugins import AddressesExhaustedError, ClaimedError, ConfigurationError, NetworkError
 from cri.errors import CRIError
 from cri.sandbox.host import HostError, StartError, WardenGoneError
 from registratur import errors as registry
@@ -21,6 +21,8 @@ CODES: Mapping[type[Exception], grpc.StatusCode] = {
     HostError: Code.INTERNAL,
     # The pods' network
     AddressesExhaustedError: Code.RESOURCE_EXHAUSTED,
+    ClaimedError: Code.FAILED_PRECONDITION,
+    ConfigurationError: Code.FAILED_PRECONDITION,
     NetworkError: Code.INTERNAL,
     # Layers, and what an image says of itself
     UnpackError: Code.INTERNAL,

@@ -75,8 +75,6 @@ class Features:
     """A container may see the processes of another one of its pod."""
     image_volumes: bool = False
     """An image may be mounted as a volume."""
-    delete_interfaces_first: bool = False
-    """A pod's interfaces have to be gone before the pod is stopped; otherwise they go with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +169,10 @@ class Warden(abc.ABC):
         """Make a socket that belongs to the pod's network stack; the caller closes it."""
 
     @abc.abstractmethod
+    async def sysctl(self, name: str, value: str | None = None) -> str:
+        """Return a variable of the pod's network stack; with a value, set it, and return what it was before."""
+
+    @abc.abstractmethod
     async def exits(self) -> AsyncIterator[ExitRecord]:
         """The containers' ends, each once, as they happen; ends when the warden is gone."""
         yield  # type: ignore[misc]  # marks an asynchronous generator
@@ -220,10 +222,16 @@ class NetworkStack(abc.ABC):
 
     move_target: int
     """Where an interface is moved to: a namespace descriptor on Linux, a jid on FreeBSD."""
+    name: str
+    """What CNI calls it (CNI_NETNS): a path on Linux, the jail's name on FreeBSD."""
 
     @abc.abstractmethod
     def socket(self, family: int, type_: int, protocol: int = 0) -> socket.socket:
         """A socket made inside the pod. Blocks; call it in a thread."""
+
+    @abc.abstractmethod
+    def sysctl(self, name: str, value: str | None = None) -> str:
+        """A variable of the stack, and with a value, its value before that was set. Blocks. Raises OSError."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -250,6 +258,10 @@ class Host(abc.ABC):
     @abc.abstractmethod
     async def close(self) -> None:
         """Let go of everything; pods go on."""
+
+    @abc.abstractmethod
+    def boot_id(self) -> str:
+        """What tells this boot of the node from another. Raises HostError."""
 
     @abc.abstractmethod
     async def condition(self) -> Condition:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Protocol
 
 from baustelle.bundle import ImageDefaults
 from cri.sandbox.host import Host, Warden
-from cri.sandbox.spec import SandboxSpec
+from cri.sandbox.spec import PodAddresses, SandboxSpec
 from cri.state import Store
 
 
@@ -44,11 +44,14 @@ class Images(Protocol):
 class PodNetwork(Protocol):
     """How pods come by an address."""
 
-    async def attach(self, spec: SandboxSpec, warden: Warden) -> Sequence[str]:
-        """Give the pod its interface; its addresses, the first of them primary. Undoes itself on failure."""
+    async def attach(self, spec: SandboxSpec, warden: Warden) -> PodAddresses:
+        """Give the pod its interface, addresses and host ports. Undoes itself on failure."""
 
     async def detach(self, sandbox_id: str) -> None:
         """Take interface and addresses back; succeeds on what is gone."""
+
+    async def is_attached(self, sandbox_id: str) -> bool:
+        """Whether the pod has its interface."""
 
     async def release(self, sandbox_id: str) -> None:
         """Take the interface back of a sandbox that no record names; succeeds if there is none."""

@@ -19,7 +19,7 @@ from cri.sandbox.container import Container
 from cri.sandbox.host import Warden, WardenGoneError
 from cri.sandbox.machine import SANDBOX_STEPS, SandboxState, check_step
 from cri.sandbox.node import Node
-from cri.sandbox.spec import SandboxSpec, Sharing
+from cri.sandbox.spec import PodAddresses, SandboxSpec, Sharing
 from cri.sandbox.undo import UndoStack
 from cri.state import SandboxRecord
 
@@ -69,15 +69,16 @@ class PodSandbox:
             undo.push("sandbox", self._give_back)
             self.adopt(await node.host.create_sandbox(self.spec))
             assert self.warden is not None
-            addresses: list[str] = []
+            given = PodAddresses(())
             if self.spec.namespaces.network is not Sharing.NODE:
                 undo.push("network", lambda: node.network.detach(self.id))
-                addresses = list(await node.network.attach(self.spec, self.warden))
+                given = await node.network.attach(self.spec, self.warden)
+                await asyncio.to_thread(pod_files.write_addresses, self.spec, self.config.dns_config, given)
             if self.warden_lost:
                 raise WardenGoneError(
                     "run", f"sandbox {self.id}", "its warden died right after it was started"
                 )
-            await self._step(SandboxState.READY, addresses=addresses)
+            await self._step(SandboxState.READY, addresses=list(given.addresses))
 
     def adopt(self, warden: Warden) -> None:
         """Take over the warden: one just started, or one found again."""

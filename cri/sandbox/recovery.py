@@ -14,6 +14,7 @@ from cri.sandbox.machine import ContainerState, SandboxState
 from cri.sandbox.node import Node
 from cri.sandbox.pod import PodSandbox
 from cri.sandbox.pods import Pods
+from cri.sandbox.spec import Sharing
 
 log = structlog.get_logger(__name__)
 
@@ -73,6 +74,11 @@ async def _recover(node: Node, pods: Pods, sandbox: PodSandbox) -> None:
             await pods.remove_sandbox(sandbox.id)
     elif warden is not None:
         await _take_over(sandbox, warden)
+        if sandbox.spec.namespaces.network is not Sharing.NODE and not await node.network.is_attached(
+            sandbox.id
+        ):
+            log.warning("a sandbox without a network was being stopped", sandbox=sandbox.id)
+            await sandbox.stop()
     else:
         await sandbox.lose()
     for container in list(sandbox.containers.values()):

@@ -48,6 +48,18 @@ class Namespaces:
 
 
 @dataclass(frozen=True, slots=True)
+class PortMapping:
+    """A port of the node that leads to a port of the pod."""
+
+    protocol: str
+    """tcp, udp, sctp."""
+    host_port: int
+    container_port: int
+    host_ip: str = ""
+    """The one address of the node that it is open on; empty: every one."""
+
+
+@dataclass(frozen=True, slots=True)
 class SandboxSpec:
     """A pod sandbox."""
 
@@ -66,6 +78,28 @@ class SandboxSpec:
     annotations: dict[str, str] = field(default_factory=dict)
     privileged: bool = False
     user: UserSpec | None = None
+    uid: str = ""
+    """The pod's uid, as the kubelet has it."""
+    port_mappings: tuple[PortMapping, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Resolver:
+    """What resolv.conf(5) is to say."""
+
+    servers: tuple[str, ...] = ()
+    searches: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PodAddresses:
+    """What a pod's network has given it."""
+
+    addresses: tuple[str, ...]
+    """The first one is the primary."""
+    resolver: Resolver = field(default_factory=Resolver)
+    """For pods that are told of none elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)

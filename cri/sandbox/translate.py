@@ -10,6 +10,7 @@ import posixpath
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 from baustelle.bundle import ImageDefaults, command
@@ -22,6 +23,7 @@ from cri.sandbox.spec import (
     GroupsPolicy,
     MountSpec,
     Namespaces,
+    PortMapping,
     ProcessSpec,
     Propagation,
     Resources,
@@ -44,6 +46,7 @@ _PROPAGATION = {
     v1.MountPropagation.PROPAGATION_HOST_TO_CONTAINER: Propagation.HOST_TO_CONTAINER,
     v1.MountPropagation.PROPAGATION_BIDIRECTIONAL: Propagation.BIDIRECTIONAL,
 }
+_PROTOCOLS = {v1.Protocol.TCP: "tcp", v1.Protocol.UDP: "udp", v1.Protocol.SCTP: "sctp"}
 _POLICY = {
     v1.SupplementalGroupsPolicy.Merge: GroupsPolicy.MERGE,
     v1.SupplementalGroupsPolicy.Strict: GroupsPolicy.STRICT,
@@ -90,6 +93,8 @@ def sandbox_spec(
         sysctls=dict(linux.sysctls),
         annotations=dict(config.annotations),
         privileged=security.privileged,
+        uid=metadata.uid,
+        port_mappings=_port_mappings(config, namespaces),
     )
 
 
@@ -185,6 +190,34 @@ def resources(message: v1.LinuxContainerResources | None) -> Resources:
         hugepage_limits={limit.page_size: limit.limit for limit in message.hugepage_limits},
         unified=dict(message.unified),
     )
+
+
+def _port_mappings(config: v1.PodSandboxConfig, namespaces: Namespaces) -> tuple[PortMapping, ...]:
+    """The ports to be opened; those without a host port, as the kubelet sends for every port of a pod, are none.
+
+    With the node's network the pod has its ports anyway.
+    """
+    if namespaces.network is Sharing.NODE:
+        return ()
+    found = []
+    for at, port in enumerate(config.port_mappings):
+        where = f"port_mappings[{at}]"
+        if not port.host_port:
+            continue
+        for name, number in (("host_port", port.host_port), ("container_port", port.container_port)):
+            if not 0 < number < 1 << 16:
+                raise InvalidArgumentError(f"{where}.{name} is {number}: must be from 1 to 65535")
+        if port.protocol not in _PROTOCOLS:
+            raise InvalidArgumentError(f"{where}.protocol is {port.protocol}: must be TCP, UDP or SCTP")
+        if port.host_ip:
+            try:
+                ip_address(port.host_ip)
+            except ValueError:
+                raise InvalidArgumentError(f"{where}.host_ip is {port.host_ip!r}: no IP address") from None
+        found.append(
+            PortMapping(_PROTOCOLS[port.protocol], port.host_port, port.container_port, port.host_ip)
+        )
+    return tuple(found)
 
 
 def _namespaces(options: v1.NamespaceOption | None, features: Features) -> Namespaces:

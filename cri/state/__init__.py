@@ -1,14 +1,13 @@
-"""What must survive the daemon: records of sandboxes, containers, images and leases, in SQLite, served from memory."""
+"""What must survive the daemon: records of sandboxes, containers and images, in SQLite, served from memory."""
 
 from cri.state.errors import StateError
 from cri.state.lock import StateLock
-from cri.state.records import ContainerRecord, ImageRecord, LeaseRecord, Record, SandboxRecord
+from cri.state.records import ContainerRecord, ImageRecord, Record, SandboxRecord
 from cri.state.store import Store
 
 __all__ = [
     "ContainerRecord",
     "ImageRecord",
-    "LeaseRecord",
     "Record",
     "SandboxRecord",
     "StateError",

@@ -75,7 +75,12 @@ def _create(connection: sqlite3.Connection) -> None:
         )""")
 
 
-MIGRATIONS: Sequence[Migration] = (_create,)
+def _drop_leases(connection: sqlite3.Connection) -> None:
+    """Version 2: addresses are in the network's own ledger, under names that version 1 did not have."""
+    connection.execute("DROP TABLE leases")
+
+
+MIGRATIONS: Sequence[Migration] = (_create, _drop_leases)
 """The step at index N leads from version N to version N + 1."""
 
 

@@ -179,23 +179,5 @@ class ImageRecord(Record, table=True):
         return self.id
 
 
-class LeaseRecord(Record, table=True):
-    """An address that a pod holds."""
-
-    __tablename__ = "leases"
-    kind = "address lease"
-
-    address: str = Field(primary_key=True)
-    network: str
-    """Name of the network that hands the address out."""
-    owner: str
-    """The sandbox id."""
-
-    @property
-    def key(self) -> str:
-        """The address."""
-        return self.address
-
-
-RECORDS: tuple[type[Record], ...] = (SandboxRecord, ContainerRecord, ImageRecord, LeaseRecord)
+RECORDS: tuple[type[Record], ...] = (SandboxRecord, ContainerRecord, ImageRecord)
 """Every kind of record there is."""

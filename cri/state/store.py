@@ -27,7 +27,7 @@ from sqlalchemy.dialects.sqlite import Insert, insert
 from cri.errors import InternalError
 from cri.state.errors import StateError
 from cri.state.migrations import migrate
-from cri.state.records import RECORDS, ContainerRecord, ImageRecord, LeaseRecord, Record, SandboxRecord
+from cri.state.records import RECORDS, ContainerRecord, ImageRecord, Record, SandboxRecord
 
 R = TypeVar("R", bound=Record)
 Tables = dict[type[Record], dict[str, Record]]
@@ -56,7 +56,6 @@ class Store:
     sandboxes: Mapping[str, SandboxRecord]
     containers: Mapping[str, ContainerRecord]
     images: Mapping[str, ImageRecord]
-    leases: Mapping[str, LeaseRecord]
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,7 +63,6 @@ class Store:
         self.sandboxes = self._view(SandboxRecord)
         self.containers = self._view(ContainerRecord)
         self.images = self._view(ImageRecord)
-        self.leases = self._view(LeaseRecord)
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="state-writer", daemon=True)

@@ -20,7 +20,7 @@ mirrors = ["{mirror}"]
 
 [network]
 bridge = "crijails0"
-subnet = "10.214.0.0/16"
+subnets = ["10.214.0.0/16"]
 """
 
 

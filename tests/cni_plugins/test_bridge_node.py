@@ -1,30 +1,20 @@
-"""Real pods on a real bridge, in namespaces of our own."""
+"""The bridge plugin's ADD: real pods on real bridges, in namespaces of our own."""
 
-import contextlib
-import errno
+import json
 import socket
-import struct
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Interface, IPv4Network, ip_address, ip_interface
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from cni_plugins import (
-    AttachmentBrokenError,
-    AttachmentExistsError,
-    Bridge,
-    BridgeConfig,
-    ConfigurationError,
-    ForeignInterfaceError,
-    KernelError,
-    NotAttachedError,
-    loopback,
-)
+from cni_plugins import AttachmentExistsError, ConfigurationError, ForeignInterfaceError, KernelError, results
 from cni_plugins.rtnetlink import LinkEnd, Routes
+from cni_plugins.types import Interface, Result, Route
 
 pytestmark = pytest.mark.node
+
+GATEWAYS = ip_address("10.88.0.1"), ip_address("fd00:88::1")
 
 
 def names(stack):
@@ -32,369 +22,393 @@ def names(stack):
         return {link.name for link in routes.links()}
 
 
-def family(address):
-    return socket.AF_INET6 if address.version == 6 else socket.AF_INET
+def link(stack, name):
+    """An interface as ip(8) tells of it, with all details."""
+    return json.loads(stack.command("ip", "-json", "-details", "link", "show", name))[0]
 
 
-def talk(client, server, address):
-    """Send a line over TCP from one stack to an address of another; return what arrived."""
-    with server.socket(family(address), socket.SOCK_STREAM) as listener:
-        listener.settimeout(5)
-        listener.bind((str(address), 0))
-        listener.listen()
-        with client.socket(family(address), socket.SOCK_STREAM) as sock:
-            sock.settimeout(5)
-            sock.connect((str(address), listener.getsockname()[1]))
-            sock.sendall(b"hello")
-            accepted, _ = listener.accept()
-            with accepted:
-                return accepted.recv(5)
+@pytest.fixture
+def make_bridge(make_context, make_plugin, host, bridge_name, ipam):
+    """Make a bridge plugin of some settings; those that hang on nothing but a test's subject are given."""
+
+    def make(*, context=None, **settings):
+        settings = {"bridge": bridge_name, "isGateway": True, "ipam": ipam, **settings}
+        return make_plugin(context or make_context(host), "bridge", **settings)
+
+    return make
 
 
-def ping(stack, address, patience=2):
-    """One ICMP echo; true if the answer came within `patience` seconds."""
-    six = address.version == 6
-    protocol = socket.IPPROTO_ICMPV6 if six else socket.IPPROTO_ICMP
-    with stack.socket(family(address), socket.SOCK_RAW, protocol) as sock:
-        sock.settimeout(patience)
-        body = struct.pack("!HH", 0x4321, 1) + b"cri"
-        data = struct.pack("!BBH", 128 if six else 8, 0, 0) + body
-        if not six:
-            padded = data + b"\0" * (len(data) % 2)
-            total = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
-            total = (total & 0xFFFF) + (total >> 16)
-            data = data[:2] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + data[4:]
-        sock.sendto(data, (str(address), 0))
-        with contextlib.suppress(TimeoutError):
-            while True:
-                answer = sock.recv(2048)
-                answer = answer if six else answer[20:]
-                if answer[0] == (129 if six else 0) and answer[4:] == body:
-                    return True
-        return False
+@pytest.fixture
+def attach(make_request):
+    """Add a pod; return its addresses."""
+
+    def run(plugin, stack, name="pod", ifname="eth0", **runtime):
+        return [ip.address.ip for ip in plugin.add(make_request(stack, name, ifname, **runtime)).ips]
+
+    return run
 
 
-def test_loopback_comes_up_and_may_be_repeated(pod):
-    for _ in range(2):
-        loopback.up(pod)
+def test_pods_reach_each_other_and_the_gateway_over_both_families(
+    make_bridge, host, make_namespace, attach, talk, ping
+):
+    bridge, one, two = make_bridge(), make_namespace(), make_namespace()
+    ones, twos = attach(bridge, one, "one"), attach(bridge, two, "two")
+    for address in twos:
+        assert talk(one, two, address) == b"hello"
+    for gateway in GATEWAYS:
+        assert talk(one, host, gateway) == b"hello"
+        assert ping(one, gateway)
+    for address in ones:
+        assert ping(host, address)
+
+
+def test_the_result_says_what_was_made(make_bridge, make_request, host, pod, bridge_name):
+    request = make_request(pod, netns="/run/netns/here")
+    bridge = make_bridge(dns={"nameservers": ["192.0.2.53"]})
+    result = bridge.add(request)
+    on_bridge, host_end, pod_end = result.interfaces
+    assert names(host) == {"lo", bridge_name, host_end.name}
+    for stack, interface in ((host, on_bridge), (host, host_end), (pod, pod_end)):
+        assert (link(stack, interface.name)["address"], link(stack, interface.name)["mtu"]) == (
+            interface.mac,
+            interface.mtu,
+        )
     with Routes.of(pod) as routes:
-        assert routes.link("lo").up
-        assert set(routes.addresses("lo")) == {ip_interface("127.0.0.1/8"), ip_interface("::1/128")}
-    assert talk(pod, pod, ip_address("127.0.0.1")) == b"hello"
-    assert talk(pod, pod, ip_address("::1")) == b"hello"
-
-
-def test_pods_reach_each_other_and_the_gateway_over_both_families(bridge, host, make_namespace, reserve):
-    one, two = make_namespace(), make_namespace()
-    bridge.add("one", one, addresses=reserve("one"))
-    bridge.add("two", two, addresses=reserve("two"))
-    for address in reserve("two"):
-        assert talk(one, two, address.ip) == b"hello"
-    for subnet in bridge.config.subnets:
-        assert talk(one, host, bridge.config.gateway(subnet)) == b"hello"
-        assert ping(one, bridge.config.gateway(subnet))
-    for address in reserve("one"):
-        assert ping(host, address.ip)
-
-
-def test_the_result_says_what_was_made(bridge, pod, reserve):
-    result = bridge.add("sandbox", pod, addresses=reserve("sandbox"))
-    with Routes.of(pod) as routes:
-        link = routes.link("eth0")
-        assert link.mac == result.interfaces[2].mac
-        assert set(reserve("sandbox")) <= set(routes.addresses("eth0"))
-        assert set(routes.default_gateways("eth0")) == {ip_address("10.88.0.1"), ip_address("fd00:88::1")}
-    assert result.to_json() == {
+        assert {ip_interface("10.88.0.2/16"), ip_interface("fd00:88::2/64")} <= set(routes.addresses("eth0"))
+        assert {route.gw for route in routes.routes("eth0") if not route.dst.prefixlen} == set(GATEWAYS)
+    assert results.to_json(result, "1.0.0") == {
         "cniVersion": "1.0.0",
         "interfaces": [
-            {"name": bridge.config.name, "mac": result.interfaces[0].mac},
-            {"name": bridge.host_interface("sandbox"), "mac": result.interfaces[1].mac},
-            {"name": "eth0", "mac": link.mac, "sandbox": "sandbox"},
+            {"name": bridge_name, "mac": on_bridge.mac},
+            {"name": host_end.name, "mac": host_end.mac},
+            {"name": "eth0", "mac": pod_end.mac, "sandbox": "/run/netns/here"},
         ],
         "ips": [
             {"address": "10.88.0.2/16", "gateway": "10.88.0.1", "interface": 2},
             {"address": "fd00:88::2/64", "gateway": "fd00:88::1", "interface": 2},
         ],
-        "routes": [{"dst": "0.0.0.0/0", "gw": "10.88.0.1"}, {"dst": "::/0", "gw": "fd00:88::1"}],
-        "dns": {},
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+        "dns": {"nameservers": ["192.0.2.53"]},
     }
-    bridge.check("sandbox", pod, addresses=reserve("sandbox"))
-    assert bridge.attachments() == {bridge.host_interface("sandbox")}
+    bridge.check(replace(request, previous=result))
 
 
-def test_an_isolated_pod_reaches_the_gateway_only(host, make_namespace):
-    bridge = Bridge(BridgeConfig("critiso", (IPv4Network("10.88.0.0/24"),), isolate=True), host)
-    bridge.ensure()
-    one, two = make_namespace(), make_namespace()
-    bridge.add("one", one, addresses=[IPv4Interface("10.88.0.2/24")])
-    bridge.add("two", two, addresses=[IPv4Interface("10.88.0.3/24")])
-    assert ping(one, ip_address("10.88.0.1"))
-    assert not ping(one, ip_address("10.88.0.3"), patience=0.3)
+def test_what_came_before_stays_in_the_result(make_bridge, make_request, pod):
+    before = Result((Interface("dummy0"),), routes=(Route(ip_network("192.0.2.0/24")),))
+    result = make_bridge().add(make_request(pod, previous=before))
+    assert result.interfaces[0] == Interface("dummy0")
+    assert [ip.interface for ip in result.ips] == [3, 3]
+    assert result.interfaces[3].name == "eth0"
+    assert result.routes[0] == before.routes[0]
 
 
-def test_the_host_end_has_no_address_of_its_own(bridge, pod, host, reserve):
-    bridge.add("sandbox", pod, addresses=reserve("sandbox"))
+@pytest.mark.parametrize("word", ["isolated", "portIsolation"])
+def test_isolated_pods_reach_the_gateway_only(make_bridge, make_namespace, attach, ping, word):
+    bridge, one, two = make_bridge(**{word: True}), make_namespace(), make_namespace()
+    attach(bridge, one, "one")
+    addresses = attach(bridge, two, "two")
+    for gateway, address in zip(GATEWAYS, addresses, strict=True):
+        assert ping(one, gateway)
+        assert not ping(one, address, patience=0.3)
+
+
+def test_the_host_end_has_no_address_of_its_own(make_bridge, make_request, pod, host):
+    _, host_end, _ = make_bridge().add(make_request(pod)).interfaces
     with Routes.of(host) as routes:
-        assert routes.addresses(bridge.host_interface("sandbox")) == []
+        assert routes.addresses(host_end.name) == []
 
 
-def test_ensure_may_be_repeated_and_repairs(bridge, host):
-    name = bridge.config.name
-    with Routes.of(host) as routes:
-        before = routes.link(name)
-        routes.link_set(name, up=False, mtu=1400)
-    bridge.ensure()
-    with Routes.of(host) as routes:
-        assert routes.link(name) == before
-        gateways = {ip_interface("10.88.0.1/16"), ip_interface("fd00:88::1/64")}
-        assert gateways <= set(routes.addresses(name))
+@pytest.mark.parametrize("mtu", [0, 1450, 9000])
+def test_the_mtu_is_the_same_everywhere_and_honoured(
+    make_bridge, make_namespace, host, bridge_name, attach, ping, mtu
+):
+    bridge, one, two = make_bridge(mtu=mtu), make_namespace(), make_namespace()
+    attach(bridge, one, "one")
+    addresses = attach(bridge, two, "two")
+    expected = mtu or 1500
+    assert link(one, "eth0")["mtu"] == link(host, bridge_name)["mtu"] == expected
+    for address in (*addresses, *GATEWAYS):
+        assert ping(one, address, size=expected)
+        with pytest.raises(OSError, match="Message too long"):
+            ping(one, address, size=expected + 1)
 
 
-def test_many_ensures_at_once_make_one_bridge(config, host):
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda _: Bridge(config, host).ensure(), range(16)))
-    assert config.name in names(host)
+def test_frames_are_jumbo_only_if_all_agree(make_bridge, make_namespace, host, bridge_name, attach, ping):
+    one, two, three = make_namespace(), make_namespace(), make_namespace()
+    attach(make_bridge(mtu=1500), one, "one")
+    jumbo = make_bridge(mtu=9000)
+    attach(jumbo, two, "two")
+    assert link(two, "eth0")["mtu"] == link(host, bridge_name)["mtu"] == 1500
+    with Routes.of(one) as routes:
+        routes.link_del("eth0")
+    with Routes.of(two) as routes:
+        routes.link_del("eth0")
+    attach(jumbo, three, "three")
+    assert link(three, "eth0")["mtu"] == link(host, bridge_name)["mtu"] == 9000
 
 
-def test_a_foreign_interface_of_that_name_is_left_alone(config, host):
-    with Routes.of(host) as routes:
-        mac = "02:00:00:00:00:0"
-        routes.link_add_veth(
-            LinkEnd(config.name, mac + "1"), LinkEnd("peer", mac + "2"), host.move_target, mtu=1500
-        )
-    with pytest.raises(ForeignInterfaceError, match=config.name):
-        Bridge(config, host).ensure()
-    with pytest.raises(ForeignInterfaceError, match=config.name):
-        Bridge(config, host).remove()
-    assert config.name in names(host)
-
-
-def test_a_second_add_is_refused_and_harms_nothing(bridge, pod, make_namespace, reserve):
-    bridge.add("sandbox", pod, addresses=reserve("sandbox"))
-    with pytest.raises(AttachmentExistsError, match=bridge.host_interface("sandbox")):
-        bridge.add("sandbox", make_namespace(), addresses=reserve("sandbox"))
-    with pytest.raises(AttachmentExistsError, match="eth0"):
-        bridge.add("other", pod, addresses=reserve("other"))
-    bridge.check("sandbox", pod, addresses=reserve("sandbox"))
-    assert bridge.attachments() == {bridge.host_interface("sandbox")}
-
-
-def test_delete_succeeds_on_what_is_gone(bridge, pod, host, reserve):
-    bridge.add("sandbox", pod, addresses=reserve("sandbox"))
-    for _ in range(2):
-        bridge.delete("sandbox")
-    assert names(pod) == {"lo"}
-    assert names(host) == {"lo", bridge.config.name}
-    with pytest.raises(NotAttachedError, match="sandbox"):
-        bridge.check("sandbox", pod)
-    bridge.add("sandbox", pod, addresses=reserve("sandbox"))
-
-
-def test_check_names_everything_that_is_wrong(bridge, pod, host, reserve):
-    bridge.add("sandbox", pod, addresses=[reserve("sandbox")[0]])
-    with Routes.of(pod) as routes:
-        routes.link_set("eth0", mac="02:00:00:00:00:01", up=False)
-    with Routes.of(host) as routes:
-        routes.link_set(bridge.host_interface("sandbox"), master=0)
-    with pytest.raises(AttachmentBrokenError) as caught:
-        bridge.check("sandbox", pod, addresses=reserve("sandbox"))
-    for fault in (
-        "eth0 is down",
-        "02:00:00:00:00:01",
-        "is not in bridge",
-        "fd00:88::2/64",
-        "route via fd00:88::1",
-    ):
-        assert fault in str(caught.value)
-    assert bridge.attachments() == {bridge.host_interface("sandbox")}, "still found outside of its bridge"
-
-
-def test_remove_spares_a_bridge_with_members(bridge, pod, host, reserve):
-    bridge.add("sandbox", pod, addresses=reserve("sandbox"))
-    assert not bridge.remove()
-    for name in bridge.attachments():
-        bridge.delete_interface(name)
-    assert bridge.remove()
-    assert bridge.remove()
+def test_an_mtu_too_small_for_ipv6_is_refused(make_bridge, make_request, pod, host):
+    with pytest.raises(ConfigurationError, match="1280"):
+        make_bridge(mtu=1000).add(make_request(pod))
     assert names(host) == {"lo"}
 
 
-def test_what_cannot_work_is_refused_before_anything_is_made(bridge, pod, host):
-    for address in ("10.89.0.2/16", "10.88.0.2/24", "10.88.0.1/16"):
-        with pytest.raises(ConfigurationError, match="no pod's address"):
-            bridge.add("sandbox", pod, addresses=[ip_interface(address)])
-    with pytest.raises(ConfigurationError, match="interface name"):
-        bridge.add("sandbox", pod, "eth0/../x", addresses=[])
-    assert names(host) == {"lo", bridge.config.name}
+def test_hairpin_and_promiscuous_mode(make_bridge, make_request, make_namespace, host, bridge_name):
+    bridge = make_bridge(hairpinMode=True)
+    _, host_end, _ = bridge.add(make_request(make_namespace(), "one")).interfaces
+    assert link(host, host_end.name)["linkinfo"]["info_slave_data"]["hairpin"] is True
+    assert not link(host, bridge_name)["promiscuity"]
+    make_bridge(promiscMode=True).add(make_request(make_namespace(), "two"))
+    assert link(host, bridge_name)["promiscuity"] == 1
 
 
-def test_without_its_bridge_nothing_can_be_attached(config, host, pod, reserve):
-    with pytest.raises(NotAttachedError, match="ensure"):
-        Bridge(config, host).add("sandbox", pod, addresses=reserve("sandbox"))
-    assert Bridge(config, host).attachments() == set()
-
-
-class Saboteur:
-    """A stack whose sockets spoil the nth request that changes something, counted over all of them.
-
-    "refuse" turns it into one that the kernel itself refuses; "break" fails the send, as a signal or a lack
-    of memory does, for it and what travels with it.
-    """
-
-    def __init__(self, stack, counter, mode):
-        self.stack, self.counter, self.mode = stack, counter, mode
-
-    @property
-    def move_target(self):
-        return self.stack.move_target
-
-    def socket(self, family, kind, protocol):
-        return SpoiledSocket(self.stack.socket(family, kind, protocol), self.counter, self.mode)
-
-
-class SpoiledSocket:
-    def __init__(self, sock, counter, mode):
-        self.sock, self.counter, self.mode = sock, counter, mode
-
-    def __getattr__(self, name):
-        return getattr(self.sock, name)
-
-    def send(self, datagram):
-        data, offset = bytearray(datagram), 0
-        while offset < len(data):
-            length, kind = struct.unpack_from("=IH", data, offset)
-            if self.counter.spoil(kind):
-                if self.mode == "break":
-                    raise OSError(errno.ENOBUFS, "no buffer space")
-                struct.pack_into("=H", data, offset + 4, 0x7FF0)
-            offset += length
-        return self.sock.send(bytes(data))
-
-
-class Counter:
-    def __init__(self, nth):
-        self.nth, self.seen = nth, []
-
-    def spoil(self, kind):
-        self.seen.append(kind)
-        return len(self.seen) == self.nth
-
-
-@pytest.mark.parametrize("mode", ["refuse", "break"])
-def test_a_failure_of_any_request_leaves_nothing(config, host, pod, reserve, mode):
-    config = BridgeConfig(config.name, config.subnets, isolate=True)
-    Bridge(config, host).ensure()
-    for nth in range(1, 100):
-        counter = Counter(nth)
-        bridge = Bridge(config, Saboteur(host, counter, mode))
-        try:
-            bridge.add("sandbox", Saboteur(pod, counter, mode), addresses=reserve("sandbox"))
-        except KernelError as error:
-            failure = error
-        else:
-            break
-        assert failure.errno in {errno.EOPNOTSUPP, errno.ENOBUFS}
-        assert names(host) == {"lo", config.name}, f"after request {nth} of {counter.seen}"
-        assert names(pod) == {"lo"}
-    assert nth >= 10, (
-        "every request was spoiled once: find, create, 2 for the host end, find, 2 + 1 + 2 in the pod"
-    )
-    Bridge(config, host).check("sandbox", pod, addresses=reserve("sandbox"))
-
-
-def test_an_undo_that_fails_too_is_told_with_the_first_error(bridge, pod, host, reserve):
-    class Dead:
-        move_target = pod.move_target
-
-        def socket(self, family, kind, protocol):
-            host_alive.clear()
-            raise OSError(errno.EBADF, "the pod is dead")
-
-    class Dying:
-        def socket(self, family, kind, protocol):
-            if not host_alive.is_set():
-                raise OSError(errno.EMFILE, "too many files")
-            return host.socket(family, kind, protocol)
-
-    host_alive = threading.Event()
-    host_alive.set()
-    with pytest.raises(KernelError) as caught:
-        Bridge(bridge.config, Dying()).add("sandbox", Dead(), addresses=reserve("sandbox"))
-    assert caught.value.errno == errno.EBADF
-    assert "undo failed" in caught.value.__notes__[0]
-    assert bridge.attachments() == {bridge.host_interface("sandbox")}, "which reconciliation finds"
-
-
-def test_fifty_at_once_leave_nothing(bridge, host, make_namespace, reserve):
-    pods = {f"sandbox-{n}": make_namespace() for n in range(50)}
-    with ThreadPoolExecutor(50) as threads:
-        results = list(
-            threads.map(lambda item: bridge.add(item[0], item[1], addresses=reserve(item[0])), pods.items())
+def test_only_a_gateway_has_addresses_and_forwards(
+    make_bridge, make_request, make_namespace, host, bridge_name
+):
+    result = make_bridge(isGateway=False).add(make_request(make_namespace(), "one"))
+    with Routes.of(host) as routes:
+        assert not any(address.ip in GATEWAYS for address in routes.addresses(bridge_name))
+        assert not routes.forwards(4)
+        assert not routes.forwards(6)
+        assert [ip.gateway for ip in result.ips] == list(GATEWAYS), "as IPAM has it"
+        make_bridge().add(make_request(make_namespace(), "two"))
+        assert {ip_interface("10.88.0.1/16"), ip_interface("fd00:88::1/64")} <= set(
+            routes.addresses(bridge_name)
         )
-        assert len({ip.address for result in results for ip in result.ips}) == 100
-        assert bridge.attachments() == {bridge.host_interface(name) for name in pods}
-        first, *_, last = pods
-        assert talk(pods[first], pods[last], reserve(last)[0].ip) == b"hello"
-        list(threads.map(bridge.delete, pods))
-    assert bridge.attachments() == set()
-    assert names(host) == {"lo", bridge.config.name}
-    assert all(names(pod) == {"lo"} for pod in pods.values())
+        assert routes.forwards(4)
+        assert routes.forwards(6)
 
 
-def test_it_works_on_the_machine_s_own_stack_too(config, pod, reserve):
-    bridge = Bridge(config)
-    with contextlib.ExitStack() as cleanup:
-        cleanup.callback(bridge.remove)
-        bridge.ensure()
-        cleanup.callback(bridge.delete, "sandbox")
-        bridge.add("sandbox", pod, addresses=reserve("sandbox"))
-        assert ping(pod, ip_address("10.88.0.1"))
-    assert config.name not in {name for _, name in socket.if_nameindex()}
+def test_a_default_gateway_leads_everything_to_itself(make_bridge, make_request, pod, ipam):
+    static = {"type": "static", "addresses": [{"address": "10.9.0.7/24"}, {"address": "10.9.0.8/24"}]}
+    result = make_bridge(isGateway=False, isDefaultGateway=True, ipam=static).add(make_request(pod))
+    assert [ip.gateway for ip in result.ips] == [ip_address("10.9.0.1")] * 2
+    assert result.routes == (Route(ip_network("0.0.0.0/0"), ip_address("10.9.0.1")),)
+    with Routes.of(pod) as routes:
+        assert any(
+            not route.dst.prefixlen and route.gw == ip_address("10.9.0.1") for route in routes.routes("eth0")
+        )
 
 
-def test_a_disconnected_pod_is_off_the_network_and_its_remains_are_found(bridge, pod, host, reserve):
-    bridge.add("sandbox", pod, addresses=reserve("sandbox"))
-    assert ping(pod, ip_address("10.88.0.1"))
-    for _ in range(2):
-        bridge.disconnect("sandbox")
-    assert not ping(pod, ip_address("10.88.0.1"), patience=0.3)
-    assert bridge.attachments() == {bridge.host_interface("sandbox")}
-    bridge.delete("sandbox")
-    bridge.disconnect("sandbox")
-    assert bridge.attachments() == set()
+def test_routes_are_as_ipam_has_them(make_bridge, make_request, pod, ipam):
+    wanted = [
+        {"dst": "0.0.0.0/0"},
+        {"dst": "192.0.2.0/24", "gw": "10.88.0.9", "mtu": 1300, "advmss": 1200, "priority": 7},
+        {"dst": "198.51.100.0/24", "table": 300},
+        {"dst": "2001:db8::/32", "gw": "fd00:88::9", "priority": 9, "mtu": 1400},
+    ]
+    bridge, request = make_bridge(ipam=ipam | {"routes": wanted}), make_request(pod)
+    result = bridge.add(request)
+    with Routes.of(pod) as routes:
+        found = {route.dst: route for route in routes.routes("eth0")}
+    four, six = found[ip_network("192.0.2.0/24")], found[ip_network("2001:db8::/32")]
+    assert (four.gw, four.mtu, four.advmss, four.priority) == (ip_address("10.88.0.9"), 1300, 1200, 7)
+    assert (six.gw, six.mtu, six.priority) == (ip_address("fd00:88::9"), 1400, 9)
+    assert found[ip_network("198.51.100.0/24")].table == 300
+    assert found[ip_network("198.51.100.0/24")].gw == GATEWAYS[0]
+    bridge.check(replace(request, previous=result))
 
 
-def test_a_dead_pod_takes_its_pair_along(bridge, host, pod, reserve):
-    make = type(pod)
-    dying = make()
-    bridge.add("sandbox", dying, addresses=reserve("sandbox"))
-    bridge.disconnect("sandbox")
-    dying.close()
-    bridge.delete("sandbox")  # whether the kernel was quicker or not
-    assert bridge.attachments() == set()
-    dying = make()
-    bridge.add("sandbox", dying, addresses=reserve("sandbox"))
-    dying.close()
-    deadline = time.monotonic() + 5
-    while bridge.attachments() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert names(host) == {"lo", bridge.config.name}
+def test_without_ipam_a_pod_is_on_the_link_only(make_bridge, make_request, pod, host, make_namespace):
+    bridge, request = make_bridge(ipam={}), make_request(pod)
+    result = bridge.add(request)
+    assert (result.ips, result.routes) == ((), ())
+    assert link(pod, "eth0")["operstate"] == "UP"
+    bridge.check(replace(request, previous=result))
+    bridge.delete(request)
 
 
-def test_a_dead_descriptor_is_refused_with_its_reason(bridge, host, reserve):
+def test_the_mac_may_be_asked_for(make_bridge, make_request, make_namespace):
+    asked = {
+        "02:00:00:00:00:01": (make_bridge(), {"mac": "02:00:00:00:00:01"}),
+        "02:00:00:00:00:02": (make_bridge(), {"args": {"MAC": "02:00:00:00:00:02"}}),
+        "02:00:00:00:00:03": (
+            make_bridge(args={"cni": {"mac": "02:00:00:00:00:03"}}),
+            {"mac": "02:00:00:00:00:04"},
+        ),
+    }
+    for mac, (bridge, how) in asked.items():
+        pod = make_namespace()
+        request = make_request(pod, mac, **how)
+        result = bridge.add(request)
+        assert link(pod, "eth0")["address"] == result.interfaces[2].mac == mac
+        bridge.check(replace(request, previous=result))
+    with pytest.raises(ConfigurationError, match="unicast"):
+        make_bridge().add(make_request(make_namespace(), mac="ff:ff:ff:ff:ff:ff"))
+
+
+def test_a_pod_may_have_two_interfaces_on_one_bridge(
+    make_context, make_bridge, make_request, make_namespace, host, ipam, ping
+):
+    context, pod, other = make_context(host), make_namespace(), make_namespace()
+    bare = {key: value for key, value in ipam.items() if key != "routes"}
+    bridge = make_bridge(context=context, ipam=bare)
+    first, second = make_request(pod), make_request(pod, ifname="net1")
+    attached = [replace(request, previous=bridge.add(request)) for request in (first, second)]
+    assert len({one.previous.interfaces[1].name for one in attached}) == 2
+    bridge.add(make_request(other, "other"))
+    for one in attached:
+        bridge.check(one)
+        assert ping(other, one.previous.ips[0].address.ip)
+    bridge.delete(attached[0])
+    assert names(pod) == {"lo", "net1"}
+    bridge.check(attached[1])
+
+
+def test_several_bridges_and_ranges_at_once(
+    make_context, make_plugin, make_request, make_namespace, host, ping
+):
+    def network(name, *subnets):
+        ranges = [[{"subnet": subnet}] for subnet in subnets]
+        settings = {"bridge": f"crit-{name}", "isDefaultGateway": True}
+        return make_plugin(
+            make_context(host, name), "bridge", **settings, ipam={"type": "host-local", "ranges": ranges}
+        )
+
+    blue, red = network("blue", "10.1.0.0/24", "10.2.0.0/24"), network("red", "10.3.0.0/24")
+    one, two, three = make_namespace(), make_namespace(), make_namespace()
+    blue.add(make_request(one, "one"))
+    twos = [ip.address.ip for ip in blue.add(make_request(two, "two")).ips]
+    threes = [ip.address.ip for ip in red.add(make_request(three, "three")).ips]
+    assert len(twos) == 2
+    for address in (*twos, *threes, ip_address("10.1.0.1"), ip_address("10.2.0.1"), ip_address("10.3.0.1")):
+        assert ping(one, address)
+
+
+def test_an_address_in_the_way_is_replaced_only_if_forced(
+    make_bridge, make_request, pod, host, bridge_name, ipam
+):
+    moved = ipam | {"ranges": [[{"subnet": "10.88.0.0/16", "gateway": "10.88.255.254"}]], "routes": []}
+    make_bridge().add(make_request(pod, ifname="eth9"))
+    request = make_request(pod)
+    with pytest.raises(ConfigurationError, match=r"10\.88\.0\.1/16.*forceAddress"):
+        make_bridge(ipam=moved).add(request)
+    assert names(pod) == {"lo", "eth9"}
+    make_bridge(ipam=moved, forceAddress=True).add(request)
+    with Routes.of(host) as routes:
+        four = {address for address in routes.addresses(bridge_name) if address.version == 4}
+    assert four == {ip_interface("10.88.255.254/16")}
+
+
+def test_a_subnet_may_be_cut_or_moved_while_pods_are_there(
+    make_bridge, make_request, make_namespace, host, ping
+):
+    """As a kubelet's pod CIDR does that comes after the first pod."""
+    attached = []
+    for subnet in ("10.88.0.0/16", "10.88.0.0/24", "10.88.7.0/24", "10.89.0.0/16", "10.88.0.0/15"):
+        bridge = make_bridge(
+            ipam={
+                "type": "host-local",
+                "subnet": subnet,
+                "rangeStart": f"{subnet.partition('.0/')[0]}.{9 + len(attached)}",
+            }
+        )
+        request = make_request(make_namespace(), subnet.replace("/", "-"))
+        attached.append((bridge, replace(request, previous=bridge.add(request))))
+    for bridge, _ in attached:
+        bridge.gc([request for _, request in attached])
+    for bridge, request in attached:
+        bridge.check(request)
+        assert ping(request.stack, request.previous.ips[0].gateway)
+
+
+def test_addresses_become_the_node_s(make_context, make_bridge, make_request, pod, host):
+    context = make_context(host)
+    bridge, request = make_bridge(context=context, ipMasq=True), make_request(pod)
+    attached = replace(request, previous=bridge.add(request))
+    masquerades = dict(context.nat().masquerades)
+    ((owner, wanted),) = masquerades.items()
+    assert owner.split()[0] == request.owner
+    assert wanted.addresses == (ip_address("10.88.0.2"), ip_address("fd00:88::2"))
+    assert {ip_network("10.88.0.0/16"), ip_network("fd00:88::/64")} <= set(wanted.exceptions)
+    context.nat().masquerades.clear()
+    bridge.gc([attached])
+    assert context.nat().masquerades == masquerades
+    bridge.delete(attached)
+    assert context.nat().masquerades == {}
+
+
+def test_a_bridge_is_put_right_by_the_next_pod(make_bridge, make_request, make_namespace, host, bridge_name):
+    make_bridge().add(make_request(make_namespace(), "one"))
+    with Routes.of(host) as routes:
+        before = routes.link(bridge_name)
+        routes.link_set(bridge_name, up=False)
+        make_bridge().add(make_request(make_namespace(), "two"))
+        assert routes.link(bridge_name) == before
+        assert {ip_interface("10.88.0.1/16"), ip_interface("fd00:88::1/64")} <= set(
+            routes.addresses(bridge_name)
+        )
+
+
+def test_many_at_once_make_one_bridge(make_bridge, make_request, make_namespace, host, bridge_name):
+    bridge = make_bridge()
+    pods = [make_namespace() for _ in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(
+            threads.map(lambda item: bridge.add(make_request(item[1], f"p{item[0]}")), enumerate(pods))
+        )
+    assert names(host) == {"lo", bridge_name} | {result.interfaces[1].name for result in found}
+    assert len({ip.address for result in found for ip in result.ips}) == 16
+
+
+def test_a_foreign_interface_of_that_name_is_left_alone(
+    make_context, make_bridge, make_request, host, pod, bridge_name
+):
+    with Routes.of(host) as routes:
+        mac = "02:00:00:00:00:0"
+        routes.link_add_veth(LinkEnd(bridge_name, mac + "1"), LinkEnd("peer", mac + "2"), host.move_target)
+    context = make_context(host)
+    bridge = make_bridge(context=context)
+    with pytest.raises(ForeignInterfaceError, match=bridge_name):
+        bridge.add(make_request(pod))
+    assert any(bridge_name in problem for problem in bridge.status())
+    assert not bridge.remove_unused()
+    assert names(host) == {"lo", bridge_name, "peer"}
+
+
+def test_a_second_add_is_refused_and_harms_nothing(make_bridge, make_request, pod, make_namespace, ping):
+    bridge, request = make_bridge(), make_request(pod)
+    attached = replace(request, previous=bridge.add(request))
+    with pytest.raises(AttachmentExistsError, match=attached.previous.interfaces[1].name):
+        bridge.add(make_request(make_namespace()))
+    with pytest.raises(AttachmentExistsError, match="eth0"):
+        bridge.add(make_request(pod, "other"))
+    bridge.check(attached)
+    third = bridge.add(make_request(make_namespace(), "third"))
+    assert attached.previous.ips[0].address not in {ip.address for ip in third.ips}, "it is still leased"
+
+
+def test_a_pod_that_has_a_default_route_keeps_it(make_bridge, make_request, pod):
+    bridge, request = make_bridge(), make_request(pod)
+    attached = replace(request, previous=bridge.add(request))
+    with pytest.raises(KernelError, match=r"default route via 10\.88\.0\.1 on interface net1"):
+        bridge.add(make_request(pod, ifname="net1"))
+    bridge.check(attached)
+    assert names(pod) == {"lo", "eth0"}
+
+
+def test_a_stack_that_is_gone_is_refused_with_its_reason(make_bridge, make_request, host, bridge_name):
     class Gone:
         move_target = 1 << 20
 
-    with pytest.raises(
-        KernelError, match=f"veth pair {bridge.host_interface('sandbox')} and eth0.*make the pod anew"
-    ):
-        bridge.add("sandbox", Gone(), addresses=reserve("sandbox"))
-    assert names(host) == {"lo", bridge.config.name}
+    bridge = make_bridge()
+    with pytest.raises(KernelError, match=r"veth pair .* and eth0.*make the pod anew"):
+        bridge.add(make_request(Gone()))
+    with pytest.raises(ConfigurationError, match="no network stack"):
+        bridge.add(make_request(None))
+    assert names(host) == {"lo", bridge_name}
 
 
-def test_a_pod_that_has_a_default_route_keeps_it(bridge, pod, reserve):
-    bridge.add("sandbox", pod, addresses=reserve("sandbox"))
-    with pytest.raises(KernelError, match=r"default route via 10\.88\.0\.1 on interface net1"):
-        bridge.add("other", pod, "net1", addresses=reserve("other"))
-    bridge.check("sandbox", pod, addresses=reserve("sandbox"))
-    assert names(pod) == {"lo", "eth0"}
+def test_it_works_on_the_machine_s_own_stack_too(
+    make_context, make_bridge, make_request, pod, bridge_name, ping
+):
+    # Without a gateway: whether the machine forwards is not ours to decide.
+    bridge = make_bridge(context=make_context(), isGateway=False, ipam={})
+    request = make_request(pod)
+    try:
+        bridge.add(request)
+        assert bridge_name in {name for _, name in socket.if_nameindex()}
+        bridge.delete(request)
+    finally:
+        assert bridge.remove_unused()
+    assert bridge_name not in {name for _, name in socket.if_nameindex()}

@@ -5,24 +5,26 @@ import importlib
 import itertools
 import sys
 from dataclasses import dataclass, replace
-from ipaddress import ip_network
+from ipaddress import ip_interface, ip_network
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from cni_plugins import (
     AttachmentExistsError,
-    Bridge,
-    BridgeConfig,
     ConfigurationError,
     KernelError,
     NotAttachedError,
+    common_links,
     links,
 )
-from cni_plugins.links import Pair
+from cni_plugins.links import Pair, Port
+from cni_plugins.netlink.client import Request
 from cni_plugins.rtnetlink import Link
+from cni_plugins.types import Route
 
-PAIR = Pair("pods0", "pod0", "02:00:00:00:00:01", "eth0", "02:00:00:00:00:02", 1400, isolated=True)
+PORT = Port("pods0", isolated=True)
+PAIR = Pair("pod0", "02:00:00:00:00:01", "eth0", "02:00:00:00:00:02", 1400, PORT)
 
 
 @dataclass
@@ -47,6 +49,8 @@ class Kernel:
         self.units, self.count = itertools.count(), itertools.count(1)
         self.fail_at = 0
         self.calls: list[str] = []
+        self.requests: list[Request] = []
+        self.sysctls = {"net.inet.ip.forwarding": 0, "net.inet6.ip6.forwarding": 1}
         self.client = type("Client", (Client,), {"kernel": self})
 
     def step(self, name):
@@ -88,6 +92,18 @@ class Client:
     def link(self, name):
         each = self.kernel.get(self.stack, name, errno.ENODEV)
         return Link(name, id(each), each.kind, each.mac, each.mtu, up=each.up, alias=each.alias)
+
+    def find(self, name):
+        return self.link(name) if name in self.kernel.names(self.stack) else None
+
+    def link_index(self, name):
+        return self.link(name).index
+
+    def perform(self, *requests):
+        self.kernel.requests += requests
+
+    def addresses_at(self, index):
+        return []
 
     def link_create(self, kind, alias):
         self.kernel.step("create")
@@ -167,7 +183,10 @@ def kernel(monkeypatch):
         monkeypatch.setattr(sys, "platform", "freebsd15")
     driver = importlib.import_module("cni_plugins.freebsd.links")
     kernel = Kernel()
-    monkeypatch.setattr(driver, "Routes", kernel.client)
+    for module in (driver, common_links):
+        monkeypatch.setattr(module, "Routes", kernel.client)
+    monkeypatch.setattr(driver.ioctl, "sysctl_read", kernel.sysctls.get)
+    monkeypatch.setattr(driver.ioctl, "sysctl_write", kernel.sysctls.__setitem__)
     monkeypatch.setattr(driver, "Interfaces", kernel.client)
     return kernel
 
@@ -259,7 +278,7 @@ def test_names_that_are_taken_are_told_and_spared(kernel, driver):
 def test_without_the_bridge_nothing_is_made(kernel, driver):
     before = kernel.names()
     with pytest.raises(NotAttachedError, match="bridge pods1 for pod0 is not there"):
-        driver.make_pair(replace(PAIR, bridge="pods1"), POD)
+        driver.make_pair(replace(PAIR, port=Port("pods1")), POD)
     assert kernel.names() == before
 
 
@@ -290,19 +309,58 @@ def test_a_bridge_that_cannot_be_made_is_taken_back(kernel, driver):
     assert kernel.names() == {"pods0"}
 
 
-def test_disconnect_leaves_the_pair_dead_and_may_be_repeated(kernel, driver):
+def test_a_pair_that_is_taken_off_is_gone_at_once(kernel, driver):
     driver.make_pair(PAIR, POD)
+    assert driver.take_off("pod0") is None
+    assert kernel.names() == {"pods0"}
+    assert driver.take_off("pod0") is None
+
+
+def test_a_pair_without_a_bridge_keeps_ipv6_and_its_default_mtu(kernel, driver):
+    kernel.calls.clear()
+    driver.make_pair(replace(PAIR, port=None, mtu=0), POD)
+    assert kernel.get(0, "pod0").bridge == ""
+    assert not {"ipv6", "add", "isolate", "mtu"} & set(kernel.calls)
+
+
+def test_what_fell_out_of_its_bridge_is_put_back(kernel, driver):
+    driver.make_pair(PAIR, POD)
+    near = kernel.get(0, "pod0")
+    near.bridge, near.up, near.isolated = "", False, False
     for _ in range(2):
-        assert driver.disconnect("pod0")
-        near = kernel.get(0, "pod0")
-        assert (near.up, near.bridge) == (False, "")
-    assert not driver.disconnect("pod1")
+        driver.restore(PAIR)
+        assert (near.bridge, near.up, near.isolated) == ("pods0", True, True)
+    assert kernel.calls.count("add") == 2
 
 
-def test_the_bridge_class_finds_what_a_crash_left(kernel, driver):
-    bridge = Bridge(BridgeConfig("pods0", (ip_network("10.88.0.0/16"),)), HOST)
-    name = bridge.host_interface("sandbox")
-    kernel.client.of(HOST).link_create("epair", f"cni_plugins {name}")
-    assert bridge.strays() == bridge.attachments() == {name}
-    bridge.delete_interface(name)
-    assert bridge.strays() == set()
+def test_a_bridge_may_leave_its_mtu_to_the_kernel(kernel, driver):
+    driver.make_bridge("pods1", "02:00:00:00:00:04", 0)
+    assert kernel.get(0, "pods1").mtu == 1500
+
+
+def test_forwarding_is_switched_on_where_it_is_off(kernel, driver):
+    kernel.sysctls["net.inet6.ip6.forwarding"] = 2  # whatever else it may mean one day
+    driver.enable_forwarding({4, 6})
+    assert kernel.sysctls == {"net.inet.ip.forwarding": 1, "net.inet6.ip6.forwarding": 2}
+
+
+@pytest.mark.parametrize("word", ["advmss", "priority", "scope"])
+def test_routes_have_only_what_the_system_s_can(kernel, driver, word):
+    kernel.requests.clear()
+    with pytest.raises(ConfigurationError, match=rf"192\.0\.2\.0/24 is to have a {word}"):
+        driver.configure(HOST, "pods0", routes=[Route(ip_network("192.0.2.0/24"), **{word: 7})])
+    assert kernel.requests == []
+    driver.configure(
+        HOST, "pods0", [ip_interface("10.88.0.1/16")], [Route(ip_network("192.0.2.0/24"), mtu=1300)]
+    )
+    assert len(kernel.requests) == 3
+
+
+def test_a_bridge_plugin_finds_what_a_crash_left(kernel, driver, make_context, make_plugin, make_request):
+    plugin = make_plugin(make_context(HOST, links_=driver), "bridge", bridge="pods0")
+    name = plugin._names.host("sandbox/eth0")
+    for undo in (lambda: plugin.gc([]), lambda: plugin.delete(make_request(None, "sandbox"))):
+        kernel.client.of(HOST).link_create("epair", f"cni_plugins {name}")
+        assert name in {link.name for link in driver.all()}
+        undo()
+        assert kernel.names() == {"pods0"}

@@ -27,7 +27,7 @@ max_parallel_downloads = 8
 idle_timeout = 5
 [network]
 bridge = "pods0"
-subnet = "fd00:1::/64"
+subnets = ["fd00:1::/64"]
 mtu = 1400
 [registries."docker.io"]
 mirrors = ["http://127.0.0.1:5000"]
@@ -88,7 +88,9 @@ def test_every_setting_by_every_way(tmp_path: Path, setting: Setting) -> None:
         "log.level": "error",
         "log.format": "json",
         "network.bridge": "br7",
-        "network.subnet": "10.1.0.0/24",
+        "network.subnets": "10.1.0.0/24,fd01::/64",
+        "network.masquerade": "false",
+        "network.cluster": "10.0.0.0/8",
     }
     by_type = {int: "7", float: "7.5"}
     text = samples.get(setting.key) or by_type.get(type(setting.default), "/seven")
@@ -109,8 +111,8 @@ def test_every_setting_by_every_way(tmp_path: Path, setting: Setting) -> None:
         ("[network]\nmtu = 'big'", r"network.mtu is 'big', but must be a whole number from 0 to 65535"),
         ("[network]\nmtu = true", r"network.mtu is True, but must be a whole number"),
         (
-            "[network]\nsubnet = '10.0.0.1/8'",
-            r"network.subnet is '10.0.0.1/8', but must be an address prefix",
+            "[network]\nsubnets = ['10.0.0.1/8']",
+            r"network.subnets is \['10.0.0.1/8'\], but must be one address prefix per address family",
         ),
         ("[image]\nidle_timeout = -1", r"image.idle_timeout is -1, but must be a number of seconds"),
         ("[image]\nidle_timeout = nan", r"image.idle_timeout is nan, but must be a number of seconds"),

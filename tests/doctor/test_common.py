@@ -105,9 +105,9 @@ def test_linux_forwarding(tmp_path) -> None:
     (tmp_path / "ipv4" / "ip_forward").write_text("1\n")
     (tmp_path / "ipv6" / "conf" / "all").mkdir(parents=True)
     (tmp_path / "ipv6" / "conf" / "all" / "forwarding").write_text("0\n")
-    assert only(linux.forwarding("10.0.0.0/8", tmp_path)).level is Level.OK
-    finding = only(linux.forwarding("fd00::/64", tmp_path))
-    assert finding.level is Level.WARNING
+    assert only(linux.forwarding(["10.0.0.0/8"], tmp_path)).level is Level.OK
+    finding = only(linux.forwarding(["fd00::/64"], tmp_path))
+    assert finding.level is Level.NOTE
     assert finding.remedy.endswith(".ipv6.conf.all.forwarding=1")
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from cni_plugins.errors import KernelError
 from cri.doctor import examination, freebsd
 from cri.doctor.finding import Finding, Level
+from cri.doctor.pf import State
 from cri.sandbox.freebsd.calls import Mount
 
 WORST = (Level.FAILURE, Level.WARNING, Level.NOTE, Level.OK)
@@ -27,12 +29,12 @@ def worst(findings: Iterable[Finding]) -> Level:
     return min((finding.level for finding in findings), key=WORST.index)
 
 
-def enabled() -> bool:
-    return True
+def enabled() -> State:
+    return State(running=True, missing=[])
 
 
-def disabled() -> bool:
-    return False
+def disabled() -> State:
+    return State(running=False, missing=[])
 
 
 def test_a_good_node_has_nothing_worse_than_a_note(node, settings) -> None:
@@ -115,25 +117,31 @@ def test_a_directory_that_was_left_open(tmp_path) -> None:
 
 def test_forwarding_counts_for_the_family_of_the_pods(node) -> None:
     node.set("net.inet.ip.forwarding", 0)
-    assert found(freebsd.forwarding(node, "10.88.0.0/16"), Level.FAILURE).remedy == (
+    assert found(freebsd.forwarding(node, ["10.88.0.0/16"]), Level.NOTE).remedy == (
         "sysctl net.inet.ip.forwarding=1 && sysrc gateway_enable=YES"
     )
-    assert worst(freebsd.forwarding(node, "fd00::/64")) is Level.NOTE
     node.set("net.inet6.ip6.forwarding", 0)
-    assert worst(freebsd.forwarding(node, "fd00::/64")) is Level.FAILURE
+    both = list(freebsd.forwarding(node, ["fd00::/64"]))
+    assert {finding.level for finding in both} == {Level.NOTE}
+    assert "pods have no addresses of it" in both[0].message
+    assert "the daemon turns it on" in both[1].message
 
 
 def test_pf(node) -> None:
-    def refused() -> bool:
-        raise OSError(errno.EACCES, "Permission denied")
+    def refused() -> State:
+        raise KernelError(errno.EACCES, "open", "/dev/pf")
 
-    def broken() -> bool:
-        raise OSError(errno.EPROTO, "the kernel's answer is no nvlist")
+    def broken() -> State:
+        raise KernelError(errno.ENODEV, "read", "the main ruleset")
 
-    assert worst(freebsd.packet_filter(node, enabled)) is Level.NOTE
+    def uncompiled() -> State:
+        raise ModuleNotFoundError("No module named 'cni_plugins.freebsd._pf'")
+
+    assert worst(freebsd.packet_filter(node, enabled)) is Level.OK
     assert worst(freebsd.packet_filter(node, disabled)) is Level.FAILURE
     assert "cannot tell" in found(freebsd.packet_filter(node, refused), Level.WARNING).message
-    with pytest.raises(OSError, match="no nvlist"):
+    assert "not compiled" in found(freebsd.packet_filter(node, uncompiled), Level.WARNING).message
+    with pytest.raises(KernelError, match="main ruleset"):
         list(freebsd.packet_filter(node, broken))
     node.set("net.pf.filter_local", 0, width=1)
     assert "filter_local" in found(freebsd.packet_filter(node, enabled), Level.WARNING).remedy
@@ -141,10 +149,11 @@ def test_pf(node) -> None:
     assert worst(freebsd.packet_filter(node, enabled)) is Level.FAILURE
 
 
-def test_anchors_are_named_and_said_to_be_unchecked(node) -> None:
-    note = found(freebsd.packet_filter(node, enabled), Level.NOTE)
-    assert "not checked" in note.message
-    assert all(line in note.message for line in freebsd.ANCHORS)
+def test_every_line_that_pf_conf_lacks_is_a_failure(node) -> None:
+    line = 'rdr-anchor "cni-rdr/*"'
+    failure = found(freebsd.packet_filter(node, lambda: State(running=True, missing=[line])), Level.FAILURE)
+    assert f"`{line}`" in failure.message
+    assert "pf.conf" in failure.remedy
 
 
 def test_zfs(node, settings) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import shutil
 import subprocess
@@ -127,7 +126,8 @@ class Machine:
 
     async def start(self) -> None:
         from baustelle.bundle import ImageDefaults
-        from cri.network import BridgeNetwork
+        from cri import config
+        from cri.network import PodNetwork
         from cri.sandbox.freebsd import kernel
         from cri.sandbox.freebsd.host import FreeBSDHost
         from cri.sandbox.node import Node, RunnableImage
@@ -158,9 +158,13 @@ class Machine:
             spawner=Spawner("cri.sandbox.freebsd.driver"),
         )
         self.store = await Store.open(self.directory / "state" / "state.db")
-        self.network = BridgeNetwork(
-            self.host, self.store, bridge=BRIDGE, subnet=ipaddress.ip_network(SUBNET), mtu=1500
-        )
+        flags = {
+            "network.conf_dir": str(self.directory / "net.d"),
+            "network.bridge": BRIDGE,
+            "network.subnets": SUBNET,
+        }
+        settings = config.load(environment={}, flags=flags).network
+        self.network = PodNetwork(self.host, settings, self.directory / "state")
         self.lost: list[str] = []
         node = Node(
             host=self.host,
@@ -179,7 +183,7 @@ class Machine:
         await self.host.open(lost)
         await self.network.open()
         await recover(node, self.pods)
-        await self.network.reconcile(list(self.pods.sandboxes))
+        await self.network.reconcile(lambda: list(self.pods.sandboxes))
         if CHAIN not in await self.host.snapshots.chains():
             await asyncio.to_thread(make_image, await self.host.snapshots.begin(CHAIN, None))
             await self.host.snapshots.commit(CHAIN)

@@ -75,7 +75,7 @@ class Daemon:
         self.socket = base / "run/cri-jails.sock"
         (base / "config.toml").write_text(
             f'state_dir = "{base}/state"\nruntime_dir = "{base}/run"\n'
-            '[network]\nbridge = "critest1"\nsubnet = "10.218.0.0/16"\n'
+            '[network]\nbridge = "critest1"\nsubnets = ["10.218.0.0/16"]\n'
         )
 
     def start(self) -> None:

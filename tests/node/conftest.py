@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,16 @@ CMD ["sleep", "3600"]
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         pass
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forwarding_as_before() -> Iterator[None]:
+    """The daemon has the node forward packets, and for the pods' sake nothing stops that again but this."""
+    switches = [Path("/proc/sys/net", name) for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding")]
+    before = [(switch, switch.read_text()) for switch in switches if switch.exists()]
+    yield
+    for switch, value in before:
+        switch.write_text(value)
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +112,7 @@ class Daemon:
     def __init__(self, registry: str, name: str) -> None:
         self.base = Path(tempfile.mkdtemp(prefix="cri-test-"))
         self.registry = registry
+        self.network = name
         self.image = f"{registry}/busybox:latest"
         self.log = self.base / "daemon.log"
         self.logs = self.base / "logs"
@@ -109,7 +120,8 @@ class Daemon:
         self.config.write_text(
             f'state_dir = "{self.base}/state"\nruntime_dir = "{self.base}/run"\n'
             '[log]\nformat = "json"\n'
-            f'[network]\nbridge = "{name}"\nsubnet = "10.215.0.0/16"\n'
+            f'[network]\nbridge = "{name}"\nsubnets = ["10.215.0.0/16", "fd15::/64"]\n'
+            f'conf_dir = "{self.base}/net.d"\n'
         )
         self.client: Client
         self.process: subprocess.Popen[bytes]
@@ -143,12 +155,13 @@ class Daemon:
     def pull(self) -> None:
         self.client("PullImage", v1.PullImageRequest(image=v1.ImageSpec(image=self.image)))
 
-    def pod(self, name: str = "pod", **linux: Any) -> str:
+    def pod(self, name: str = "pod", ports: Sequence[v1.PortMapping] = (), **linux: Any) -> str:
         self.logs.mkdir(exist_ok=True)
         config = v1.PodSandboxConfig(
             metadata=v1.PodSandboxMetadata(name=name, uid=name, namespace="test"),
             hostname=name,
             log_directory=str(self.logs),
+            port_mappings=list(ports),
             linux=v1.LinuxPodSandboxConfig(**linux),
         )
         return self.client("RunPodSandbox", v1.RunPodSandboxRequest(config=config)).pod_sandbox_id
@@ -202,6 +215,15 @@ def interfaces() -> set[str]:
     return {path.name for path in Path("/sys/class/net").iterdir()}
 
 
+def packet_filter() -> list[str]:
+    """The tables of nftables."""
+    if shutil.which("nft") is None:
+        return []
+    return subprocess.run(
+        ["nft", "list", "tables"], check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+
+
 def traces(base: Path, bridge: str) -> list[str]:
     """What the node has of a daemon's things."""
     found = [
@@ -209,6 +231,7 @@ def traces(base: Path, bridge: str) -> list[str]:
     ]
     found += [f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob("**/cri-jails")]
     found += [f"interface {name}" for name in interfaces() if name == bridge]
+    found += [f"packet filter {line}" for line in packet_filter() if bridge in line]
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")

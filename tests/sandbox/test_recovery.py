@@ -88,6 +88,15 @@ async def test_half_made_sandbox_is_undone(node, make):
     await asyncio.wait([hanging])
 
 
+async def test_a_ready_sandbox_without_a_network_was_being_stopped(node, make):
+    """The daemon dies in the middle of StopPodSandbox: the network is given back, the jail is there."""
+    sandbox_id, container_id = await running(node, make, "sleep")
+    await node.network.detach(sandbox_id)
+    pods = await node.restart()
+    assert pods.sandbox(sandbox_id).state is SandboxState.NOTREADY
+    assert pods.container(container_id).record.state == "exited"
+
+
 async def test_jails_that_no_record_names_are_removed(node, make):
     await node.crash()
     node.kernel.jail_set("cstranger", vnet=True)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cri.errors import InternalError
-from cri.state import ContainerRecord, ImageRecord, LeaseRecord, SandboxRecord, Store
+from cri.state import ContainerRecord, ImageRecord, SandboxRecord, Store
 
 
 @pytest.fixture
@@ -50,7 +50,6 @@ async def test_everything_is_there_after_a_restart(store: Store) -> None:
         ImageRecord(
             id="sha256:1", tags=["a:1"], digests=["a@sha256:2"], chains=["x", "y"], pinned=True, size=2**40
         ),
-        LeaseRecord(address="10.0.0.1", network="pods", owner="s1"),
     ]
     await store.save(*records)
     await store.close()
@@ -59,7 +58,6 @@ async def test_everything_is_there_after_a_restart(store: Store) -> None:
         *again.sandboxes.values(),
         *again.containers.values(),
         *again.images.values(),
-        *again.leases.values(),
     ]
     await again.close()
     assert [one.values() for one in found] == [one.values() for one in records]
@@ -221,10 +219,10 @@ async def test_a_daemon_that_dies_loses_no_answered_save(tmp_path: Path) -> None
     import sys
 
     program = (
-        "import asyncio, os, sys; from pathlib import Path; from cri.state import LeaseRecord, Store\n"
+        "import asyncio, os, sys; from pathlib import Path; from cri.state import ImageRecord, Store\n"
         "async def main():\n"
         "    store = await Store.open(Path(sys.argv[1]))\n"
-        "    for n in range(50): await store.save(LeaseRecord(address=str(n), network='n', owner='o'))\n"
+        "    for n in range(50): await store.save(ImageRecord(id=str(n)))\n"
         "    os.kill(os.getpid(), 9)\n"
         "asyncio.run(main())\n"
     )
@@ -232,5 +230,5 @@ async def test_a_daemon_that_dies_loses_no_answered_save(tmp_path: Path) -> None
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, str(path))
     assert await process.wait() == -9
     store = await Store.open(path)
-    assert len(store.leases) == 50
+    assert len(store.images) == 50
     await store.close()

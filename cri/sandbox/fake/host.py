@@ -30,6 +30,7 @@ from cri.sandbox.spec import (
     Credentials,
     DiskUsage,
     ExitRecord,
+    PodAddresses,
     ProcessSpec,
     Resources,
     SandboxSpec,
@@ -47,6 +48,7 @@ class FakeWarden(Warden):
     def __init__(self, kernel: FakeKernel, jail: str) -> None:
         self.pid = 1
         self.alive = True
+        self.network = FakeNetworkStack()
         self._kernel = kernel
         self._jail = jail
         self._started: dict[str, Started] = {}
@@ -135,6 +137,11 @@ class FakeWarden(Warden):
         self._check()
         return socket.socket(family, type_, protocol)
 
+    async def sysctl(self, name: str, value: str | None = None) -> str:
+        """A variable in memory."""
+        self._check()
+        return self.network.sysctl(name, value)
+
     async def exits(self) -> AsyncIterator[ExitRecord]:
         """Ends as they happen."""
         news = self._news
@@ -222,14 +229,25 @@ class FakeSnapshotter(Snapshotter):
 
 
 class FakeNetworkStack(NetworkStack):
-    """The stack of a fake pod."""
+    """The stack of a fake pod: it has whatever variable it is asked for, 0 until that is set."""
 
     def __init__(self) -> None:
         self.move_target = -1
+        self.name = "fake"
+        self.sysctls: dict[str, str] = {}
 
     def socket(self, family: int, type_: int, protocol: int = 0) -> socket.socket:
         """A socket of the test's own process."""
         return socket.socket(family, type_, protocol)
+
+    def sysctl(self, name: str, value: str | None = None) -> str:
+        """A variable in memory."""
+        if not name.startswith("net."):
+            raise PermissionError(errno.EPERM, "only net.* belongs to a pod's network", f"sysctl {name}")
+        before = self.sysctls.get(name, "0")
+        if value is not None:
+            self.sysctls[name] = value
+        return before
 
     def close(self) -> None:
         """There is nothing to let go of."""
@@ -243,7 +261,7 @@ class FakeNetwork:
         self._kernel = kernel
         self._next = 1
 
-    async def attach(self, spec: SandboxSpec, warden: Warden) -> Sequence[str]:
+    async def attach(self, spec: SandboxSpec, warden: Warden) -> PodAddresses:
         """Give the pod an address."""
         try:
             self._kernel.socket(_jail_name(spec.id))()
@@ -251,7 +269,11 @@ class FakeNetwork:
             raise HostError("attach", f"sandbox {spec.id}", str(error), error.errno) from error
         self._next += 1
         self.attached[spec.id] = f"10.0.0.{self._next}"
-        return [self.attached[spec.id]]
+        return PodAddresses((self.attached[spec.id],))
+
+    async def is_attached(self, sandbox_id: str) -> bool:
+        """Whether it has an address."""
+        return sandbox_id in self.attached
 
     async def release(self, sandbox_id: str) -> None:
         """Nothing to do: see `unknown_sandboxes`."""
@@ -280,6 +302,10 @@ class FakeHost(Host):
     async def close(self) -> None:
         """Pods go on."""
 
+    def boot_id(self) -> str:
+        """The fake kernel is never booted anew."""
+        return "fake"
+
     async def condition(self) -> Condition:
         """Always ready."""
         return Condition(ok=True)
@@ -301,7 +327,8 @@ class FakeHost(Host):
 
     def network_stack(self, spec: SandboxSpec, warden: Warden) -> NetworkStack:
         """The pod's stack."""
-        return FakeNetworkStack()
+        assert isinstance(warden, FakeWarden)
+        return warden.network
 
     async def stop_sandbox(self, spec: SandboxSpec, warden: Warden | None) -> None:
         """Remove the jail with everything in it, and end the warden."""

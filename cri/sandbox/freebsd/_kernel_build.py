@@ -76,6 +76,7 @@ ffibuilder.cdef(
 
     int sysctlbyname(const char *name, void *value, size_t *size, const void *new_value, size_t new_size);
     int sysctlnametomib(const char *name, int *oid, size_t *size);
+    int cri_sysctl_kind(const char *name);
     int modfind(const char *name);
     int kldfind(const char *file);
     struct process {

@@ -7,6 +7,7 @@ processes orphan comes back to it, whatever they do.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -17,14 +18,14 @@ from dataclasses import replace
 from fcntl import ioctl
 from typing import NoReturn
 
-from cri.sandbox.freebsd import jails, kernel
+from cri.sandbox.freebsd import jails, kernel, sysctls
 from cri.sandbox.host import HostError, StartError
 from cri.sandbox.spec import ProcessSpec, SandboxSpec, Sharing
 from cri.sandbox.warden import launch, protocol, users
 from cri.sandbox.warden.driver import Driver, Plan, Target
 from cri.sandbox.warden.launch import Child, Report, Stdio
 
-_SOCKET_SECONDS = 10.0
+_CHILD_SECONDS = 10.0
 _UMASK = 0o022
 
 
@@ -116,36 +117,65 @@ class FreeBSDDriver:
         """
         if not self._jid:
             return socket.socket(family, type_, protocol_number)
+
+        def hand_out(channel: socket.socket) -> None:
+            with socket.socket(family, type_, protocol_number) as made:
+                protocol.send(channel, {}, [made.fileno()])
+
+        _, descriptors = self._inside("make a socket of", f"family {family} in the pod's jail", hand_out)
+        return socket.socket(fileno=descriptors[0])
+
+    def sysctl(self, name: str, value: str | None) -> str:
+        """A variable of the pod's vnet: which one is meant depends on who asks, so a child does that enters the jail.
+
+        The kernel lets nobody in a jail set one that is not a vnet's own. Raises HostError.
+        """
+        operation, subject = ("read" if value is None else "set"), f"sysctl {name}"
+        if not self._jid:
+            raise HostError(operation, subject, "the pod shares the node's network", errno.EPERM)
+        if not name.startswith("net."):
+            raise HostError(operation, subject, "only net.* belongs to a pod's network", errno.EPERM)
+
+        def exchange(channel: socket.socket) -> None:
+            kind = kernel.sysctl_kind(name)
+            before = sysctls.to_text(kind, kernel.sysctl(name))
+            if value is not None:
+                kernel.sysctl_set(name, sysctls.from_text(kind, value))
+            protocol.send(channel, {"before": before})
+
+        message, _ = self._inside(operation, subject, exchange)
+        return str(message["before"])
+
+    def close(self) -> None:
+        """The jails are the daemon's to remove."""
+
+    def _inside(
+        self, operation: str, subject: str, action: Callable[[socket.socket], None]
+    ) -> tuple[protocol.Message, list[int]]:
+        """Have a child enter the pod's jail and act there; return what it then sends. Raises HostError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             with theirs:
                 pid = os.fork()
                 if pid == 0:
-                    _run(lambda: self._hand_out_socket(theirs, family, type_, protocol_number))
-            ours.settimeout(_SOCKET_SECONDS)
-            subject = f"family {family} in the pod's jail"
+                    _run(lambda: self._act(theirs, action))
+            ours.settimeout(_CHILD_SECONDS)
             try:
                 received = protocol.receive(ours)
             except OSError as error:
-                raise HostError(
-                    "make a socket of", subject, error.strerror or str(error), error.errno
-                ) from error
+                raise HostError(operation, subject, error.strerror or str(error), error.errno) from error
         if received is None:
-            raise HostError("make a socket of", subject, "the child that should make it has died")
-        message, descriptors = received
+            raise HostError(operation, subject, "the child that should do it has died")
+        message, _ = received
         if "errno" in message:
-            raise HostError("make a socket of", subject, message["reason"], message["errno"])
-        return socket.socket(fileno=descriptors[0])
+            raise HostError(operation, subject, message["reason"], message["errno"])
+        return received
 
-    def close(self) -> None:
-        """The jails are the daemon's to remove."""
-
-    def _hand_out_socket(self, channel: socket.socket, family: int, type_: int, number: int) -> None:
+    def _act(self, channel: socket.socket, action: Callable[[socket.socket], None]) -> None:
         kernel.close_from(3, {channel.fileno()})
         try:
             kernel.attach(self._jid)
-            with socket.socket(family, type_, number) as made:
-                protocol.send(channel, {}, [made.fileno()])
+            action(channel)
         except OSError as error:
             protocol.send(channel, {"errno": error.errno, "reason": error.strerror or str(error)})
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from baustelle.paths import resolve_beneath
 from cri.sandbox import wire
-from cri.sandbox.freebsd import health, jails, mounts, teardown
+from cri.sandbox.freebsd import health, jails, mounts, sysctls, teardown
 from cri.sandbox.freebsd.calls import Calls, Mount
 from cri.sandbox.freebsd.jails import Jails, Policy
 from cri.sandbox.freebsd.limits import Limits
@@ -24,12 +23,12 @@ from cri.sandbox.warden import wardens
 from cri.sandbox.warden.client import WardenClient
 from cri.sandbox.warden.container import PLAN_FILE, write_plan
 from cri.sandbox.warden.driver import Plan
+from cri.sandbox.warden.network import WardenNetworkStack
 from cri.sandbox.warden.supervisor import SOCKET_NAME, socket_path
 from cri.threads import in_own_thread
 
 _DYING_SECONDS = 2.0
 """How long a removal waits for a jail that dies; it gives nothing back that anybody needs."""
-_SOCKET_SECONDS = 30.0
 _EMULATION = ("linux64elf", "linprocfs", "linsysfs")
 """Modules that programs for Linux need, as kldstat -v names them."""
 _EMPTY_ROOT = "root"
@@ -48,7 +47,6 @@ class FreeBSDHost(Host):
         host_ipc=True,
         # A jail sees its own processes and those of its children, never a sibling's or its parent's.
         shared_pids=False,
-        delete_interfaces_first=True,
         image_volumes=True,
     )
 
@@ -91,6 +89,13 @@ class FreeBSDHost(Host):
         """End the spawner."""
         await asyncio.to_thread(self._spawner.close)
 
+    def boot_id(self) -> str:
+        """See `Host`: the kernel's random number where it has one, else when it was booted."""
+        for name in ("kern.boot_id", "kern.boottime"):
+            if (value := sysctls.raw(self._calls, name)) is not None:
+                return value.hex()
+        raise HostError("read", "kern.boottime", "the kernel does not have it")
+
     async def condition(self) -> Condition:
         """Whether pods can be run."""
         with _host_errors("look at", "the node"):
@@ -121,7 +126,7 @@ class FreeBSDHost(Host):
         """The vnet of the pod's jail."""
         if spec.id not in self._jids:
             raise WardenGoneError("use the network of", f"sandbox {spec.id}", "its jail is gone")
-        return FreeBSDNetworkStack(warden, self._jids[spec.id])
+        return WardenNetworkStack(warden, self._jids[spec.id], jails.pod_name(spec.id))
 
     async def stop_sandbox(self, spec: SandboxSpec, warden: Warden | None) -> None:
         """End the warden and all that runs in the pod, and remove its jail."""
@@ -297,27 +302,6 @@ class FreeBSDHost(Host):
         return (
             mount for mount in teardown.mounts_below(self._calls, str(parent)) if mount.target != str(parent)
         )
-
-
-class FreeBSDNetworkStack(NetworkStack):
-    """The vnet of a jail, by jid; sockets in it are made by the warden, through a child that enters."""
-
-    def __init__(self, warden: Warden, jid: int) -> None:
-        self.move_target = jid
-        self._warden = warden
-        self._loop = asyncio.get_running_loop()
-
-    def socket(self, family: int, type_: int, protocol: int = 0) -> socket.socket:
-        """A socket made inside the pod. Blocks. Raises TimeoutError if the warden does not answer."""
-        made = asyncio.run_coroutine_threadsafe(self._warden.socket(family, type_, protocol), self._loop)
-        try:
-            return made.result(_SOCKET_SECONDS)
-        except TimeoutError:
-            made.cancel()
-            raise
-
-    def close(self) -> None:
-        """Nothing is held open."""
 
 
 @contextlib.contextmanager

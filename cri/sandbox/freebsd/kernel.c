@@ -64,6 +64,11 @@ _Static_assert(offsetof(struct kinfo_proc, ki_pid) == 72 && offsetof(struct kinf
 _Static_assert(SZOMB == 5, "kern.proc: zombie");
 _Static_assert(CPU_LEVEL_WHICH == 3 && CPU_WHICH_JAIL == 5, "cpuset: level, which");
 
+_Static_assert(CTLTYPE == 0xf && CTLTYPE_INT == 2 && CTLTYPE_STRING == 3 && CTLTYPE_S64 == 4 && CTLTYPE_UINT == 6 &&
+               CTLTYPE_LONG == 7 && CTLTYPE_ULONG == 8 && CTLTYPE_U64 == 9 && CTLTYPE_U8 == 10 && CTLTYPE_U16 == 11 &&
+               CTLTYPE_S8 == 12 && CTLTYPE_S16 == 13 && CTLTYPE_S32 == 14 && CTLTYPE_U32 == 15 && sizeof(long) == 8,
+               "sysctl: sysctls.STRING, INTEGERS");
+
 static int cri_devfs(int fd, unsigned long request, void *argument) { return ioctl(fd, request, argument); }
 
 static int cri_become_reaper(void) {
@@ -166,4 +171,18 @@ static int cri_processes(const int *jids, int jid_count, struct process *found, 
     free(all);
     errno = error;
     return result < 0 ? -1 : count;
+}
+
+/* The type of a variable. The kernel's answer is its kind and its format. */
+static int cri_sysctl_kind(const char *name) {
+    int oid[2 + CTL_MAXNAME] = {CTL_SYSCTL, CTL_SYSCTL_OIDFMT};
+    size_t length = CTL_MAXNAME;
+    char answer[1024];
+    size_t size = sizeof answer;
+    unsigned int kind;
+
+    if (sysctlnametomib(name, oid + 2, &length) < 0) return -1;
+    if (sysctl(oid, 2 + length, answer, &size, NULL, 0) < 0) return -1;
+    memcpy(&kind, answer, sizeof kind);
+    return kind & CTLTYPE;
 }

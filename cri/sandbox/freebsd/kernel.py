@@ -199,6 +199,16 @@ def sysctl(name: str) -> bytes:
             return bytes(ffi.buffer(value, size[0]))
 
 
+def sysctl_kind(name: str) -> int:
+    """The type of a variable (CTLTYPE_*), which says what its bytes mean. ENOENT."""
+    return check(lib.cri_sysctl_kind(encoding.c_string(name)), name)
+
+
+def sysctl_set(name: str, value: bytes) -> None:
+    """Set a variable; one of a vnet is that of the caller's own. EPERM, EINVAL, ENOENT."""
+    check(lib.sysctlbyname(encoding.c_string(name), ffi.NULL, ffi.NULL, value, len(value)), name)
+
+
 def has_module(name: str) -> bool:
     """Whether a kernel module is there, by its own name or its file's."""
     return any(find(encoding.c_string(name)) >= 0 for find in (lib.modfind, lib.kldfind))

@@ -166,6 +166,10 @@ class LinuxDriver:
         """A socket of the network namespace that the warden is in."""
         return socket.socket(family, type_, protocol_number)
 
+    def sysctl(self, name: str, value: str | None) -> str:
+        """A variable of the network namespace that the warden is in, which is what its /proc/sys/net shows."""
+        return sysctls.network_variable(name, value)
+
     def close(self) -> None:
         """End the pod's init; the namespaces go with the warden."""
         if self._init:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,12 +19,14 @@ from cri.sandbox.warden import wardens
 from cri.sandbox.warden.client import WardenClient
 from cri.sandbox.warden.container import PLAN_FILE, write_plan
 from cri.sandbox.warden.driver import Plan
+from cri.sandbox.warden.network import WardenNetworkStack
 from cri.sandbox.warden.spawning import Spawner
 from cri.sandbox.warden.supervisor import SOCKET_NAME, socket_path
 
 _OWN_PARENT = "/cri-jails"
 """The cgroup for pods that the kubelet made none for."""
 _KILL_SECONDS = 5.0
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class LinuxHost(Host):
@@ -60,6 +61,13 @@ class LinuxHost(Host):
         """End the spawner; leave no cgroup without a pod."""
         await asyncio.to_thread(self._spawner.close)
         await asyncio.to_thread(self._hierarchies.group(_OWN_PARENT).remove_if_empty)
+
+    def boot_id(self) -> str:
+        """See `Host`: random(4)."""
+        try:
+            return _BOOT_ID.read_text().strip()
+        except OSError as error:
+            raise HostError("read", str(_BOOT_ID), error.strerror or str(error), error.errno) from error
 
     async def condition(self) -> Condition:
         """Whether pods can be run."""
@@ -227,19 +235,11 @@ class CgroupLedger:
         path.unlink(missing_ok=True)
 
 
-class LinuxNetworkStack(NetworkStack):
-    """A network namespace, by descriptor; sockets in it are made by the warden."""
+class LinuxNetworkStack(WardenNetworkStack):
+    """A network namespace, by descriptor."""
 
     def __init__(self, warden: WardenClient) -> None:
-        self.move_target = os.dup(warden.descriptors[0])
-        self._warden = warden
-        self._loop = asyncio.get_running_loop()
-
-    def socket(self, family: int, type_: int, protocol: int = 0) -> socket.socket:
-        """A socket made inside the pod. Blocks."""
-        return asyncio.run_coroutine_threadsafe(
-            self._warden.socket(family, type_, protocol), self._loop
-        ).result()
+        super().__init__(warden, os.dup(warden.descriptors[0]), f"/proc/{warden.pid}/ns/net")
 
     def close(self) -> None:
         """Close the descriptor."""

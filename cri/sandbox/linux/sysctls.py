@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from cri.sandbox.host import HostError
 from cri.sandbox.spec import Namespaces, Sharing
 
@@ -33,6 +35,26 @@ def write(sysctls: dict[str, str], namespaces: Namespaces) -> None:
         except OSError as error:
             reason = error.strerror or str(error)
             raise HostError("set", f"sysctl {name} to {value!r}", reason, error.errno) from error
+
+
+def network_variable(name: str, value: str | None) -> str:
+    """A variable of the caller's network namespace, and with a value, its value before that was set. Raises HostError."""
+    operation = "read" if value is None else "set"
+    path = path_of(name)
+    if not path.startswith("net/"):
+        raise HostError(operation, f"sysctl {name}", "only net.* belongs to a pod's network", errno.EPERM)
+    try:
+        with open(f"/proc/sys/{path}", "r" if value is None else "r+") as file:  # noqa: PTH123
+            before = file.read().strip()
+        if value is not None:
+            # Anew: such a file takes a value at its beginning only (proc_sys(5), sysctl_writes_strict).
+            with open(f"/proc/sys/{path}", "w") as file:  # noqa: PTH123
+                file.write(value)
+    except OSError as error:
+        raise HostError(operation, f"sysctl {name}", error.strerror or str(error), error.errno) from error
+    except ValueError as error:  # text that is no UTF-8, or has a zero in the name
+        raise HostError(operation, f"sysctl {name}", str(error), errno.EINVAL) from error
+    return before
 
 
 def _check(name: str, path: str, namespaces: Namespaces) -> None:

@@ -167,6 +167,11 @@ class WardenClient(Warden):
         made.setblocking(True)
         return made
 
+    async def sysctl(self, name: str, value: str | None = None) -> str:
+        """Return a variable of the pod's network stack; with a value, set it, and return what it was before."""
+        before, _ = await self._request("sysctl", name=name, value=value)
+        return str(before)
+
     async def exits(self) -> AsyncIterator[ExitRecord]:
         """The containers' ends, each once. One consumer."""
         while (record := await self._exits.get()) is not None:

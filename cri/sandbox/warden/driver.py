@@ -73,5 +73,8 @@ class Driver(Protocol):
     def make_socket(self, family: int, type_: int, protocol_number: int) -> socket.socket:
         """A new socket that belongs to the pod's network stack."""
 
+    def sysctl(self, name: str, value: str | None) -> str:
+        """A variable of the pod's network stack, and with a value, its value before that was set."""
+
     def close(self) -> None:
         """Let go of the sandbox; all containers have ended."""

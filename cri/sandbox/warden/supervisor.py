@@ -354,6 +354,9 @@ class Supervisor:
         with self._driver.make_socket(message["family"], message["type"], message["protocol"]) as made:
             answer(descriptors=(made.fileno(),))
 
+    def _sysctl(self, _: Connection, message: protocol.Message, __: list[int], answer: Answer) -> None:
+        answer(self._driver.sysctl(message["name"], message["value"]))
+
     def _shutdown(self, _: Connection, __: protocol.Message, ___: list[int], answer: Answer) -> None:
         self._shut_down(answer, time.monotonic() + _KILL_SECONDS)
 
@@ -397,6 +400,7 @@ _HANDLERS: dict[str, Handler] = {
     "exec": Supervisor._exec,  # noqa: SLF001
     "exec_kill": Supervisor._exec_kill,  # noqa: SLF001
     "socket": Supervisor._socket,  # noqa: SLF001
+    "sysctl": Supervisor._sysctl,  # noqa: SLF001
     "shutdown": Supervisor._shutdown,  # noqa: SLF001
 }
 

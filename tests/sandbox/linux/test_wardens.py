@@ -305,6 +305,37 @@ async def test_sockets_of_the_pod(node, pod):
         await pod.warden.socket(12345, 1)
 
 
+async def test_sysctls_of_the_pod(node, pod):
+    stack = node.host.network_stack(pod.spec, pod.warden)
+    own = Path("/proc/sys/net/ipv4/ip_forward").read_text()
+
+    def exchange(*arguments):
+        return asyncio.to_thread(stack.sysctl, *arguments)
+
+    before = await exchange("net.ipv4.ip_forward", "1")
+    assert before in ("0", "1")
+    assert await exchange("net/ipv4/ip_forward", "0") == "1"
+    assert await exchange("net.ipv4.ip_forward") == "0"
+    assert await exchange("net.ipv4.tcp_rmem", "4096 65536 131072")
+    assert (await exchange("net.ipv4.tcp_rmem")).split() == ["4096", "65536", "131072"]
+    assert Path("/proc/sys/net/ipv4/ip_forward").read_text() == own
+    for name, value in [
+        ("kernel.shmmax", None),
+        ("kernel.hostname", "elsewhere"),
+        ("net/../kernel/hostname", "elsewhere"),
+        ("net.no.such", None),
+        ("net.ipv4.ip_forward", "many"),
+        ("net.ipv4.ip_forward", "\ud800"),
+        ("net.ipv4.ip_forward\0", None),
+    ]:
+        with pytest.raises(OSError, match=r"sysctl"):
+            await exchange(name, value)
+    stack.close()
+    await pod.warden.disconnect()
+    with pytest.raises(OSError):
+        await exchange("net.ipv4.ip_forward")
+
+
 async def test_a_second_start_is_refused(pod):
     spec = pod.container("sleep", "100")
     await pod.start(spec)

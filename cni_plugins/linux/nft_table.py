@@ -1,0 +1,182 @@
+"""An nftables table of ours: what is in it belongs to owners, and every change to it is one transaction.
+
+The kernel has the objects; who owns them is remembered here, and after a restart of the process told by `restore`.
+A change costs as much as what changes, whatever else is in the table. Where the kernel turns out to have something else
+than is remembered (somebody has flushed it), the change makes the whole table anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from cni_plugins.errors import KernelError
+from cni_plugins.linux.nftables import Nftables, table_add, table_del
+from cni_plugins.linux.standing import Standing
+from cni_plugins.netlink.client import Request, UnansweredError
+from cni_plugins.types import SocketSource
+
+
+class Piece(Protocol):
+    """A part of the table that comes and goes with its owners. Equal pieces of several owners are one."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether it may be several owners'."""
+
+    def create(self, table: str) -> list[Request]:
+        """Return the requests to make it; one that is shared may be there."""
+
+    def destroy(self, table: str) -> list[Request]:
+        """Return the requests to remove it."""
+
+    def __hash__(self) -> int: ...
+
+
+class Change(NamedTuple):
+    """What a change makes and removes, in the order in which it has to happen."""
+
+    created: list[Piece]
+    destroyed: list[Piece]
+
+
+class NftTable:
+    """One table, with the objects that `skeleton` makes as long as anybody owns something in it.
+
+    `lock` is the caller's to hold around `plan` and `apply`, and around `restore`.
+    """
+
+    def __init__(self, host: SocketSource, name: str, skeleton: Callable[[str], Sequence[Request]]) -> None:
+        self.name = name
+        self.lock = threading.Lock()
+        self.nftables = Standing(lambda: Nftables(host))
+        self._skeleton = skeleton
+        self._owned: dict[str, tuple[Piece, ...]] = {}
+        self._uses: Counter[Piece] = Counter()
+        self._restored = False  # until then there may be more in the table than is remembered
+        self._certain = True  # that the kernel has what is remembered
+
+    @property
+    def pieces(self) -> set[Piece]:
+        """All that anybody owns."""
+        return set(self._uses)
+
+    @property
+    def owned(self) -> dict[str, tuple[Piece, ...]] | None:
+        """All that anybody owns, by owner; None as long as that is not known."""
+        return dict(self._owned) if self._restored else None
+
+    def owned_by(self, owner: str) -> tuple[Piece, ...]:
+        """What one owner owns."""
+        return self._owned.get(owner, ())
+
+    def owner_of(self, piece: Callable[[Piece], bool], but: str) -> str | None:
+        """Return who, other than one, owns a piece that is meant."""
+        return next(
+            (owner for owner, pieces in self._owned.items() if owner != but and any(map(piece, pieces))), None
+        )
+
+    def plan(self, owner: str, pieces: Sequence[Piece]) -> Change:
+        """Return what it takes to make an owner have these pieces and no others."""
+        wanted = dict.fromkeys(pieces)
+        before = dict.fromkeys(self._owned.get(owner, ()))
+        # What is shared may be that of owners who are not remembered yet.
+        leaving = (piece for piece in reversed(before) if self._restored or not piece.shared)
+        return Change(
+            [piece for piece in wanted if piece not in before and not self._uses[piece]],
+            [piece for piece in leaving if piece not in wanted and self._uses[piece] == 1],
+        )
+
+    def apply(self, owner: str, pieces: Sequence[Piece]) -> None:
+        """Make an owner have these pieces and no others. Raises KernelError, and then nothing is changed."""
+        if not pieces and owner not in self._owned:
+            return
+        change = self.plan(owner, pieces)
+        alone = len(self._owned) == (owner in self._owned)  # the first makes the table, the last removes it
+        again = not change.created and not change.destroyed  # who asks for it again has a reason to
+        if self._restored and (alone or again or not self._certain):
+            self._replace(self._with(owner, pieces))
+        elif not again:
+            try:
+                self._commit(self._steps(change))
+            except KernelError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                self._replace(self._with(owner, pieces))
+        self._uses.subtract(self._owned.pop(owner, ()))
+        if pieces:
+            self._owned[owner] = tuple(dict.fromkeys(pieces))
+            self._uses.update(self._owned[owner])
+        for piece in change.destroyed:
+            del self._uses[piece]
+
+    def restore(self, owned: Mapping[str, Sequence[Piece]]) -> None:
+        """Make the table exactly this. Raises KernelError, and then nothing is changed."""
+        after = {owner: tuple(dict.fromkeys(pieces)) for owner, pieces in owned.items() if pieces}
+        self._replace(after)
+        self._owned = after
+        self._uses = Counter(piece for pieces in after.values() for piece in pieces)
+        self._restored = True
+
+    def rehearse(self, pieces: Sequence[Piece]) -> None:
+        """Have the kernel judge such a table, and make none. Raises KernelError."""
+        name = f"{self.name}-rehearsal"
+        with self.nftables.lent() as nftables:
+            nftables.rehearse(_whole(name, self._skeleton, pieces))
+
+    def _steps(self, change: Change) -> list[Request]:
+        return [
+            *(request for piece in change.destroyed for request in piece.destroy(self.name)),
+            *(request for piece in change.created for request in piece.create(self.name)),
+        ]
+
+    def _with(self, owner: str, pieces: Sequence[Piece]) -> dict[str, tuple[Piece, ...]]:
+        after = {**self._owned, owner: tuple(dict.fromkeys(pieces))}
+        return {owner: pieces for owner, pieces in after.items() if pieces}
+
+    def _replace(self, owned: Mapping[str, tuple[Piece, ...]]) -> None:
+        self._commit(self._anew(owned))
+
+    def _anew(self, owned: Mapping[str, tuple[Piece, ...]]) -> list[Request]:
+        # Deleting what may not be there is an error: so it is made first.
+        requests = [table_add(self.name), table_del(self.name)]
+        if owned:
+            everything = dict.fromkeys(piece for pieces in owned.values() for piece in pieces)
+            requests += _whole(self.name, self._skeleton, list(everything))
+        return requests
+
+    def _commit(self, requests: list[Request]) -> None:
+        before, self._certain = self._certain, False
+        try:
+            with self.nftables.lent() as nftables:
+                nftables.commit(requests)
+        except UnansweredError as error:
+            self._undo(error)
+            raise
+        except KernelError:
+            self._certain = before
+            raise
+        self._certain = True
+
+    def _undo(self, error: UnansweredError) -> None:
+        """Make the table what is remembered, if that is all that should be in it."""
+        if not self._restored:
+            return
+        try:
+            with self.nftables.lent() as nftables:
+                nftables.commit(self._anew(self._owned))
+        except KernelError as second:
+            error.add_note(f"and the undo failed: {second}")
+        else:
+            self._certain = True
+
+
+def _whole(name: str, skeleton: Callable[[str], Sequence[Request]], pieces: Sequence[Piece]) -> list[Request]:
+    return [
+        table_add(name),
+        *skeleton(name),
+        *(request for piece in pieces for request in piece.create(name)),
+    ]

@@ -1,0 +1,1 @@
+"""The plugins themselves, a module each, found by `cni_plugins.registry`."""

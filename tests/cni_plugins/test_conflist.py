@@ -1,0 +1,121 @@
+"""Network configurations, and the one of a directory that counts."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cni_plugins import ConfDirectory, ConfigurationError, NetworkList
+from cni_plugins.errors import IncompatibleVersionError, MalformedConfigurationError
+from cni_plugins.types import CNI_VERSIONS
+
+BRIDGE = {"type": "bridge", "bridge": "br0"}
+LIST = {"name": "pods", "cniVersion": "1.0.0", "plugins": [BRIDGE, {"type": "portmap"}]}
+
+
+def test_a_list_is_read_and_comes_back() -> None:
+    network = NetworkList.from_json({**LIST, "disableCheck": True}, "here")
+    assert (network.name, network.cni_version, network.disable_check) == ("pods", "1.0.0", True)
+    assert [plugin["type"] for plugin in network.plugins] == ["bridge", "portmap"]
+    assert NetworkList.from_json(network.to_json(), "there") == network
+
+
+def test_a_single_plugin_is_a_list_of_one() -> None:
+    network = NetworkList.from_json({**BRIDGE, "name": "pods", "cniVersion": "0.3.1"})
+    assert [plugin["type"] for plugin in network.plugins] == ["bridge"]
+
+
+def test_of_several_versions_the_latest_that_is_spoken_is_taken() -> None:
+    offered = {**LIST, "cniVersions": ["9.0.0", "0.4.0", "1.1.0", "1.0.0"]}
+    assert NetworkList.from_json(offered).cni_version == "1.1.0"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"name": ""}, ConfigurationError, "name is ''"),
+        ({"name": "../x"}, ConfigurationError, "name is '../x'"),
+        ({"name": 5}, ConfigurationError, "name is 5, but must be a string"),
+        ({"cniVersion": "2.0.0"}, IncompatibleVersionError, "'2.0.0' is none of 0.3.0"),
+        ({"cniVersion": None}, IncompatibleVersionError, "cniVersion"),
+        ({"plugins": []}, ConfigurationError, "plugins is"),
+        ({"plugins": [{"bridge": "x"}]}, ConfigurationError, r"plugins\[0\]: type is None"),
+        ({"plugins": ["bridge"]}, ConfigurationError, "a list of objects"),
+        ({"disableGC": "no"}, ConfigurationError, "disableGC is 'no', but must be true or false"),
+    ],
+)
+def test_what_breaks_the_specification_is_named(change, error, words) -> None:
+    with pytest.raises(error, match=words) as caught:
+        NetworkList.from_json({**LIST, **change}, "file")
+    assert str(caught.value).startswith("file")
+    assert caught.value.to_json("1.0.0")["code"] == error.code
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*LIST, "type", "x"]), inner, max_size=4)
+    ),
+)
+
+
+@given(json_values, st.sampled_from(CNI_VERSIONS))
+def test_any_json_is_a_network_or_the_typed_error(told, version) -> None:
+    for value in (told, {**LIST, "cniVersion": version, "plugins": told}):
+        try:
+            network = NetworkList.from_json(value)
+        except ConfigurationError:
+            continue
+        assert NetworkList.from_json(network.to_json()) == network
+
+
+def write(path, told) -> None:
+    path.write_text(told if isinstance(told, str) else json.dumps(told))
+
+
+def test_the_first_valid_file_by_name_counts(tmp_path) -> None:
+    directory = ConfDirectory(tmp_path)
+    assert directory.look().network is None
+    write(tmp_path / "20.conflist", {**LIST, "name": "twenty"})
+    write(tmp_path / "30.conf", {**BRIDGE, "name": "thirty", "cniVersion": "1.0.0"})
+    write(tmp_path / "05.txt", "not looked at")
+    assert directory.look().network.name == "twenty"
+    write(tmp_path / "10.json", "{")
+    found = directory.look()
+    assert found.network.name == "twenty"
+    assert "10.json: no JSON" in found.problems[0]
+
+
+def test_changes_are_seen_and_nothing_is_read_twice(tmp_path) -> None:
+    directory = ConfDirectory(tmp_path)
+    file = tmp_path / "10.conflist"
+    write(file, LIST)
+    first = directory.look()
+    assert directory.look() is first
+    write(tmp_path / "new", {**LIST, "name": "other"})
+    (tmp_path / "new").rename(file)
+    assert directory.look().network.name == "other"
+    file.unlink()
+    assert directory.look().network is None
+
+
+def test_a_directory_that_is_missing_comes_and_goes(tmp_path) -> None:
+    directory = ConfDirectory(tmp_path / "net.d")
+    assert directory.look().problems == ()
+    (tmp_path / "net.d").mkdir()
+    write(tmp_path / "net.d" / "a.conflist", LIST)
+    assert directory.look().network.name == "pods"
+
+
+def test_a_link_that_leads_nowhere_is_a_problem_of_its_own(tmp_path) -> None:
+    (tmp_path / "10.conflist").symlink_to("/nonexistent/x")
+    write(tmp_path / "20.conflist", LIST)
+    found = ConfDirectory(tmp_path).look()
+    assert found.network.name == "pods"
+    assert "10.conflist" in found.problems[0]
+
+
+def test_an_error_has_a_code() -> None:
+    assert MalformedConfigurationError.code == 6

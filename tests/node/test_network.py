@@ -1,0 +1,207 @@
+"""The pods' network as clients of the daemon see it, and what is left of it when the daemon is killed."""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+import signal
+import socket
+import sqlite3
+import subprocess
+import threading
+import time
+
+import grpc
+import pytest
+
+from cri.api.runtime import v1
+
+pytestmark = [pytest.mark.node, pytest.mark.timeout(120)]
+
+SERVE = ("sh", "-c", "mkdir -p /www; echo hello >/www/index.html; exec httpd -f -p 8080 -h /www")
+
+
+def network_ready(daemon) -> v1.RuntimeCondition:
+    status = daemon.client("Status", v1.StatusRequest()).status
+    return next(one for one in status.conditions if one.type == "NetworkReady")
+
+
+def sandbox_status(daemon, pod: str) -> v1.PodSandboxStatus:
+    return daemon.client("PodSandboxStatus", v1.PodSandboxStatusRequest(pod_sandbox_id=pod)).status
+
+
+def get(address: str, port: int, patience: float = 5.0) -> bytes:
+    """An HTTP answer, as soon as somebody answers."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            with socket.create_connection((address, port), timeout=1) as connection:
+                connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                return connection.makefile("rb").read()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def test_a_pod_has_both_families_and_its_name(daemon):
+    daemon.pull()
+    pod = daemon.pod("web")
+    network = sandbox_status(daemon, pod).network
+    assert network.ip.startswith("10.215.")
+    (second,) = network.additional_ips
+    assert second.ip.startswith("fd15::")
+    assert network_ready(daemon).status
+    container = daemon.container(pod, "sleep", "1000")
+    hosts = daemon.exec(container, "cat", "/etc/hosts").stdout.decode()
+    assert f"{network.ip}\tweb" in hosts
+    assert f"{second.ip}\tweb" in hosts
+    assert daemon.exec(container, "ping", "-c", "1", "-W", "2", "fd15::1").exit_code == 0
+
+
+def test_a_host_port_leads_to_the_pod_until_it_is_stopped(daemon):
+    daemon.pull()
+    pod = daemon.pod("web", [v1.PortMapping(host_port=28080, container_port=8080)])
+    daemon.container(pod, *SERVE)
+    assert b"hello" in get("127.0.0.1", 28080)
+    assert b"hello" in get(sandbox_status(daemon, pod).network.ip, 8080)
+    with pytest.raises(grpc.RpcError, match="28080") as caught:
+        daemon.pod("rival", [v1.PortMapping(host_port=28080, container_port=80)])
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert pod in caught.value.details()
+    daemon.client("StopPodSandbox", v1.StopPodSandboxRequest(pod_sandbox_id=pod))
+    with pytest.raises(OSError):
+        get("127.0.0.1", 28080, patience=0)
+    rival = daemon.pod("rival", [v1.PortMapping(host_port=28080, container_port=8080)])
+    daemon.container(rival, *SERVE)
+    assert b"hello" in get("127.0.0.1", 28080)
+
+
+def test_host_ports_survive_the_daemon_and_somebody_s_flush(daemon):
+    daemon.pull()
+    pod = daemon.pod("web", [v1.PortMapping(host_port=28081, container_port=8080)])
+    daemon.container(pod, *SERVE)
+    daemon.end(signal.SIGKILL)
+    assert b"hello" in get("127.0.0.1", 28081)
+    for table in ("masquerade", "hostports"):
+        name = daemon.network
+        subprocess.run(["nft", "delete", "table", "inet", f"cni-{name}-{table}"], check=True)
+    with pytest.raises(OSError):
+        get("127.0.0.1", 28081, patience=0)
+    daemon.start()
+    assert b"hello" in get("127.0.0.1", 28081)
+
+
+def test_the_operator_s_configuration_counts_as_soon_as_it_is_there(daemon):
+    directory = daemon.base / "net.d"
+    directory.mkdir()
+    plugins = [
+        {
+            "type": "bridge",
+            "bridge": daemon.network,
+            "isDefaultGateway": True,
+            "ipam": {"type": "host-local", "subnet": "10.217.0.0/24"},
+        }
+    ]
+    (directory / "50-mine.conflist").write_text(
+        json.dumps({"name": "mine", "cniVersion": "1.0.0", "plugins": [*plugins, {"type": "calico"}]})
+    )
+    found = network_ready(daemon)
+    assert not found.status
+    assert "'calico' is not installed" in found.message
+    (directory / "50-mine.conflist").write_text(
+        json.dumps({"name": "mine", "cniVersion": "1.0.0", "plugins": plugins})
+    )
+    assert network_ready(daemon).status
+    assert sandbox_status(daemon, daemon.pod("p")).network.ip == "10.217.0.2"
+
+
+def test_the_pod_cidr_is_for_the_pods_to_come(daemon):
+    old = daemon.pod("old")
+    before = sandbox_status(daemon, old).network.ip
+    config = v1.RuntimeConfig(network_config=v1.NetworkConfig(pod_cidr="10.216.3.0/24"))
+    daemon.client("UpdateRuntimeConfig", v1.UpdateRuntimeConfigRequest(runtime_config=config))
+    assert sandbox_status(daemon, daemon.pod("new")).network.ip == "10.216.3.2"
+    daemon.end(signal.SIGKILL)
+    daemon.start()
+    assert sandbox_status(daemon, old).network.ip == before
+    assert sandbox_status(daemon, daemon.pod("newer")).network.ip == "10.216.3.3"
+    wrong = v1.RuntimeConfig(network_config=v1.NetworkConfig(pod_cidr="10.216.3.0"))
+    with pytest.raises(grpc.RpcError, match="pod_cidr") as caught:
+        daemon.client("UpdateRuntimeConfig", v1.UpdateRuntimeConfigRequest(runtime_config=wrong))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def owners(daemon) -> dict[str, set[str]]:
+    """Who owns what the node has of the network: sandbox ids, as each kind of thing tells them."""
+    database = sqlite3.connect(f"file:{daemon.base}/state/network.db?mode=ro", uri=True)
+    found = {
+        "attachments": {owner for (owner,) in database.execute("SELECT container FROM attachments")},
+        "claims": {owner.partition("/")[0] for (owner,) in database.execute("SELECT owner FROM claims")},
+    }
+    database.close()
+    ruleset = subprocess.run(
+        ["nft", "-j", "list", "ruleset"], check=True, capture_output=True, text=True
+    ).stdout
+    elements = [
+        element
+        for one in json.loads(ruleset)["nftables"]
+        if "map" in one and daemon.network in one["map"]["table"]
+        for element in one["map"].get("elem", [])
+    ]
+    comments = {json.dumps(element) for element in elements}
+    found["rules"] = {
+        word.partition("/")[0] for text in comments for word in text.split('"') if "/eth0" in word
+    }
+    return found
+
+
+def host_ends(daemon) -> int:
+    links = json.loads(
+        subprocess.run(["ip", "-j", "link"], check=True, capture_output=True, text=True).stdout
+    )
+    return sum(link.get("master") == daemon.network for link in links)
+
+
+@pytest.mark.timeout(600)
+def test_a_daemon_killed_at_any_moment_leaves_nothing_without_an_owner(daemon):
+    moments = random.Random(secrets.randbits(32))
+    cut_short = 0
+    for number in range(50):
+        stop = threading.Event()
+        failed: list[grpc.StatusCode] = []
+
+        def live(
+            worker: int, number: int = number, stop: threading.Event = stop, failed: list = failed
+        ) -> None:
+            turn = 0
+            try:
+                while not stop.is_set():
+                    port = v1.PortMapping(host_port=29000 + worker, container_port=80)
+                    pod = daemon.pod(f"p-{number}-{worker}-{turn}", [port])
+                    daemon.client("RemovePodSandbox", v1.RemovePodSandboxRequest(pod_sandbox_id=pod))
+                    turn += 1
+            except grpc.RpcError as error:
+                failed.append(error.code())
+
+        workers = [threading.Thread(target=live, args=(worker,)) for worker in range(3)]
+        for worker in workers:
+            worker.start()
+        time.sleep(0.05 + moments.random() * 0.2)
+        daemon.process.kill()
+        daemon.process.wait()
+        stop.set()
+        for worker in workers:
+            worker.join()
+        daemon.client.close()
+        cut_short += bool(failed)
+        daemon.start()
+        items = daemon.client("ListPodSandbox", v1.ListPodSandboxRequest()).items
+        ready = {item.id for item in items if item.state == v1.PodSandboxState.SANDBOX_READY}
+        for kind, names in owners(daemon).items():
+            assert names == ready, (kind, names, ready)
+        assert host_ends(daemon) == len(ready)
+        daemon.remove_all()
+    assert cut_short > 40
+    assert owners(daemon) == {"attachments": set(), "claims": set(), "rules": set()}
