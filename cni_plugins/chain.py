@@ -46,10 +46,10 @@ class Chain:
         for plugin, capabilities in self._links:
             plugin.check(Request(attachment, stack, result, attachment.runtime.only(capabilities)))
 
-    def gc(self, attachments: Sequence[tuple[Attachment, Result]]) -> None:
-        """Run every plugin's GC; with `disableGC` only of those whose things are this runtime's alone."""
+    def gc(self, attachments: Sequence[tuple[Attachment, Result]], *, shared: bool = True) -> None:
+        """Run every plugin's GC, or only of those whose things are this runtime's alone."""
         for plugin, capabilities in self._links:
-            if self.network.disable_gc and plugin.shared:
+            if plugin.shared and not shared:
                 continue
             plugin.gc(
                 [

@@ -16,6 +16,7 @@ REMEDIES = {
     codes.EOPNOTSUPP: "load the kernel's support for this kind of interface (modules veth and bridge)",
     codes.EBADF: "the pod's network stack is gone; make the pod anew",
     codes.ENOBUFS: "the kernel is short of network memory; retry with less at once",
+    codes.EEXIST: "something of that name or address is there already; look whose it is, and remove one of the two",
     codes.ETIMEDOUT: "the kernel did not answer; look at its log for a stuck rtnl_mutex",
 }
 NO_REMEDY = "compare with what `ip link`, `ip address` or `ifconfig` shows"
@@ -124,10 +125,6 @@ class NotAttachedError(NetworkError):
 
 class AttachmentBrokenError(NetworkError):
     """The attachment is there and not as it was made."""
-
-
-class AddressInUseError(NetworkError):
-    """An address that was to be restored belongs to somebody else."""
 
 
 class AddressesExhaustedError(NetworkError):

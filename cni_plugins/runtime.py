@@ -116,14 +116,20 @@ class CNI:
                 self._chain(made_with).check(known, stack, result)
 
     def gc(
-        self, valid: Callable[[], Collection[str]], networks: Iterable[NetworkList] = ()
+        self,
+        valid: Callable[[], Collection[str]],
+        networks: Iterable[NetworkList] = (),
+        *,
+        shared: bool = True,
     ) -> list[NetworkError]:
         """Bring the node in line: the attachments of these containers are there, and no others.
 
         `valid` is asked when no other call is under way, so that what it says is true of all that is written down.
         `networks` are configurations to be brought in line even if nothing is attached with them; the plugins of
-        attachments that are there are asked in any case. One failure does not keep the rest from being done: all are
-        returned.
+        attachments that are there are asked in any case. Nothing else happens meanwhile, so `shared` false leaves out
+        plugins of others, which may take their time. One failure does not keep the rest from being done: all are returned.
+
+        Call it once before the first ADD: until then nobody knows what an earlier process has left.
         """
         failures: list[NetworkError] = []
         with self._gate.alone():
@@ -141,7 +147,8 @@ class CNI:
             for network in (*networks, *map(configuration, entries)):
                 of_networks.setdefault(network.name, {}).setdefault(_key(network), network)
             for name, lists in of_networks.items():
-                self._gc_network([entry for entry in entries if entry.network == name], lists, failures)
+                here = [entry for entry in entries if entry.network == name]
+                self._gc_network(here, lists, failures, shared=shared)
             self._forget_chains({key for lists in of_networks.values() for key in lists}, failures)
         return failures
 
@@ -198,7 +205,12 @@ class CNI:
             error.add_note(f"and the undo failed: {second}")
 
     def _gc_network(
-        self, entries: Sequence[Entry], lists: dict[str, NetworkList], failures: list[NetworkError]
+        self,
+        entries: Sequence[Entry],
+        lists: dict[str, NetworkList],
+        failures: list[NetworkError],
+        *,
+        shared: bool,
     ) -> None:
         """Ask every configuration of one network, each about all that is attached to it.
 
@@ -210,7 +222,7 @@ class CNI:
             for key, network in lists.items():
                 owners = {entry.owner for entry in entries if _key(configuration(entry)) == key}
                 with self._nat(name).of(owners):
-                    self._chain(network).gc(known)
+                    self._chain(network).gc(known, shared=shared and not network.disable_gc)
 
     def _chain(self, network: NetworkList) -> Chain:
         key = _key(network)

@@ -82,10 +82,7 @@ class PodNetwork:
         """
         runtime = _runtime_config(spec)
         stack = self._host.network_stack(spec, warden)
-        try:
-            return await asyncio.to_thread(self._attach, _attachment(spec, runtime, stack.name), stack)
-        finally:
-            stack.close()
+        return await asyncio.to_thread(self._attach, _attachment(spec, runtime, stack.name), stack)
 
     async def detach(self, sandbox_id: str) -> None:
         """Take the pod's interfaces, addresses and host ports back; succeeds on what is gone.
@@ -110,17 +107,18 @@ class PodNetwork:
         except NetworkError as error:
             raise HostError("take back the network of", f"sandbox {sandbox_id}", str(error)) from error
 
-    async def reconcile(self, sandboxes: Callable[[], Collection[str]]) -> None:
+    async def reconcile(self, sandboxes: Callable[[], Collection[str]], *, shared: bool = True) -> None:
         """Take back what belongs to no sandbox, and put back what the sandboxes' attachments lack on the node.
 
-        What a crash left, what somebody has flushed. A failure is logged, and tried again the next time.
+        What a crash left, what somebody has flushed. A failure is logged, and tried again the next time. `shared` asks
+        plugins of others, too, which may take their time.
         """
         try:
             networks = [await asyncio.to_thread(self._network)]
         except NetworkError as error:
             log.warning("no network for new pods", error=str(error))
             networks = []
-        for failure in await asyncio.to_thread(self._cni.gc, sandboxes, networks):
+        for failure in await asyncio.to_thread(self._cni.gc, sandboxes, networks, shared=shared):
             log.warning("the pods' network is not in line", error=str(failure))
 
     def watch(self, sandboxes: Callable[[], Collection[str]]) -> None:
@@ -155,11 +153,14 @@ class PodNetwork:
     async def _reconcile_often(self, sandboxes: Callable[[], Collection[str]]) -> None:
         while True:
             await asyncio.sleep(RECONCILE_SECONDS)
-            await self.reconcile(sandboxes)
+            await self.reconcile(sandboxes, shared=False)
 
     def _attach(self, attachment: Attachment, stack: NetworkStack) -> PodAddresses:
-        loopback.up(stack)
-        result = self._cni.add(self._network(), attachment, stack)
+        try:
+            loopback.up(stack)
+            result = self._cni.add(self._network(), attachment, stack)
+        finally:  # not where it is waited for: whoever waits may be cancelled, and this goes on
+            stack.close()
         resolver = Resolver(result.dns.nameservers, result.dns.search, result.dns.options)
         return PodAddresses(tuple(str(ip.address.ip) for ip in result.ips), resolver)
 

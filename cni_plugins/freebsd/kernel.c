@@ -41,7 +41,7 @@ _Static_assert(BRDGADD == 0 && BRDGDEL == 1 && BRDGGIFFLGS == 2 && BRDGSIFFLGS =
 _Static_assert(IFBIF_PRIVATE == 0x800, "IFBIF_PRIVATE");
 _Static_assert(ND6_IFF_IFDISABLED == 0x8, "ND6_IFF_IFDISABLED");
 
-/* The numbers that netlink.py shares with Linux. */
+/* The numbers that netlink/ shares with Linux. */
 _Static_assert(AF_NETLINK == 38 && NETLINK_ROUTE == 0 && SOL_NETLINK == 270, "the family");
 _Static_assert(NETLINK_CAP_ACK == 10 && NETLINK_EXT_ACK == 11, "socket options");
 _Static_assert(NLMSG_ERROR == 2 && NLMSG_DONE == 3, "control messages");

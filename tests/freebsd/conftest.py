@@ -1,20 +1,29 @@
 """These tests run on a FreeBSD kernel, as root; other systems do not even collect them.
 
 `machine` is the node without gRPC: the pods, the driver, wardens, jails and network of a daemon, driven by its own objects.
+`new_jail` makes what the network's own tests have for pods, and `load_pf_conf` lends them the main ruleset of pf(4).
 """
 
 from __future__ import annotations
 
+import array
 import asyncio
 import contextlib
+import ctypes
+import errno
+import json
 import os
+import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from ipaddress import ip_interface
 from pathlib import Path
 
 import pytest
@@ -29,8 +38,11 @@ LINUX_BUSYBOX = os.environ.get("LINUX_BUSYBOX", "")
 """A static busybox for Linux, where there is one."""
 
 
-def run(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+def run(*command: str, text: str | None = None) -> str:
+    """What a command prints that is given a text to read."""
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120, input=text)
+    assert done.returncode == 0, (command, done.stderr)
+    return done.stdout
 
 
 def node_state() -> dict[str, list[str]]:
@@ -266,6 +278,118 @@ class Machine:
         """Its log's lines, without time stamps."""
         path = Path(self.pods.container(container).spec.log_path)
         return [line.split(" ", 1)[1] for line in path.read_text().splitlines()]
+
+
+class Jail:
+    """A VNET jail with a child inside that makes sockets and hands them out, as a pod's warden does.
+
+    Take its interfaces off before it is closed: they would go home to the host under the names that they have by then,
+    and two of one name make a kernel with pf panic.
+    """
+
+    def __init__(self) -> None:
+        self.name = f"cnitest{secrets.token_hex(3)}"
+        run("jail", "-c", f"name={self.name}", "vnet", "persist", "allow.raw_sockets")
+        self.move_target = int(run("jls", "-j", self.name, "jid"))
+        self.addresses: dict[int, object] = {}
+        self.reconnect()
+
+    def reconnect(self) -> None:
+        """Start a child; a process that was forked needs its own, or it would get the answers of another one."""
+        self._lock = threading.Lock()
+        self._near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._child: int | None = os.fork()
+        if not self._child:
+            try:
+                os.closerange(3, far.fileno())  # other jails' sockets too: they would never see their end
+                os.closerange(far.fileno() + 1, 1024)
+                self._serve(far)
+            finally:
+                os._exit(0)
+        far.close()
+
+    def _serve(self, far: socket.socket) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.jail_attach(self.move_target):
+            os.write(2, f"jail_attach: {os.strerror(ctypes.get_errno())}\n".encode())
+            os._exit(1)
+        while request := far.recv(64):
+            try:
+                made = socket.socket(*json.loads(request))
+            except OSError as error:
+                far.send(str(error.errno).encode())
+                continue
+            far.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [made.fileno()]))])
+            made.close()
+
+    def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
+        with self._lock:
+            if self._child is None:
+                raise OSError(errno.ENXIO, "the jail is gone")
+            self._near.send(json.dumps([family, kind, protocol]).encode())
+            # Not socket.recv_fds: it has no room for the padding, and the kernel then keeps the descriptor.
+            code, ancillary, _, _ = self._near.recvmsg(16, socket.CMSG_SPACE(array.array("i").itemsize))
+        if code != b"0":
+            raise OSError(int(code), os.strerror(int(code)))
+        (descriptor,) = array.array("i", ancillary[0][2])
+        return socket.socket(family, kind, protocol, fileno=descriptor)
+
+    def sysctl(self, name: str, value: str | None = None) -> str:
+        """What a sysctl(8) was."""
+        before = self.run("sysctl", "-n", name).strip()
+        if value is not None:
+            self.run("sysctl", f"{name}={value}")
+        return before
+
+    def run(self, *command: str) -> str:
+        return run("jexec", self.name, *command)
+
+    def connect(self, interface: str, addresses: Mapping[int, str]) -> None:
+        """Take an interface in, and give it an address of each IP version."""
+        run("ifconfig", interface, "vnet", self.name)
+        for script in (
+            "ifconfig lo0 127.0.0.1/8 up",
+            f"ifconfig {interface} inet {addresses[4]} up",
+            f"ifconfig {interface} inet6 no_dad",
+            f"ifconfig {interface} inet6 {addresses[6]}",
+        ):
+            self.run(*script.split())
+        self.addresses = {version: ip_interface(each) for version, each in addresses.items()}
+
+    def close(self) -> None:
+        """Remove it; a second time nothing happens."""
+        if self._child is not None:
+            self._near.close()
+            os.waitpid(self._child, 0)
+            self._child = None
+            run("jail", "-R", self.name)
+
+
+@pytest.fixture(scope="session")
+def new_jail() -> type[Jail]:
+    """Makes jails, each to be closed by whoever makes it."""
+    return Jail
+
+
+def _enable_pf(*, wanted: bool) -> None:
+    if ("Status: Enabled" in run("pfctl", "-si")) != wanted:
+        run("pfctl", "-e" if wanted else "-d")
+
+
+@pytest.fixture
+def load_pf_conf() -> Iterator[Callable[[str], str]]:
+    """Loads a main ruleset; pf runs, with net.pf.filter_local. In the end there is what was there before."""
+    before = run("pfctl", "-sn") + run("pfctl", "-sr")
+    enabled, local = "Status: Enabled" in run("pfctl", "-si"), run("sysctl", "-n", "net.pf.filter_local")
+    _enable_pf(wanted=False)  # or else the sysctl would not count
+    run("sysctl", "net.pf.filter_local=1")
+    _enable_pf(wanted=True)
+    yield lambda text: run("pfctl", "-f", "-", text=text)
+    _enable_pf(wanted=False)
+    run("sysctl", f"net.pf.filter_local={local.strip()}")
+    run("pfctl", "-f", "-", text=before)
+    run("pfctl", "-Fs")
+    _enable_pf(wanted=enabled)
 
 
 @pytest.fixture

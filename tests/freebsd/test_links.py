@@ -3,19 +3,15 @@
 What the host has when a test ends must be what it had when the test began; every test is checked for that.
 """
 
-import array
 import contextlib
-import ctypes
 import errno
 import itertools
-import json
 import os
 import secrets
 import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -64,68 +60,6 @@ def run(*command):
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
-class Pod:
-    """A VNET jail with a child inside that makes sockets and hands them out, as a pod's warden does."""
-
-    def __init__(self):
-        self.name = f"cnitest{secrets.token_hex(3)}"
-        run("jail", "-c", f"name={self.name}", "vnet", "persist", "allow.raw_sockets")
-        self.move_target = int(run("jls", "-j", self.name, "jid"))
-        self._lock = threading.Lock()
-        self._near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._child = os.fork()
-        if not self._child:
-            try:
-                os.closerange(3, far.fileno())  # other pods' sockets too: they would never see their end
-                os.closerange(far.fileno() + 1, 1024)
-                self._serve(far)
-            finally:
-                os._exit(0)
-        far.close()
-
-    def _serve(self, far):
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.jail_attach(self.move_target):
-            os.write(2, f"jail_attach: {os.strerror(ctypes.get_errno())}\n".encode())
-            os._exit(1)
-        while request := far.recv(64):
-            try:
-                made = socket.socket(*json.loads(request))
-            except OSError as error:
-                far.send(str(error.errno).encode())
-                continue
-            far.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [made.fileno()]))])
-            made.close()
-
-    def socket(self, family, kind, protocol=0):
-        with self._lock:
-            if self._child is None:
-                raise OSError(errno.ENXIO, "the jail is gone")
-            self._near.send(json.dumps([family, kind, protocol]).encode())
-            # Not socket.recv_fds: it has no room for the padding, and the kernel then keeps the descriptor.
-            code, ancillary, _, _ = self._near.recvmsg(16, socket.CMSG_SPACE(array.array("i").itemsize))
-        if code != b"0":
-            raise OSError(int(code), os.strerror(int(code)))
-        (descriptor,) = array.array("i", ancillary[0][2])
-        return socket.socket(family, kind, protocol, fileno=descriptor)
-
-    def sysctl(self, name, value=None):
-        before = self.run("sysctl", "-n", name).strip()
-        if value is not None:
-            self.run("sysctl", f"{name}={value}")
-        return before
-
-    def run(self, *command):
-        return run("jexec", self.name, *command)
-
-    def close(self):
-        if self._child is not None:
-            self._near.close()
-            os.waitpid(self._child, 0)
-            self._child = None
-            run("jail", "-R", self.name)
-
-
 def host_state():
     """What must be as before: interfaces, their groups, jails (dying ones have their time), open descriptors."""
     deadline = time.monotonic() + 60
@@ -148,11 +82,11 @@ def leaves_nothing():
 
 
 @pytest.fixture
-def make_pod(leaves_nothing):
+def make_pod(leaves_nothing, new_jail):
     with contextlib.ExitStack() as cleanup:
 
         def make():
-            pod = Pod()
+            pod = new_jail()
             cleanup.callback(pod.close)
             return pod
 

@@ -3,11 +3,8 @@
 The main ruleset is a test's own while it runs; what was loaded before is loaded again.
 """
 
-import array
 import contextlib
-import ctypes
 import errno
-import json
 import os
 import re
 import secrets
@@ -48,6 +45,7 @@ ALIAS = {4: "192.0.2.9", 6: "2001:db8:2::9"}
 OUTSIDE = {4: "192.0.2.2", 6: "2001:db8:2::2"}
 OUTSIDE_NETWORKS = (ip_network("192.0.2.0/24"), ip_network("2001:db8:2::/64"))
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+FAMILY_OF_ROUTE = {4: "-inet", 6: "-inet6"}
 
 
 def run(*command, text=None):
@@ -56,69 +54,17 @@ def run(*command, text=None):
     return done.stdout
 
 
-class Jail:
-    """A VNET jail with a child inside that makes sockets and hands them out, as a pod's warden does."""
-
-    def __init__(self):
-        self.name = f"cnipf{secrets.token_hex(3)}"
-        run("jail", "-c", f"name={self.name}", "vnet", "persist", "allow.raw_sockets")
-        self.jid = int(run("jls", "-j", self.name, "jid"))
-        self.near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.child = os.fork()
-        if not self.child:
-            try:
-                os.closerange(3, far.fileno())
-                os.closerange(far.fileno() + 1, 1024)
-                self._serve(far)
-            finally:
-                os._exit(0)
-        far.close()
-        self.addresses = {}
-
-    def _serve(self, far):
-        if ctypes.CDLL(None, use_errno=True).jail_attach(self.jid):
-            os._exit(1)
-        while request := far.recv(64):
-            made = socket.socket(*json.loads(request))
-            far.sendmsg([b"0"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [made.fileno()]))])
-            made.close()
-
-    def socket(self, family, kind, protocol=0):
-        self.near.send(json.dumps([family, kind, protocol]).encode())
-        _, ancillary, _, _ = self.near.recvmsg(16, socket.CMSG_SPACE(array.array("i").itemsize))
-        (descriptor,) = array.array("i", ancillary[0][2])
-        return socket.socket(family, kind, protocol, fileno=descriptor)
-
-    def connect(self, interface, addresses, gateway):
-        """Take an interface in, and give it its addresses."""
-        run("ifconfig", interface, "vnet", self.name)
-        for script in (
-            "ifconfig lo0 127.0.0.1/8 up",
-            f"ifconfig {interface} inet {addresses[4]} up",
-            f"ifconfig {interface} inet6 no_dad",
-            f"ifconfig {interface} inet6 {addresses[6]}",
-            *(f"route add -{'inet' if v == 4 else 'inet6'} {what} {via}" for v, what, via in gateway),
-        ):
-            run("jexec", self.name, *script.split())
-        self.addresses = {version: ip_interface(each) for version, each in addresses.items()}
-
-    def close(self):
-        self.near.close()
-        os.waitpid(self.child, 0)
-        run("jail", "-R", self.name)
-
-
 @dataclass
 class Lab:
     bridge: str
     outer: str
-    one: Jail
-    two: Jail
-    outside: Jail
+    one: object
+    two: object
+    outside: object
 
 
 @pytest.fixture(scope="module")
-def lab():
+def lab(new_jail):
     """The host as the router between a bridge with two pods and a jail outside."""
     with contextlib.ExitStack() as cleanup:
         for name in ("net.inet.ip.forwarding", "net.inet6.ip6.forwarding"):
@@ -126,7 +72,7 @@ def lab():
             run("sysctl", f"{name}=1")
         jails = []
         for _ in range(3):
-            jails.append(Jail())
+            jails.append(new_jail())
             cleanup.callback(jails[-1].close)
         one, two, outside = jails
 
@@ -144,41 +90,24 @@ def lab():
             run("ifconfig", bridge, "addm", pair)
             run("ifconfig", pair, "up")
             addresses = {4: f"10.189.0.{number}/24", 6: f"fd00:189::{number}/64"}
-            pod.connect(pair[:-1] + "b", addresses, [(v, "default", GATEWAY[v]) for v in (4, 6)])
+            pod.connect(pair[:-1] + "b", addresses)
+            for version, gateway in GATEWAY.items():
+                pod.run("route", "add", FAMILY_OF_ROUTE[version], "default", gateway)
         outer = make("epair")
         run("ifconfig", outer, "inet", f"{NODE[4]}/24", "up")
         run("ifconfig", outer, "inet", f"{ALIAS[4]}/32", "alias")
         run("ifconfig", outer, "inet6", "no_dad")
         run("ifconfig", outer, "inet6", f"{NODE[6]}/64")
         run("ifconfig", outer, "inet6", f"{ALIAS[6]}/128", "alias")
-        routes = [(v, str(POD_NETWORKS[v]), NODE[v]) for v in (4, 6)]
-        outside.connect(outer[:-1] + "b", {4: f"{OUTSIDE[4]}/24", 6: f"{OUTSIDE[6]}/64"}, routes)
+        outside.connect(outer[:-1] + "b", {4: f"{OUTSIDE[4]}/24", 6: f"{OUTSIDE[6]}/64"})
+        for version, pods in POD_NETWORKS.items():
+            outside.run("route", "add", FAMILY_OF_ROUTE[version], str(pods), NODE[version])
         yield Lab(bridge, outer, one, two, outside)
 
 
-def enabled():
-    return "Status: Enabled" in run("pfctl", "-si")
-
-
-def enable(wanted):
-    if enabled() != wanted:
-        run("pfctl", "-e" if wanted else "-d")
-
-
 @pytest.fixture
-def load(lab):
-    """Loads a main ruleset; pf runs, with net.pf.filter_local."""
-    before = run("pfctl", "-sn") + run("pfctl", "-sr")
-    was_enabled, local = enabled(), run("sysctl", "-n", "net.pf.filter_local").strip()
-    enable(wanted=False)  # or else the sysctl would not count
-    run("sysctl", "net.pf.filter_local=1")
-    enable(wanted=True)
-    yield lambda text: run("pfctl", "-f", "-", text=text)
-    enable(wanted=False)
-    run("sysctl", f"net.pf.filter_local={local}")
-    run("pfctl", "-f", "-", text=before)
-    run("pfctl", "-Fs")
-    enable(was_enabled)
+def load(lab, load_pf_conf):
+    return load_pf_conf
 
 
 def everything():

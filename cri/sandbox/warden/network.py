@@ -29,23 +29,22 @@ class WardenNetworkStack(NetworkStack):
         self._loop = asyncio.get_running_loop()
 
     def socket(self, family: int, type_: int, protocol: int = 0) -> socket.socket:
-        """A socket made inside the pod."""
-        return self._ask(self._warden.socket(family, type_, protocol))
+        """A socket made inside the pod. Raises OSError."""
+        return self._ask(self._warden.socket(family, type_, protocol), "a socket")
 
     def sysctl(self, name: str, value: str | None = None) -> str:
         """A variable of the stack, and with a value, its value before that was set. Raises OSError."""
-        try:
-            return self._ask(self._warden.sysctl(name, value))
-        except HostError as error:
-            raise OSError(error.errno or errno.EIO, error.reason, f"sysctl {name}") from error
+        return self._ask(self._warden.sysctl(name, value), f"sysctl {name}")
 
     def close(self) -> None:
         """Nothing is held open."""
 
-    def _ask(self, question: Coroutine[Any, Any, _Answer]) -> _Answer:
+    def _ask(self, question: Coroutine[Any, Any, _Answer], what: str) -> _Answer:
         answer = asyncio.run_coroutine_threadsafe(question, self._loop)
         try:
             return answer.result(_SECONDS)
+        except HostError as error:
+            raise OSError(error.errno or errno.EIO, error.reason, what) from error
         except TimeoutError:
             answer.cancel()
             raise
