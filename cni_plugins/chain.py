@@ -59,8 +59,8 @@ class Chain:
             )
 
     def status(self) -> list[str]:
-        """Run every plugin's STATUS."""
-        return [problem for plugin, _ in self._links for problem in plugin.status()]
+        """Run every plugin's STATUS; what several say is said once."""
+        return list(dict.fromkeys(problem for plugin, _ in self._links for problem in plugin.status()))
 
     def plugins(self) -> list[Plugin]:
         """Return the plugins."""

@@ -1,4 +1,4 @@
-"""Interfaces that route 127.0.0.0/8, so that 127.0.0.1:<host port> reaches a pod; and whether a host forwards at all.
+"""Interfaces that route 127.0.0.0/8, so that 127.0.0.1:<host port> reaches a pod.
 
 Linux drops what comes from or goes to 127.0.0.0/8 on every interface but loopback, unless its `route_localnet` is set
 (Documentation/networking/ip-sysctl.rst). Where it is, the pods could reach what listens on the node's loopback only:
@@ -61,16 +61,6 @@ def interfaces_to(host: SocketSource, addresses: Iterable[Address]) -> dict[Addr
             if index and names[index]:
                 found[address] = names[index]
     return found
-
-
-def forwards(host: SocketSource, version: int) -> bool:
-    """Tell whether a host forwards packets of an IP version. Raises KernelError."""
-    family = socket.AF_INET6 if version == 6 else socket.AF_INET
-    header = route.NetconfHeader(family)
-    message = Message(route.GETNETCONF, header, {"ifindex": route.NETCONF_ALL})
-    with Routes.of(host) as routes:
-        answers = routes.ask(Request(message, "read", f"the forwarding of IPv{version}"))
-    return any(answer.attributes.get("forwarding") for answer in answers)
 
 
 def _link_to(routes: Routes, address: Address) -> int:

@@ -16,7 +16,7 @@ from hashlib import sha256
 from ipaddress import IPv4Interface, IPv6Interface
 
 from cni_plugins.errors import KernelError
-from cni_plugins.linux import host_ports, localnet, masquerades
+from cni_plugins.linux import host_ports, masquerades
 from cni_plugins.linux.conntrack import Connections
 from cni_plugins.linux.localnet import route_localnet
 from cni_plugins.linux.nft_table import NftTable
@@ -37,9 +37,9 @@ class NftNat:
     """
 
     def __init__(self, host: SocketSource, network: str) -> None:
-        self._host = host
         if not _NAME.fullmatch(network):
             network = sha256(network.encode(errors="surrogateescape")).hexdigest()[:16]
+        self._able = False
         self._connections = Connections(host)
         self._ports = PublishedPorts(host, f"cni-{network}-hostports", self._connections)
         self._masquerades = NftTable(host, f"cni-{network}-masquerade", masquerades.skeleton)
@@ -78,7 +78,12 @@ class NftNat:
         self._connections.forget(addresses)
 
     def problems(self) -> list[str]:
-        """See `nat.Nat`. The kernel is asked by transactions that are never ended."""
+        """See `nat.Nat`. The kernel is asked by transactions that are never ended, until it once has been able to.
+
+        Whether it forwards packets is not asked: plugins that make a gateway see to it.
+        """
+        if self._able:
+            return []
         found = []
         port = HostPort("sctp", 1, IPv4Interface("192.0.2.1/24"), 1)
         other = HostPort("sctp", 1, IPv6Interface("2001:db8::1/64"), 1)
@@ -104,14 +109,5 @@ class NftNat:
             found.append(
                 f"connections of pods that are gone cannot be forgotten: {error}. Load the module nf_conntrack_netlink"
             )
-        for version, setting in ((4, "net.ipv4.ip_forward"), (6, "net.ipv6.conf.all.forwarding")):
-            try:
-                forwards = localnet.forwards(self._host, version)
-            except KernelError as error:
-                found.append(f"whether IPv{version} is forwarded cannot be told: {error}")
-                continue
-            if not forwards:
-                found.append(
-                    f"IPv{version} is not forwarded, so pods reach nothing beyond the node; set {setting}=1"
-                )
+        self._able = not found
         return found

@@ -89,6 +89,7 @@ class World:
         ip(self.node, "-6 route add default via 2001:db8:1::fe")
         ip(self.outside, "route add default via 198.51.100.254")
         ip(self.outside, "-6 route add default via 2001:db8:2::fe")
+        self.bare = seen(self.node)
         self.path = path
         self.ledger = Ledger(path, "boot")
         self.cni = CNI(self.ledger, self.node)
@@ -249,6 +250,11 @@ def ip_tc(namespace) -> list:
 
 
 # -- who reaches whom
+
+
+def test_a_node_is_ready_before_its_first_pod(world) -> None:
+    assert world.cni.status(network()) == []
+    assert changes(world.bare, seen(world.node)) == {}
 
 
 def test_pods_reach_each_other_the_node_and_the_world(world) -> None:
