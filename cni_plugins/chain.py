@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from cni_plugins import plugin as plugins
 from cni_plugins import results
 from cni_plugins.conflist import NetworkList
+from cni_plugins.errors import NetworkError
 from cni_plugins.ledger import Entry
 from cni_plugins.masquerading import refuse_two
 from cni_plugins.plugin import Attachment, Plugin, Request
@@ -46,17 +47,32 @@ class Chain:
         for plugin, capabilities in self._links:
             plugin.check(Request(attachment, stack, result, attachment.runtime.only(capabilities)))
 
-    def gc(self, attachments: Sequence[tuple[Attachment, Result]], *, shared: bool = True) -> None:
-        """Run every plugin's GC, or only of those whose things are this runtime's alone."""
+    def gc(
+        self, attachments: Sequence[tuple[Attachment, Result]], ours: Collection[str], *, shared: bool = True
+    ) -> list[tuple[Plugin, NetworkError]]:
+        """Run every plugin's GC, or only of those whose things are this runtime's alone; return what failed.
+
+        `ours` are the owners of attachments that were made by this chain.
+        """
+        failures = []
         for plugin, capabilities in self._links:
             if plugin.shared and not shared:
                 continue
-            plugin.gc(
-                [
-                    Request(attachment, None, result, attachment.runtime.only(capabilities))
-                    for attachment, result in attachments
-                ]
-            )
+            requests = [
+                Request(
+                    attachment,
+                    None,
+                    result,
+                    attachment.runtime.only(capabilities),
+                    ours=attachment.owner in ours,
+                )
+                for attachment, result in attachments
+            ]
+            try:
+                plugin.gc(requests)
+            except NetworkError as error:
+                failures.append((plugin, error))
+        return failures
 
     def status(self) -> list[str]:
         """Run every plugin's STATUS; what several say is said once."""

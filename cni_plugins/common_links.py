@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from cni_plugins.errors import AttachmentExistsError, ConfigurationError, KernelError, NotAttachedError
 from cni_plugins.links import Pair, State, Tuning
@@ -70,6 +70,10 @@ class CommonLinks:
                 link_set(name, up=True),
                 *(route_add(index, name, route) for route in routes),
             )
+
+    def refused(self, name: str, versions: Collection[int]) -> list[str]:  # noqa: ARG002 - of those that can tell
+        """See `links.Links`."""
+        return []
 
     def state(self, stack: SocketSource, name: str) -> State | None:
         """See `links.Links`."""

@@ -137,13 +137,15 @@ class ConfDirectory:
 def _identity(path: Path) -> tuple[int, int, int]:
     try:
         status = path.stat()
-    except FileNotFoundError:  # a link that leads nowhere, which reading it will say
+    except OSError:  # a link that leads nowhere or in circles, which reading it will say
         return 0, 0, 0
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _load(path: Path) -> Any:
     try:
+        if not path.is_file() and path.exists():  # nobody may ever write to a fifo(4)
+            raise MalformedConfigurationError(f"{path}: not a regular file")
         return json.loads(path.read_bytes())
     except OSError as error:
         raise MalformedConfigurationError(f"{path}: {error.strerror}") from error

@@ -82,6 +82,12 @@ class LedgerError(NetworkError):
     code = 5
 
 
+class ClosedError(NetworkError):
+    """The runtime was asked for something after its end."""
+
+    code = 11  # try again later
+
+
 class ClaimedError(NetworkError):
     """What only one attachment can have is another one's, which the message names."""
 

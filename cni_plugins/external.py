@@ -48,6 +48,7 @@ class ExternalPlugin(Plugin):
 
     type: ClassVar[str] = ""
     shared: ClassVar[bool] = True
+    translates = False
 
     def __init__(
         self,

@@ -128,6 +128,11 @@ class HostPorts:
         with self._lock:
             return set(self._held.get(holder, ()))
 
+    def any_of(self, network: str) -> bool:
+        """Say whether an attachment of a network has any."""
+        with self._lock:
+            return any(holder.network == network for holder in self._held)
+
     def _refuse_claimed(self, wanting: Holder, port: Port) -> None:
         for other, holder in self._places.get(port.place, {}).items():
             if holder != wanting and port.conflicts(other):

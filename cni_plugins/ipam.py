@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from cni_plugins.plugin import Request
+from collections.abc import Collection
+
+from cni_plugins.plugin import Plugin, Request
 from cni_plugins.settings import Settings
 from cni_plugins.types import Route
 
 _ROUTE_NUMBERS = ("mtu", "advmss", "priority", "table", "scope")
 _MOST = (1 << 32) - 1
+
+
+class IpamPlugin(Plugin):
+    """A plugin that gives addresses, and knows from its configuration of which kinds."""
+
+    translates = False
+    versions: Collection[int] = ()
+    """The IP versions of the addresses that every pod gets."""
 
 
 def routes(settings: Settings) -> tuple[Route, ...]:

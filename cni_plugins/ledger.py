@@ -77,14 +77,17 @@ class Ledger:
         self._indexing = threading.Lock()
         self._indexes: dict[str, Any] = {}
         with self._errors("open"):
+            if path is not None:
+                path.touch(mode=0o600)  # SQLite's own files beside it take its mode
             self._database = sqlite3.connect(self._where, check_same_thread=False, isolation_level=None)
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = NORMAL")
             self._prepare()
 
     def close(self) -> None:
-        """Close the file."""
-        self._database.close()
+        """Close the file, once nobody is at it."""
+        with self._lock:
+            self._database.close()
 
     # -- attachments
 
@@ -164,6 +167,11 @@ class Ledger:
         """Return every claimed value of a pool with its owner, oldest claim first."""
         return self._rows("SELECT value, owner FROM claims WHERE pool = ? ORDER BY number", pool)
 
+    def pools(self, prefix: str) -> list[str]:
+        """Return the pools whose names begin so and of which something is claimed."""
+        query = "SELECT DISTINCT pool FROM claims WHERE substr(pool, 1, ?) = ?"
+        return [pool for (pool,) in self._rows(query, len(prefix), prefix)]
+
     def index(self, pool: str, make: Callable[[], _Index]) -> _Index:
         """Return what all who use a pool share to find their way in it, made when it is first asked for.
 
@@ -209,7 +217,7 @@ class Ledger:
             of_this_boot=boot == self._boot,
         )
 
-    def _rows(self, query: str, *values: str) -> list[tuple[Any, ...]]:
+    def _rows(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:
         with self._lock, self._errors("read"):
             return self._database.execute(query, values).fetchall()
 

@@ -101,7 +101,8 @@ class Links(Protocol):
     ) -> None:
         """Bring a bridge up with at least those addresses, or the same ones of larger subnets; set the MTU unless it is 0, and go promiscuous if asked to.
 
-        Raises ConfigurationError if it has another address in the same subnet, unless that may be replaced.
+        Raises ConfigurationError if it has another address in the same subnet, unless that may be replaced, and where
+        IPv6 is switched off.
         """
 
     def make_pair(self, pair: Pair, stack: NetworkStack) -> None:
@@ -123,7 +124,7 @@ class Links(Protocol):
     ) -> None:
         """Give an interface of a stack its addresses, bring it up, and lead routes over it, in their order.
 
-        Raises ConfigurationError for what the system's routes cannot have.
+        Raises ConfigurationError for what the system's routes cannot have, and where IPv6 is switched off.
         """
 
     def state(self, stack: SocketSource, name: str) -> State | None:
@@ -143,6 +144,9 @@ class Links(Protocol):
 
     def loopback_up(self, stack: NetworkStack) -> None:
         """Bring the loopback interface of a stack up, with 127.0.0.1 and ::1."""
+
+    def refused(self, name: str, versions: Collection[int]) -> list[str]:
+        """Return why a link of the host, which need not be there yet, could not have addresses of some IP versions; a sentence each."""
 
     def enable_forwarding(self, versions: Collection[int]) -> None:
         """Have the host forward packets of some IP versions, if it does not yet. Nothing switches it off again."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -15,6 +15,7 @@ from cni_plugins.errors import (
     ConfigurationError,
     NotAttachedError,
 )
+from cni_plugins.ipam import IpamPlugin
 from cni_plugins.links import Pair, State
 from cni_plugins.masquerading import Masquerading
 from cni_plugins.pair_names import Names
@@ -38,6 +39,7 @@ from cni_plugins.types import (
 
 LEAST_MTU = {4: 68, 6: 1280}
 """RFC 791, RFC 8200."""
+_PAIRS = frozenset({"veth", "epair"})
 _DELETIONS = 8  # at one time: they share the kernel's waiting
 
 
@@ -60,7 +62,11 @@ class PairPlugin(Plugin):
             raise settings.wrong("dns", f"what CNI has for it ({error})") from error
         ipam = settings.part("ipam")
         self._ipam = context.delegate(ipam) if ipam.text("type") else None
+        self._versions = self._ipam.versions if isinstance(self._ipam, IpamPlugin) else ()
+        self._sole: set[Address] = set()
+        """Gateways that no other interface of the host has had."""
         self._masquerading = Masquerading(context) if settings.boolean("ipMasq") else None
+        self.translates = self._masquerading is not None
 
     def add(self, request: Request) -> Result:
         """Give the pod an interface, with the addresses and routes that IPAM gives.
@@ -113,19 +119,19 @@ class PairPlugin(Plugin):
             self._ipam.check(request)
 
     def gc(self, requests: Sequence[Request]) -> None:
-        """Delete host ends that nobody owns, put back what live ones lack, then do the same for addresses.
+        """Delete host ends that nobody owns, put back what ours that are alive lack, then do the same for addresses.
 
-        The rest is done in spite of a failure, which is raised at the end.
+        How those of another configuration are attached, that one knows. The rest is done in spite of a failure, which is
+        raised at the end.
         """
         there = {link.name: link for link in self._links.all() if self._names.has(link.name)}
         wanted = {self._names.host(request.owner): request for request in requests}
+        ours = {name for name, request in wanted.items() if request.ours}
         parts = [part for part in (self._masquerading, self._ipam) if part is not None]
         all_of(
             [
                 partial(self._delete, there.keys() - wanted.keys()),
-                partial(
-                    self._restore, [(wanted[name], there[name]) for name in there.keys() & wanted.keys()]
-                ),
+                partial(self._restore, [(wanted[name], there[name]) for name in there.keys() & ours]),
                 *(partial(part.gc, requests) for part in parts),
             ]
         )
@@ -167,6 +173,24 @@ class PairPlugin(Plugin):
             for route in routes
             if not any(_is_as_wanted(route, present) for present in pod.routes)
         ]
+
+    def _refuse_shared(self, gateways: Iterable[Address], may_share: Callable[[Link], bool]) -> None:
+        """Raise ConfigurationError for a gateway's address that another interface has; it is looked at once.
+
+        The host ends of routed pods have theirs alone, and take nothing from a bridge.
+        """
+        fresh = {gateway for gateway in gateways if not gateway.is_link_local} - self._sole
+        if not fresh:
+            return
+        for state in self._links.states(self._context.host).values():
+            for address in state.addresses:
+                pod_s = address == alone(address.ip) and state.link.kind in _PAIRS
+                if address.ip in fresh and not pod_s and not may_share(state.link):
+                    raise ConfigurationError(
+                        f"{self._settings.where}: the gateway {address.ip} is the host's own address already, {address} "
+                        f"of interface {state.link.name}; give the pods another subnet or gateway, or remove it there"
+                    )
+        self._sole |= fresh
 
     def _refuse_second(self, request: Request) -> None:
         """Look before anything is done whose undoing would harm what is there."""

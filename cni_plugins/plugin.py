@@ -60,6 +60,8 @@ class Request:
     that is not known (a failed ADD)."""
     runtime: RuntimeConfig
     """The capability arguments that the plugin's configuration declares."""
+    ours: bool = True
+    """Made with the plugin's own configuration. In `gc` others of the same network are there, too: to be spared."""
 
     @property
     def owner(self) -> str:
@@ -93,6 +95,8 @@ class Plugin(abc.ABC):
     """What configurations call it."""
     shared: ClassVar[bool] = False
     """Other runtimes may keep things by it on this node, which `gc` would take for nobody's (see `disableGC`)."""
+    translates: bool = True
+    """Its `gc` restores translations. If that fails nobody knows all of them, and they are left as they are."""
 
     def __init__(self, settings: Settings, context: Context) -> None:  # noqa: B027 - not every plugin has settings
         """Read and check the settings. Raises ConfigurationError; changes nothing."""

@@ -76,6 +76,11 @@ class RangeSet:
     def __str__(self) -> str:
         return ", ".join(map(str, self.ranges))
 
+    @property
+    def gateways(self) -> dict[Address, AddressRange]:
+        """The gateways of its ranges."""
+        return {each.gateway: each for each in reversed(self.ranges)}
+
     def range_of(self, address: Address) -> AddressRange | None:
         """Return the range that has an address."""
         return next((each for each in self.ranges if address in each), None)
@@ -105,14 +110,22 @@ class Round:
     released address rests as long as possible. Not safe for threads.
     """
 
-    def __init__(self, ranges: RangeSet, held: Iterable[Address], last: Address | None) -> None:
+    def __init__(
+        self,
+        ranges: RangeSet,
+        held: Iterable[Address],
+        last: Address | None,
+        gateways: Iterable[Address] = (),
+    ) -> None:
         self._ranges = ranges.ranges
-        self._version = self._ranges[0].subnet.version
         # No pod may have the gateway of another range either: both may be in one subnet.
-        self._gateways = {each.gateway for each in self._ranges}
+        self._gateways = {*ranges.gateways, *gateways}
         held = [address for address in held if ranges.range_of(address)]
-        taken = [int(address) for address in (*self._gateways, *held)]
-        self._free = [Intervals(int(each.start), int(each.end), taken) for each in self._ranges]
+        taken = [*self._gateways, *held]
+        self._free = [
+            Intervals(int(each.start), int(each.end), [int(address) for address in taken if address in each])
+            for each in self._ranges
+        ]
         self.leased = len(held)
         """How many addresses are taken."""
         self._at, self._next = 0, int(self._ranges[0].start)
@@ -141,6 +154,13 @@ class Round:
                 free.remove(int(address))
                 self.leased += 1
                 self._go_behind(address)
+
+    def reserve(self, gateway: Address) -> None:
+        """Take an address out for good."""
+        self._gateways.add(gateway)
+        for each, free in zip(self._ranges, self._free, strict=True):
+            if gateway in each:
+                free.remove(int(gateway))
 
     def give(self, address: Address) -> None:
         """Put an address back; nothing happens if it is in no range."""

@@ -25,6 +25,7 @@ from cni_plugins.errors import (
     UnknownPluginError,
 )
 from cni_plugins.ledger import Entry, Ledger
+from cni_plugins.missing import MissingPlugin
 from cni_plugins.plugin import Attachment, Context, Plugin
 from cni_plugins.settings import Settings
 from cni_plugins.shared_nat import SharedNat
@@ -51,6 +52,7 @@ class CNI:
         self._links = links.for_this_system(self._host)
         self._lock = threading.Lock()
         self._chains: dict[str, Chain] = {}
+        self._lenient: dict[str, Chain] = {}
         self._nats: dict[str, SharedNat] = {}
         self._gate = Gate()
         self._turns = Turns()
@@ -133,23 +135,24 @@ class CNI:
         """
         failures: list[NetworkError] = []
         with self._gate.alone():
-            entries, containers = [], valid()
-            for entry in self._ledger.entries():
-                if entry.container in containers and entry.of_this_boot and entry.result is not None:
-                    entries.append(entry)
-                    continue
-                log.warning(
-                    "detaching %s from %s: no container of that name is there", entry.owner, entry.network
-                )
-                with _collected(failures):
-                    self._delete(entry, None)
-            of_networks: dict[str, dict[str, NetworkList]] = {}
-            for network in (*networks, *map(configuration, entries)):
-                of_networks.setdefault(network.name, {}).setdefault(_key(network), network)
-            for name, lists in of_networks.items():
-                here = [entry for entry in entries if entry.network == name]
-                self._gc_network(here, lists, failures, shared=shared)
-            self._forget_chains({key for lists in of_networks.values() for key in lists}, failures)
+            _, dead = self._sorted(valid())
+        for entry in dead:  # one by one, as a plugin of others may take its time with it
+            with _collected(failures):
+                self._delete_dead(entry)
+        with self._gate.alone():
+            entries, _ = self._sorted(valid())
+            used: dict[str, dict[str, NetworkList]] = {}
+            made_with: dict[str, list[tuple[Entry, str]]] = {}
+            for network in networks:
+                used.setdefault(network.name, {})[_key(network)] = network
+            for entry in entries:
+                network = configuration(entry)
+                key = _key(network)
+                used.setdefault(network.name, {}).setdefault(key, network)
+                made_with.setdefault(network.name, []).append((entry, key))
+            for name, lists in used.items():
+                self._gc_network(made_with.get(name, []), lists, failures, shared=shared)
+            self._forget_chains({key for lists in used.values() for key in lists}, failures)
         return failures
 
     def status(self, network: NetworkList) -> list[str]:
@@ -184,13 +187,33 @@ class CNI:
     def close(self) -> list[NetworkError]:
         """Finish what was left for later, and remove what nothing is attached to; attachments stay.
 
-        What could not be removed is returned. The ledger is the caller's to close.
+        Calls under way are waited for, later ones raise ClosedError. What could not be removed is returned. The ledger is
+        the caller's to close.
         """
-        self._later.shutdown(wait=True)
         failures: list[NetworkError] = []
-        for chain in self._chains.values():
-            _remove_unused(chain, failures)
+        with self._gate.alone(close=True):
+            self._later.shutdown(wait=True)
+            for chain in list(self._chains.values()):
+                _remove_unused(chain, failures)
         return failures
+
+    def _sorted(self, containers: Collection[str]) -> tuple[list[Entry], list[Entry]]:
+        """Return the attachments that are whole and belong to one of these containers, and the others."""
+        alive: list[Entry] = []
+        dead: list[Entry] = []
+        for entry in self._ledger.entries():
+            whole = entry.of_this_boot and entry.result is not None
+            (alive if whole and entry.container in containers else dead).append(entry)
+        return alive, dead
+
+    def _delete_dead(self, found: Entry) -> None:
+        with self._gate.passing(), self._turns.of(found.container):
+            if self._ledger.entry(found.network, found.owner) != found:
+                return  # somebody was quicker, or has made it anew
+            log.warning(
+                "detaching %s from %s: no container of that name is there", found.owner, found.network
+            )
+            self._delete(found, None)
 
     def _delete(self, entry: Entry, stack: NetworkStack | None) -> None:
         attachment, result = kept(entry)
@@ -206,50 +229,71 @@ class CNI:
 
     def _gc_network(
         self,
-        entries: Sequence[Entry],
+        entries: Sequence[tuple[Entry, str]],
         lists: dict[str, NetworkList],
         failures: list[NetworkError],
         *,
         shared: bool,
     ) -> None:
-        """Ask every configuration of one network, each about all that is attached to it.
+        """Ask every configuration of one network, each about all that is attached to it, whatever it was made with.
 
         An interface of another configuration is no stray; but what is translated for a pod is its own one's business.
         """
-        known = [kept(entry) for entry in entries]
+        known = [kept(entry) for entry, _ in entries]
         name = next(iter(lists.values())).name
-        with _collected(failures), self._nat(name).gathered():
+        with _collected(failures), self._nat(name).gathered() as leave_alone:
             for key, network in lists.items():
-                owners = {entry.owner for entry in entries if _key(configuration(entry)) == key}
-                with self._nat(name).of(owners):
-                    self._chain(network).gc(known, shared=shared and not network.disable_gc)
+                ours = {entry.owner for entry, made_with in entries if made_with == key}
+                with self._nat(name).of(ours):
+                    chain = self._chain(network, lenient=True)
+                    failed = chain.gc(known, ours, shared=shared and not network.disable_gc)
+                if any(plugin.translates for plugin, _ in failed):
+                    leave_alone()
+                failures += [error for _, error in failed]
 
-    def _chain(self, network: NetworkList) -> Chain:
+    def _chain(self, network: NetworkList, *, lenient: bool = False) -> Chain:
+        """Return the plugins of a configuration; a lenient one has stand-ins for types that nobody has any more."""
         key = _key(network)
         with self._lock:
-            found = self._chains.get(key)
-        if found is None:
-            found = Chain(network, lambda settings: self._make(network, settings))
-            with self._lock:
-                found = self._chains.setdefault(key, found)
-        return found
+            found = self._chains.get(key) or (self._lenient.get(key) if lenient else None)
+        if found is not None:
+            return found
+        chains = self._chains
+        try:
+            made = Chain(network, lambda settings: self._make(network, settings))
+        except UnknownPluginError:
+            if not lenient:
+                raise
+            made = Chain(network, lambda settings: self._make(network, settings, lenient=True))
+            chains = self._lenient
+        with self._lock:
+            return chains.setdefault(key, made)
 
     def _forget_chains(self, used: Collection[str], failures: list[NetworkError]) -> None:
         with self._lock:
+            self._lenient.clear()  # what they lack may be there the next time
             unused = [self._chains.pop(key) for key in self._chains.keys() - used]
         for chain in unused:
             _remove_unused(chain, failures)
 
-    def _make(self, network: NetworkList, settings: Settings) -> Plugin:
+    def _make(self, network: NetworkList, settings: Settings, *, lenient: bool = False) -> Plugin:
         context = Context(
             network=network.name,
             host=self._host,
             links=self._links,
             ledger=self._ledger,
             nat=lambda: self._nat(network.name),
-            delegate=lambda part: self._make(network, part),
+            delegate=lambda part: self._make(network, part, lenient=lenient),
             later=self._do_later,
         )
+        try:
+            return self._find(settings, context, network.cni_version)
+        except UnknownPluginError as error:
+            if lenient:
+                return MissingPlugin(error)
+            raise
+
+    def _find(self, settings: Settings, context: Context, version: str) -> Plugin:
         try:
             class_ = registry.find(settings.type)
         except UnknownPluginError:
@@ -258,7 +302,7 @@ class CNI:
             # Loaded on demand: it alone starts processes.
             from cni_plugins.external import ExternalPlugin  # noqa: PLC0415
 
-            return ExternalPlugin(settings, context, binaries=self._binaries, version=network.cni_version)
+            return ExternalPlugin(settings, context, binaries=self._binaries, version=version)
         return class_(settings, context)
 
     def _nat(self, network: str) -> SharedNat:
@@ -271,7 +315,7 @@ class CNI:
         def run() -> None:
             try:
                 function()
-            except NetworkError as error:
+            except Exception as error:  # noqa: BLE001 - nobody asks this thread what has become of it
                 log.warning("%s was not done and waits for the next gc: %s", what, error)
 
         future = self._later.submit(run)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
-from ipaddress import ip_address, ip_interface
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
 from typing import Any
 
 from cni_plugins.errors import ConfigurationError
@@ -19,12 +19,23 @@ from cni_plugins.types import DNS, Address, InterfaceAddress
 
 @dataclass(frozen=True, slots=True)
 class PortMapping:
-    """A port of the node that is to lead to a port of the pod. `host_ip` None is every address of the node."""
+    """A port of the node that is to lead to a port of the pod.
+
+    `host_ip` None is every address of the node, 0.0.0.0 every one of IPv4, :: every one of IPv6. Making one with an
+    address that no client could ever reach a pod by raises ConfigurationError.
+    """
 
     host_port: int
     container_port: int
     protocol: str = "tcp"
     host_ip: Address | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be a host port's address."""
+        if self.host_ip is not None and (reason := _unreachable(self.host_ip)):
+            raise ConfigurationError(
+                f"hostIP {self.host_ip} of host port {self.host_port} {self.protocol}: {reason}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +113,23 @@ _KEYS = {
     "dns": "dns",
     "ip_ranges": "ipRanges",
 }
+_BROADCAST = IPv4Address("255.255.255.255")
 CAPABILITIES = frozenset(_KEYS.values())
 """Every capability that has an argument here."""
+
+
+def _unreachable(address: Address) -> str:
+    """Return why no client of an address can get to a pod, and what to do; empty if it can."""
+    if isinstance(address, IPv6Address):
+        if address.scope_id is not None:
+            return "it is on one interface only, which cannot be told apart; give it without the %"
+        if address.ipv4_mapped is not None:
+            return f"no packet has such an address; give {address.ipv4_mapped}"
+        if address.is_loopback:
+            return "the kernel keeps packets to it on the loopback interface; give 127.0.0.1, or none"
+    if address.is_multicast or address == _BROADCAST:
+        return "it stands for more than one host; give an address of this node, or none"
+    return ""
 
 
 def _port_to_json(port: PortMapping) -> dict[str, Any]:
@@ -123,7 +149,6 @@ def _port_from_json(told: Mapping[str, Any]) -> PortMapping:
     if not (0 < host_port < 1 << 16 and 0 < container_port < 1 << 16):
         raise ValueError(f"ports {host_port} and {container_port} are not both from 1 to 65535")
     host_ip = ip_address(told["hostIP"]) if told.get("hostIP") else None
-    host_ip = None if host_ip is None or host_ip.is_unspecified else host_ip
     return PortMapping(host_port, container_port, protocol, host_ip)
 
 

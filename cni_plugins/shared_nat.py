@@ -7,11 +7,13 @@ of one configuration knows only what that one is for; when it restores, the othe
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
-from cni_plugins.nat import HostPort, Masquerade, Nat
+from cni_plugins.nat import HostPort, Inspectable, Masquerade, Nat
+from cni_plugins.steps import all_of
 from cni_plugins.types import Address
 
 _Wanted = TypeVar("_Wanted")
@@ -28,13 +30,22 @@ class SharedNat:
         self._masquerades: dict[str, Masquerade] = {}
 
     @contextmanager
-    def gathered(self) -> Iterator[None]:
-        """While this is open, restoring only gathers; at its end the kernel is made to be like all of it."""
+    def gathered(self) -> Iterator[Callable[[], None]]:
+        """While this is open, restoring only gathers; at its end the kernel is made to be like all of it.
+
+        Unless the function that it gives was called: not all is known then.
+        """
+        incomplete: list[bool] = []
         with self._gathering:
             self._ports, self._masquerades = {}, {}
-            yield
-            self._nat.restore_ports(self._ports)
-            self._nat.restore_masquerades(self._masquerades)
+            yield lambda: incomplete.append(True)
+            if not incomplete:
+                all_of(
+                    [
+                        partial(self._nat.restore_ports, self._ports),
+                        partial(self._nat.restore_masquerades, self._masquerades),
+                    ]
+                )
 
     @contextmanager
     def of(self, owners: Collection[str]) -> Iterator[None]:
@@ -72,6 +83,10 @@ class SharedNat:
     def kill_states(self, addresses: Sequence[Address]) -> None:
         """See `nat.Nat`."""
         self._nat.kill_states(addresses)
+
+    def missing(self, owner: str) -> list[str]:
+        """See `nat.Inspectable`; nothing, where that is not known."""
+        return self._nat.missing(owner) if isinstance(self._nat, Inspectable) else []
 
     def problems(self) -> list[str]:
         """See `nat.Nat`."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import structlog
 
 from cni_plugins import (
     CNI,
     Attachment,
+    ClosedError,
     ConfDirectory,
     ConfigurationError,
     Found,
@@ -22,18 +26,24 @@ from cni_plugins import (
     RuntimeConfig,
     loopback,
 )
-from cni_plugins.types import Address
 from cri import config_values, default_network, pod_bandwidth
 from cri.config import NetworkConfig
 from cri.errors import InvalidArgumentError
 from cri.sandbox.host import Condition, Host, HostError, NetworkStack, Warden
 from cri.sandbox.spec import PodAddresses, Resolver, SandboxSpec
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 log = structlog.get_logger(__name__)
 
 INTERFACE = "eth0"
 RECONCILE_SECONDS = 60.0
 """Between two looks whether the node still has what the pods need of it."""
+STATUS_SECONDS = 2.0
+"""What a client waits for the plugins to say how they are; they may be others' and hang."""
+THREADS = 64
+"""For calls of plugins: their own, so that one that hangs keeps nothing else from being done."""
 _POD_CIDR = "podCIDR"
 """Under this name the ledger keeps what the kubelet has said last: it does not say it again to a new daemon."""
 
@@ -55,6 +65,8 @@ class PodNetwork:
         self._ledger: Ledger
         self._cni: CNI
         self._watch: asyncio.Task[None] | None = None
+        self._asking: asyncio.Task[list[str]] | None = None
+        self._threads = ThreadPoolExecutor(THREADS, "network")
 
     async def open(self) -> None:
         """Open the ledger. Raises NetworkError, also for a default network that cannot be."""
@@ -71,7 +83,15 @@ class PodNetwork:
             network = await asyncio.to_thread(self._network)
         except NetworkError as error:
             return Condition(ok=False, reason="NetworkConfigInvalid", message=str(error))
-        if problems := await asyncio.to_thread(self._cni.status, network):
+        # One question at a time, however many clients want to know: a plugin that hangs must not eat up the threads.
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._in_thread(self._cni.status, network))
+        try:
+            problems = await asyncio.wait_for(asyncio.shield(self._asking), STATUS_SECONDS)
+        except TimeoutError:
+            message = f"the plugins of network {network.name} have not said within {STATUS_SECONDS:g} s how they are"
+            return Condition(ok=False, reason="NetworkPluginSilent", message=message)
+        if problems:
             return Condition(ok=False, reason="NetworkPluginNotReady", message="; ".join(problems))
         return Condition(ok=True)
 
@@ -82,14 +102,14 @@ class PodNetwork:
         """
         runtime = _runtime_config(spec)
         stack = self._host.network_stack(spec, warden)
-        return await asyncio.to_thread(self._attach, _attachment(spec, runtime, stack.name), stack)
+        return await self._in_thread(self._attach, _attachment(spec, runtime, stack.name), stack)
 
     async def detach(self, sandbox_id: str) -> None:
         """Take the pod's interfaces, addresses and host ports back; succeeds on what is gone.
 
         The pod is off the network when this returns; what only takes time is finished in the background.
         """
-        await asyncio.to_thread(self._cni.delete_all, sandbox_id)
+        await self._in_thread(self._cni.delete_all, sandbox_id)
 
     async def is_attached(self, sandbox_id: str) -> bool:
         """Whether the pod has a network."""
@@ -103,7 +123,7 @@ class PodNetwork:
             self._cni.delete(self._network(), Attachment(sandbox_id, INTERFACE))
 
         try:
-            await asyncio.to_thread(release)
+            await self._in_thread(release)
         except NetworkError as error:
             raise HostError("take back the network of", f"sandbox {sandbox_id}", str(error)) from error
 
@@ -118,8 +138,11 @@ class PodNetwork:
         except NetworkError as error:
             log.warning("no network for new pods", error=str(error))
             networks = []
-        for failure in await asyncio.to_thread(self._cni.gc, sandboxes, networks, shared=shared):
-            log.warning("the pods' network is not in line", error=str(failure))
+        try:
+            for failure in await self._in_thread(self._cni.gc, sandboxes, networks, shared=shared):
+                log.warning("the pods' network is not in line", error=str(failure))
+        except NetworkError as error:
+            log.warning("the pods' network was not looked at", error=str(error))
 
     def watch(self, sandboxes: Callable[[], Collection[str]]) -> None:
         """Reconcile again and again from now on."""
@@ -146,6 +169,7 @@ class PodNetwork:
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait([self._watch])
+        await asyncio.to_thread(self._threads.shutdown)
         for failure in await asyncio.to_thread(self._cni.close):
             log.warning("something of the pods' network stays", error=str(failure))
         await asyncio.to_thread(self._ledger.close)
@@ -153,7 +177,19 @@ class PodNetwork:
     async def _reconcile_often(self, sandboxes: Callable[[], Collection[str]]) -> None:
         while True:
             await asyncio.sleep(RECONCILE_SECONDS)
-            await self.reconcile(sandboxes, shared=False)
+            try:
+                await self.reconcile(sandboxes, shared=False)
+            except Exception:
+                # Whatever it was: the next time may go well, and there must be a next time.
+                log.exception("reconciliation failed")
+
+    async def _in_thread(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        try:
+            called = loop.run_in_executor(self._threads, partial(function, *arguments, **named))
+        except RuntimeError as error:  # the daemon ends
+            raise ClosedError("the network has ended with the daemon; ask the next one") from error
+        return await called
 
     def _attach(self, attachment: Attachment, stack: NetworkStack) -> PodAddresses:
         try:
@@ -193,16 +229,15 @@ def _attachment(spec: SandboxSpec, runtime: RuntimeConfig, netns: str) -> Attach
     return Attachment(spec.id, INTERFACE, netns, runtime, args)
 
 
-def _host_ip(text: str) -> Address | None:
-    """The address that a host port is open on; the unspecified ones stand for all."""
-    address = ip_address(text) if text else None
-    return None if address is None or address.is_unspecified else address
-
-
 def _runtime_config(spec: SandboxSpec) -> RuntimeConfig:
     return RuntimeConfig(
         port_mappings=tuple(
-            PortMapping(port.host_port, port.container_port, port.protocol, _host_ip(port.host_ip))
+            PortMapping(
+                port.host_port,
+                port.container_port,
+                port.protocol,
+                ip_address(port.host_ip) if port.host_ip else None,
+            )
             for port in spec.port_mappings
         ),
         bandwidth=pod_bandwidth.of(spec.annotations),

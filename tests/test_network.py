@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
@@ -10,7 +12,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from cni_plugins import CNI, DNS, Interface, IPConfig, KernelError, PortMapping, Result
+from cni_plugins import (
+    CNI,
+    DNS,
+    ClosedError,
+    Interface,
+    IPConfig,
+    KernelError,
+    LedgerError,
+    PortMapping,
+    Result,
+)
 from cri import config, network
 from cri.errors import InvalidArgumentError
 from cri.network import PodNetwork
@@ -125,6 +137,49 @@ async def test_what_plugins_say_is_the_condition(open_network, calls) -> None:
     assert (found.ok, found.reason, found.message) == (False, "NetworkPluginNotReady", "pf is off; no route")
 
 
+async def test_a_plugin_that_hangs_keeps_no_client_waiting(open_network, calls, monkeypatch) -> None:
+    opened = await open_network()
+    monkeypatch.setattr(network, "STATUS_SECONDS", 0.05)
+    go_on, asked = threading.Event(), []
+
+    def hang(self, wanted) -> list[str]:
+        asked.append(wanted)
+        go_on.wait(10)
+        return []
+
+    monkeypatch.setattr(CNI, "status", hang)
+    found = await asyncio.gather(*(opened.condition() for _ in range(50)))
+    assert {one.reason for one in found} == {"NetworkPluginSilent"}
+    assert len(asked) == 1
+    go_on.set()
+    monkeypatch.setattr(network, "STATUS_SECONDS", 10)
+    assert (await opened.condition()).ok
+
+
+async def test_reconciliation_goes_on_after_a_failure(open_network, monkeypatch) -> None:
+    times = []
+
+    def fail(self, valid, networks, *, shared):
+        times.append(shared)
+        raise LedgerError("the disk is full") if shared or len(times) == 1 else ValueError("a fault of ours")
+
+    opened = await open_network()
+    monkeypatch.setattr(CNI, "gc", fail)
+    monkeypatch.setattr(network, "RECONCILE_SECONDS", 0.01)
+    opened.watch(list)
+    while len(times) < 4:
+        await asyncio.sleep(0.01)
+    assert set(times) == {False}
+    await opened.reconcile(list)  # a disk that is full does not keep the daemon from starting
+
+
+async def test_after_the_end_calls_are_told_so(open_network) -> None:
+    opened = await open_network()
+    await opened.close()
+    with pytest.raises(ClosedError):
+        await opened.detach("a")
+
+
 async def test_a_pod_gets_its_ports_its_limits_and_both_families(open_network, calls) -> None:
     calls.result = Result(
         interfaces=(Interface("eth0"),),
@@ -145,7 +200,7 @@ async def test_a_pod_gets_its_ports_its_limits_and_both_families(open_network, c
     assert runtime.port_mappings == (
         PortMapping(53, 5353, "udp", ip_address("192.0.2.1")),
         PortMapping(80, 8080, "tcp"),
-        PortMapping(81, 81, "tcp"),
+        PortMapping(81, 81, "tcp", ip_address("0.0.0.0")),
     )
     assert runtime.bandwidth.egress_rate == 10**7
 

@@ -33,6 +33,7 @@ GROUP = "cni-pods"
 
 _BRIDGE, _EPAIR = "bridge", "epair"
 _MARK = "cni_plugins "
+_ADVERTISED_ROUTES = "net.inet6.ip6.rfc6204w3"
 _FORWARDING = {4: "net.inet.ip.forwarding", 6: "net.inet6.ip6.forwarding"}
 _UNKNOWN_TO_ROUTES = ("advmss", "priority", "scope")
 
@@ -194,10 +195,16 @@ class FreeBSDLinks(CommonLinks):
                     perform_unless(routes, NO_SUCH_FAMILY, address_add(index, name, address))
 
     def enable_forwarding(self, versions: Collection[int]) -> None:
-        """See `links.Links`. The host is the stack that this process is in."""
-        for name in (_FORWARDING[version] for version in versions):
-            if not ioctl.sysctl_read(name):
-                ioctl.sysctl_write(name, 1)
+        """See `links.Links`. The host is the stack that this process is in.
+
+        A host that gets its default route from router advertisements keeps it: else the kernel takes none of a router.
+        """
+        for version in versions:
+            if ioctl.sysctl_read(_FORWARDING[version]):
+                continue
+            if version == 6 and not ioctl.sysctl_read(_ADVERTISED_ROUTES):
+                ioctl.sysctl_write(_ADVERTISED_ROUTES, 1)
+            ioctl.sysctl_write(_FORWARDING[version], 1)
 
     def _disable_ipv6(self, name: str) -> None:
         """Keep a member of a bridge free of addresses; it would get some where net.inet6.ip6.accept_rtadv is 1."""

@@ -20,6 +20,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from cni_plugins.errors import ConfigurationError, KernelError
@@ -37,6 +38,7 @@ from cni_plugins.freebsd.pf import (
     local_addresses,
 )
 from cni_plugins.nat import PROTOCOLS, HostPort, Masquerade
+from cni_plugins.steps import all_of
 from cni_plugins.types import Address, InterfaceAddress, SocketSource
 
 PARENT = "cni-rdr"
@@ -118,14 +120,14 @@ class PfNat:
                     pf.kill_states(address)
 
     def problems(self) -> list[str]:
-        """See `nat.Nat`. What only the node's own connections suffer from is told while there are host ports."""
+        """See `nat.Nat`. What only the node's own connections suffer from (`host_problems`) is the doctor's to tell."""
         try:
             with Pf() as pf:
-                return [*problems(pf), *(host_problems(pf) if self._present(pf, _PORTS) else ())]
+                return problems(pf)
         except KernelError as error:
             if error.operation != "open":
                 raise
-            return [f"{error}, and run `sysrc pf_enable=YES` and `service pf start`"]
+            return [f"{error}, then `sysrc pf_enable=YES` and `service pf start`"]
 
     def _anchor(self, kind: str, owner: str) -> str:
         return f"{PARENT}/{kind}-{self._network}-{hashlib.sha256(owner.encode()).hexdigest()[:32]}"
@@ -133,26 +135,35 @@ class PfNat:
     def _clear(self, kind: str, owner: str) -> None:
         if (opened := _open()) is not None:
             with opened as pf:
-                self._replace(pf, self._anchor(kind, owner), ())
+                anchor = self._anchor(kind, owner)
+                # To empty one makes it first, and pf may have no room for another (`set limit anchors`).
+                if pf.version(anchor) is not None:
+                    self._replace(pf, anchor, ())
 
     def _restore(self, kind: str, wanted: Mapping[str, Sequence[Rule]]) -> None:
         if (opened := _open(needed=bool(wanted))) is None:
             return
         anchors = {self._anchor(kind, owner): rules for owner, rules in wanted.items()}
         with opened as pf:
-            for anchor in self._present(pf, kind) - anchors.keys():
-                self._replace(pf, anchor, ())
-            for anchor, rules in anchors.items():
-                if self._loaded.get(anchor) != (rules, pf.version(anchor)):
-                    self._replace(pf, anchor, rules)
+            stray = dict.fromkeys(self._present(pf, kind) - anchors.keys(), ())
+            all_of(
+                partial(self._replace, pf, anchor, rules)
+                for anchor, rules in {**stray, **anchors}.items()
+                if not rules or self._loaded.get(anchor) != (rules, pf.version(anchor))
+            )
 
     def _replace(self, pf: Pf, anchor: str, rules: Sequence[Rule]) -> None:
+        before, _ = self._loaded.get(anchor, ((), None))
         version = pf.replace(anchor, rules)
+        try:
+            _forget_untranslated(pf, rules)
+        except BaseException as error:  # the states that must end are those of after the change
+            _take_back(pf, anchor, before, error)
+            raise
         if rules:
             self._loaded[anchor] = rules, version
         else:
             self._loaded.pop(anchor, None)
-        _forget_untranslated(pf, rules)
 
     def _present(self, pf: Pf, kind: str) -> set[str]:
         ours = re.compile(rf"{kind}-{re.escape(self._network)}-[0-9a-f]{{32}}")
@@ -196,9 +207,7 @@ def port_rules(owner: str, ports: Sequence[HostPort], local: Sequence[LocalAddre
 
 def masquerade_rules(owner: str, wanted: Masquerade, outside: Sequence[LocalAddress]) -> list[Rule]:
     """Return the rules that translate an owner's addresses to those of the interface that a packet leaves by."""
-    inside = {
-        each.interface for each in outside if any(_contains(each, address) for address in wanted.addresses)
-    }
+    inside = {_link_of(address, outside) for address in wanted.addresses}
     interfaces: dict[int, dict[str, None]] = defaultdict(dict)
     for each in outside:
         if each.interface not in inside:
@@ -235,6 +244,14 @@ def _forget_untranslated(pf: Pf, rules: Iterable[Rule]) -> None:
         if rule.action is Action.RDR and rule.protocol == "udp":
             for address in _own(rule.destination, rule.version):
                 pf.kill_states_to(address, rule.protocol, rule.port)
+
+
+def _take_back(pf: Pf, anchor: str, rules: Sequence[Rule], error: BaseException) -> None:
+    """Have an anchor's former rules again because of an error, which stays the one that the caller hears of."""
+    try:
+        pf.replace(anchor, rules)
+    except KernelError as second:
+        error.add_note(f"and the undo failed: {second}")
 
 
 def _own(destination: Endpoint, version: int) -> list[Address]:
@@ -284,6 +301,12 @@ def _nearest(pod: InterfaceAddress, local: Iterable[LocalAddress]) -> Address | 
     usable = [each for each in _usable(local) if each.address.version == pod.version]
     usable.sort(key=lambda each: (_contains(each, pod.ip), each.address.network.prefixlen), reverse=True)
     return usable[0].address.ip if usable else None
+
+
+def _link_of(pod: Address, local: Iterable[LocalAddress]) -> str:
+    """Return the interface of the node that a pod is reached by: the node may also be in a wider network around it."""
+    near = [each for each in local if _contains(each, pod)]
+    return max(near, key=lambda each: each.address.network.prefixlen).interface if near else ""
 
 
 def _usable(local: Iterable[LocalAddress]) -> list[LocalAddress]:

@@ -35,6 +35,15 @@ _NO_SUCH_ANCHOR = frozenset({errno.ENOENT, errno.EINVAL})  # calls and releases 
 _PROTOCOLS = {"": 0, "tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": socket.IPPROTO_SCTP}
 _NAME_BYTES = 64
 _PATH_BYTES = 1024
+_BEGIN = "begin a change of"
+_WORDS = {
+    (_BEGIN, errno.EINVAL): "pf may have no room for another anchor, see `set limit anchors` in pf.conf(5)",
+    (_BEGIN, errno.EPERM): "kern.securelevel is above 2, or this is a jail that may not",
+    (_BEGIN, errno.EBUSY): "somebody else changes rules all the time",
+}
+"""What pf means by some of its errors."""
+_MOST_LOOKS = 10
+"""At what others may be changing all the time."""
 _PAUSES = (0.001, 0.002, 0.005, 0.01, 0.02, *(0.05,) * 35)
 """Seconds, at most, before another attempt where somebody else was in the way."""
 
@@ -145,18 +154,23 @@ class Pf:
         """Return the names of the anchors directly below one; none if that does not exist itself."""
         # They are told one by one, by their place, which changes when another one comes or goes.
         names = self._anchor_names(parent)
-        while (again := self._anchor_names(parent)) != names:
+        seen = set(names)
+        for _ in range(_MOST_LOOKS):
+            if (again := self._anchor_names(parent)) == names:
+                return names
             names = again
-        return names
+            seen.update(names)
+        return sorted(seen)  # somebody is busy there; what was there once is looked for in vain at worst
 
     def called_anchors(self, action: Action) -> list[str]:
         """Return the anchors that the main ruleset's rules of an action's kind call, as `name/*` if with all below."""
-        while True:
+        for _ in range(_MOST_LOOKS):
             try:
                 return self._called_anchors(action)
             except KernelError as error:
                 if error.errno != errno.EBUSY:  # another ruleset was loaded meanwhile
                     raise
+        return self._called_anchors(action)
 
     def kill_states(self, address: Address) -> None:
         """End all states from and to an address, those with a translated address too."""
@@ -200,7 +214,7 @@ class Pf:
         what, name = f"anchor {anchor}", anchor.encode()
         numbers, count = ffi.new("int[]", list(rulesets)), len(rulesets)
         tickets = ffi.new("uint32_t[]", count)
-        self._call(lib.cni_pf_begin, "begin a change of", what, name, numbers, tickets, count)
+        self._call(lib.cni_pf_begin, _BEGIN, what, name, numbers, tickets, count)
         try:
             yield tickets
             self._call(lib.cni_pf_commit, "change", what, name, numbers, tickets, count)
@@ -278,7 +292,7 @@ class Pf:
     def _call(self, function: Callable[..., int], operation: str, what: str, *arguments: Any) -> int:
         result = function(self._descriptor, *arguments)
         if result < 0:
-            raise KernelError(ffi.errno, operation, what)
+            raise KernelError(ffi.errno, operation, what, _WORDS.get((operation, ffi.errno), ""))
         return result
 
 

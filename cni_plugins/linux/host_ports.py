@@ -5,8 +5,9 @@ before them for ports that are open on one address only. When it leaves the node
 pod and by the port that the client wanted, tells that it came this way, and which clients the pod's answers would reach
 without the node between: their connections come from the node.
 
-127.0.0.1 is sent on as well, since the pod's interface is made to route it (`localnet.py`). ::1 cannot be: IPv6 has no
-such setting and never lets it out of the loopback interface; so it is left to whoever listens there.
+127.0.0.1 is sent on as well, for the node itself, since the pod's interface is made to route it (`localnet.py`). ::1
+cannot be: IPv6 has no such setting and never lets it out of the loopback interface; so it is left to whoever listens
+there. Nobody else gets to either: a translation would come before the kernel's check for addresses that cannot arrive.
 """
 
 from __future__ import annotations
@@ -59,13 +60,16 @@ from cni_plugins.linux.nftables import (
 )
 from cni_plugins.nat import PROTOCOLS, HostPort
 from cni_plugins.netlink.client import Request
-from cni_plugins.types import InterfaceAddress, Network
+from cni_plugins.types import Address, InterfaceAddress, Network
 
 LOCALNET = "localnet"
 """The set of the interfaces that route 127.0.0.0/8 for us."""
 
 WAYS_IN = ("any4", "address4", "any6", "address6")
 """The maps from host ports to pods."""
+
+OWNED = (*WAYS_IN, "published4", "published6")
+"""The maps whose elements are somebody's."""
 
 _FROM_ANYWHERE = "from-anywhere"
 
@@ -126,8 +130,10 @@ def skeleton(table: str) -> list[Request]:
         chain_add(table, "output", nftables.OUTPUT, _OUTPUT_DSTNAT),
         chain_add(table, "postrouting", nftables.POSTROUTING, _SRCNAT),
         *_guard(table),
+        # What arrives for a loopback address was sent by somebody else; untranslated, the kernel takes it for a Martian.
+        *(_leave(table, "prerouting", loopback) for loopback in (_LOOPBACK4, _LOOPBACK6)),
         rule_add(table, "prerouting", verdict(jump("hostports"))),
-        rule_add(table, "output", family(6), within(destination(6), _LOOPBACK6), verdict(nftables.RETURN)),
+        _leave(table, "output", _LOOPBACK6),
         rule_add(table, "output", verdict(jump("hostports"))),
         rule_add(table, _FROM_ANYWHERE, masquerade()),
         *(request for version in (4, 6) for request in _rules(table, version)),
@@ -168,6 +174,15 @@ def way_in(owner: str, port: HostPort) -> Element:
     )
 
 
+def leads_to(piece: Piece, address: Address) -> bool:
+    """Tell whether a piece is part of a port's way to a pod's address."""
+    return (
+        isinstance(piece, Element)
+        and piece.set == f"published{address.version}"
+        and piece.key.startswith(address.packed)
+    )
+
+
 def words(port: HostPort) -> str:
     """Return a host port as people write it."""
     where = "" if port.host_ip is None else f" on {port.host_ip}"
@@ -190,6 +205,14 @@ def _guard(table: str) -> list[Request]:
         rule_add(table, "guard", *arriving, within(field, _LOOPBACK4), verdict(nftables.DROP))
         for field in (destination(4), source(4))
     ]
+
+
+def _leave(table: str, chain: str, loopback: Network) -> Request:
+    """Return the rule that ends a chain for what goes to a loopback address."""
+    version = loopback.version
+    return rule_add(
+        table, chain, family(version), within(destination(version), loopback), verdict(nftables.RETURN)
+    )
 
 
 def _rules(table: str, version: int) -> list[Request]:

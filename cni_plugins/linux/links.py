@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from ipaddress import ip_interface
 from typing import ClassVar
 
 from cni_plugins import netlink
 from cni_plugins.common_links import CommonLinks, perform_unless, taken
-from cni_plugins.errors import KernelError, NotAttachedError
+from cni_plugins.errors import ConfigurationError, KernelError, NotAttachedError
 from cni_plugins.links import Pair, Tuning
 from cni_plugins.linux import arp, sysctl
 from cni_plugins.netlink.client import Request
 from cni_plugins.rtnetlink import GONE, Link, LinkEnd, Routes, address_add, link_del, link_set
-from cni_plugins.types import InterfaceAddress, NetworkStack, SocketSource
+from cni_plugins.types import InterfaceAddress, NetworkStack, Route, SocketSource
 
 _FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 
@@ -63,12 +64,35 @@ class LinuxLinks(CommonLinks):
         The kernel asks with it for the pods that it forwards to, and would first look for a second or two whether
         somebody else has it.
         """
-        if not link.up and any(address.version == 6 for address in addresses):
-            with Routes.of(self._host) as routes:
-                perform_unless(
-                    routes, errno.EEXIST, address_add(link.index, link.name, _link_local(link.mac))
-                )
-        super().prepare_bridge(link, addresses, mtu=mtu, promiscuous=promiscuous, replace=replace)
+        with self._telling_of_ipv6(self._host, link.name, addresses):
+            if not link.up and any(address.version == 6 for address in addresses):
+                with Routes.of(self._host) as routes:
+                    perform_unless(
+                        routes, errno.EEXIST, address_add(link.index, link.name, _link_local(link.mac))
+                    )
+            super().prepare_bridge(link, addresses, mtu=mtu, promiscuous=promiscuous, replace=replace)
+
+    def configure(
+        self,
+        stack: SocketSource,
+        name: str,
+        addresses: Sequence[InterfaceAddress] = (),
+        routes: Sequence[Route] = (),
+    ) -> None:
+        """See `links.Links`."""
+        with self._telling_of_ipv6(stack, name, addresses):
+            super().configure(stack, name, addresses, routes)
+
+    def refused(self, name: str, versions: Collection[int]) -> list[str]:
+        """See `links.Links`. The kernel lets IPv6 be switched off, for one interface and for those to come."""
+        if 6 not in versions:
+            return []
+        parameters = _disable_ipv6(name), _disable_ipv6("default")
+        try:
+            parameter, value = _first_there(self._host, parameters)
+        except KernelError as error:
+            return [str(error)]
+        return [_switched_off("the node", parameter)] if value == "1" else []
 
     def make_pair(self, pair: Pair, stack: NetworkStack) -> None:
         """See `links.Links`. One request makes both ends, so that a killed process leaves all or nothing.
@@ -137,7 +161,44 @@ class LinuxLinks(CommonLinks):
         with Routes.of(self._host) as routes:
             missing = [version for version in versions if not routes.forwards(version)]
         for version in missing:
+            if version == 6:
+                self._keep_advertised_routes()
             sysctl.write(self._host, _FORWARDING[version], "1")
+
+    def _keep_advertised_routes(self) -> None:
+        """Let interfaces that take router advertisements go on when the host forwards: it may have its default route so.
+
+        Source: Documentation/networking/ip-sysctl.rst, accept_ra.
+        """
+        for link in self.all():
+            if not link.loopback:
+                name = f"net/ipv6/conf/{link.name}/accept_ra"
+                try:
+                    if sysctl.read(self._host, name) == "1":
+                        sysctl.write(self._host, name, "2")
+                except KernelError as error:
+                    if error.errno != errno.ENOENT:  # the link is gone, or has no IPv6
+                        raise
+
+    @contextmanager
+    def _telling_of_ipv6(
+        self, stack: SocketSource, name: str, addresses: Sequence[InterfaceAddress]
+    ) -> Iterator[None]:
+        """Say what is meant where the kernel says that permission is denied because IPv6 is switched off."""
+        try:
+            yield
+        except KernelError as error:
+            if error.errno != errno.EACCES or all(address.version != 6 for address in addresses):
+                raise
+            parameter = _disable_ipv6(name)
+            try:
+                off = sysctl.read(stack, parameter) == "1"
+            except KernelError:  # then that is not known, and the first error is the one to be told
+                off = False
+            if not off:
+                raise
+            where = "the node" if stack is self._host else "the pod"
+            raise ConfigurationError(_switched_off(where, parameter)) from error
 
     def _delete(self, request: Request) -> bool:
         with Routes.of(self._host) as routes:
@@ -150,6 +211,28 @@ class LinuxLinks(CommonLinks):
             return False
         perform_unless(routes, GONE, link_del(name, link.index))
         return True
+
+
+def _disable_ipv6(name: str) -> str:
+    return f"net/ipv6/conf/{name}/disable_ipv6"
+
+
+def _switched_off(where: str, parameter: str) -> str:
+    return (
+        f"IPv6 is switched off in {where}, by sysctl {parameter}=1, so no interface can have an IPv6 address there; "
+        "set it to 0, there and for all and default, or leave IPv6 ranges out of the network's configuration"
+    )
+
+
+def _first_there(stack: SocketSource, parameters: Sequence[str]) -> tuple[str, str]:
+    """Return the first of some parameters that is there, with its value; an empty name and value if none is."""
+    for parameter in parameters:
+        try:
+            return parameter, sysctl.read(stack, parameter)
+        except KernelError as error:
+            if error.errno != errno.ENOENT:
+                raise
+    return "", ""
 
 
 def _link_local(mac: str) -> InterfaceAddress:

@@ -36,7 +36,10 @@ from cni_plugins.linux.nftables import (
 )
 from cni_plugins.nat import Masquerade
 from cni_plugins.netlink.client import Request
-from cni_plugins.types import Network
+from cni_plugins.types import Address, Network
+
+OWNED = ("sources4", "sources6")
+"""The maps whose elements are somebody's."""
 
 _SRCNAT = 100  # nft(8), standard priorities
 _MULTICAST: tuple[Network, ...] = (IPv4Network("224.0.0.0/4"), IPv6Network("ff00::/8"))
@@ -109,6 +112,15 @@ def pieces(owner: str, wanted: Masquerade) -> list[Piece]:
             for address in wanted.addresses
         ),
     ]
+
+
+def translates(piece: Piece, address: Address) -> bool:
+    """Tell whether a piece is what has an address masqueraded."""
+    return (
+        isinstance(piece, Element)
+        and piece.set == f"sources{address.version}"
+        and piece.key == address.packed
+    )
 
 
 def _leave(table: str, chain: str, network: Network) -> Request:

@@ -42,7 +42,9 @@ class NftNat:
         self._able = False
         self._connections = Connections(host)
         self._ports = PublishedPorts(host, f"cni-{network}-hostports", self._connections)
-        self._masquerades = NftTable(host, f"cni-{network}-masquerade", masquerades.skeleton)
+        self._masquerades = NftTable(
+            host, f"cni-{network}-masquerade", masquerades.skeleton, masquerades.OWNED
+        )
 
     def publish(self, owner: str, ports: Sequence[HostPort]) -> None:
         """See `nat.Nat`. The kernel's EEXIST for a port that is somebody else's names whose."""
@@ -75,7 +77,21 @@ class NftNat:
 
     def kill_states(self, addresses: Sequence[Address]) -> None:
         """See `nat.Nat`."""
-        self._connections.forget(addresses)
+        self._connections.forget([address for address in addresses if not self._is_translated(address)])
+
+    def missing(self, owner: str) -> list[str]:
+        """See `nat.Inspectable`."""
+        found = []
+        for table in (self._ports.table, self._masquerades):
+            with table.lock:
+                found += table.missing(owner)
+        return found
+
+    def _is_translated(self, address: Address) -> bool:
+        with self._masquerades.lock:
+            if any(masquerades.translates(piece, address) for piece in self._masquerades.pieces):
+                return True
+        return self._ports.lead_to(address)
 
     def problems(self) -> list[str]:
         """See `nat.Nat`. The kernel is asked by transactions that are never ended, until it once has been able to.

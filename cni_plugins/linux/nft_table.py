@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from cni_plugins.errors import KernelError
-from cni_plugins.linux.nftables import Nftables, table_add, table_del
+from cni_plugins.linux.nftables import Element, Nftables, comment_of, table_add, table_del
 from cni_plugins.linux.standing import Standing
 from cni_plugins.netlink.client import Request, UnansweredError
 from cni_plugins.types import SocketSource
@@ -46,14 +46,21 @@ class Change(NamedTuple):
 class NftTable:
     """One table, with the objects that `skeleton` makes as long as anybody owns something in it.
 
-    `lock` is the caller's to hold around `plan` and `apply`, and around `restore`.
+    `sets` are those whose elements have owners. `lock` is the caller's to hold around `plan` and `apply`, and around `restore`.
     """
 
-    def __init__(self, host: SocketSource, name: str, skeleton: Callable[[str], Sequence[Request]]) -> None:
+    def __init__(
+        self,
+        host: SocketSource,
+        name: str,
+        skeleton: Callable[[str], Sequence[Request]],
+        sets: Sequence[str],
+    ) -> None:
         self.name = name
         self.lock = threading.Lock()
         self.nftables = Standing(lambda: Nftables(host))
         self._skeleton = skeleton
+        self._sets = sets
         self._owned: dict[str, tuple[Piece, ...]] = {}
         self._uses: Counter[Piece] = Counter()
         self._restored = False  # until then there may be more in the table than is remembered
@@ -79,6 +86,18 @@ class NftTable:
             (owner for owner, pieces in self._owned.items() if owner != but and any(map(piece, pieces))), None
         )
 
+    def missing(self, owner: str) -> list[str]:
+        """Return what one owner owns that the kernel does not have, in words. Raises KernelError."""
+        elements = [piece for piece in self.owned_by(owner) if isinstance(piece, Element)]
+        if not elements:
+            return []
+        with self.nftables.lent() as nftables:
+            return [
+                f"{element.what} in nftables table {self.name}"
+                for element in elements
+                if not element.is_in(nftables, self.name)
+            ]
+
     def plan(self, owner: str, pieces: Sequence[Piece]) -> Change:
         """Return what it takes to make an owner have these pieces and no others."""
         wanted = dict.fromkeys(pieces)
@@ -93,6 +112,8 @@ class NftTable:
     def apply(self, owner: str, pieces: Sequence[Piece]) -> None:
         """Make an owner have these pieces and no others. Raises KernelError, and then nothing is changed."""
         if not pieces and owner not in self._owned:
+            if not self._restored:
+                self._delete_elements_of(owner)
             return
         change = self.plan(owner, pieces)
         alone = len(self._owned) == (owner in self._owned)  # the first makes the table, the last removes it
@@ -126,6 +147,21 @@ class NftTable:
         name = f"{self.name}-rehearsal"
         with self.nftables.lent() as nftables:
             nftables.rehearse(_whole(name, self._skeleton, pieces))
+
+    def _delete_elements_of(self, owner: str) -> None:
+        """Delete what somebody owns who is not remembered. What may be others' as well goes with the next `restore`."""
+        with self.nftables.lent() as nftables:
+            requests = [
+                request
+                for name in self._sets
+                for found in nftables.elements(self.name, name)
+                if comment_of(found) == owner
+                for request in Element(name, found["key"]["value"], what=f"what {owner} has").destroy(
+                    self.name
+                )
+            ]
+        if requests:
+            self._commit(requests)
 
     def _steps(self, change: Change) -> list[Request]:
         return [

@@ -23,6 +23,7 @@ from cni_plugins.netlink.codec import (
     OPAQUE,
     TEXT,
     U8,
+    Attributes,
     Choice,
     Integer,
     Listed,
@@ -199,6 +200,23 @@ class Element:
         """Return the request to delete it; ENOENT if it is not there."""
         return [_request(DELSETELEM, self._attributes(table), "delete", self._words(table))]
 
+    def is_in(self, nftables: Nftables, table: str) -> bool:
+        """Ask whether the kernel has it, and its owner's it is. Raises KernelError."""
+        attributes: dict[str | int, Any] = {
+            "table": table,
+            "set": self.set,
+            "elements": [{"key": {"value": self.key}}],
+        }
+        try:
+            answers = nftables.ask(_request(GETSETELEM, attributes, "get", self._words(table)))
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise
+        comment = _comment(self.owner) if self.owner else b""
+        found = [element for answer in answers for element in answer.attributes.get("elements", ())]
+        return any(element.get("userdata", b"") == comment for element in found)
+
     def _words(self, table: str) -> str:
         return f"{self.what or self.key.hex()} in set {self.set} of nftables table {table}"
 
@@ -360,6 +378,17 @@ def _comment(text: str) -> bytes:
     value = text.replace("\0", "").encode(errors="replace")[: _COMMENT_BYTES - 1]
     value = value.decode(errors="ignore").encode() + b"\0"
     return bytes([_USERDATA_COMMENT, len(value)]) + value
+
+
+def comment_of(element: Attributes) -> str | None:
+    """Return the comment of an element that the kernel has listed; one that was too long is not whole."""
+    userdata: bytes = element.get("userdata", b"")
+    while len(userdata) >= 2:
+        kind, length = userdata[:2]
+        if kind == _USERDATA_COMMENT:
+            return userdata[2 : 2 + length].rstrip(b"\0").decode(errors="replace")
+        userdata = userdata[2 + length :]
+    return None
 
 
 def _length(types: tuple[Datatype, ...]) -> int:

@@ -6,7 +6,6 @@ To close one waits for a grace period of the kernel's, some ten milliseconds, wh
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,29 +18,31 @@ _AnyClient = TypeVar("_AnyClient", bound=Client)
 
 
 class Standing(Generic[_AnyClient]):
-    """A client that is made on first use, lent to one thread at a time, and closed when this object goes."""
+    """Clients that are made when needed, each lent to one thread at a time, and closed when this object goes."""
 
     def __init__(self, make: Callable[[], _AnyClient]) -> None:
         self._make = make
-        self._lock = threading.Lock()
-        self._client: _AnyClient | None = None
-        self._finalizer: weakref.finalize[[], Standing[_AnyClient]] | None = None
+        self._idle: list[_AnyClient] = []
+        weakref.finalize(self, _close, self._idle)
 
     @contextmanager
     def lent(self) -> Iterator[_AnyClient]:
-        """Lend the client. It is replaced after a failure that leaves open what it will hear next."""
-        with self._lock:
-            if self._client is None:
-                self._client = self._make()
-                self._finalizer = weakref.finalize(self, self._client.close)
-            try:
-                yield self._client
-            except BaseException as error:
-                if isinstance(error, UnansweredError) or not isinstance(error, KernelError):
-                    self._drop()
-                raise
+        """Lend a client, which nobody else has to wait for. One whose next answer is unsure after a failure is closed."""
+        try:
+            client = self._idle.pop()
+        except IndexError:
+            client = self._make()
+        try:
+            yield client
+        except BaseException as error:
+            if isinstance(error, UnansweredError) or not isinstance(error, KernelError):
+                client.close()
+            else:
+                self._idle.append(client)
+            raise
+        self._idle.append(client)
 
-    def _drop(self) -> None:
-        self._client = None
-        if self._finalizer is not None:
-            self._finalizer()
+
+def _close(clients: list[_AnyClient]) -> None:
+    for client in clients:
+        client.close()

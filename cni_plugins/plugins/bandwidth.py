@@ -39,6 +39,7 @@ class BandwidthPlugin(Plugin):
     """Token buckets on the pod's host end, where the system has them; elsewhere `status` says so."""
 
     type: ClassVar[str] = "bandwidth"
+    translates = False
 
     def __init__(self, settings: Settings, context: Context) -> None:
         self._where = settings.where
@@ -106,8 +107,13 @@ class BandwidthPlugin(Plugin):
         """Delete the ifbs of this network that belong to nobody; limit those pods anew that have a host end."""
         if self._traffic is None:
             return
-        limited = {self._ifb(request): (request, self._limits_of(request)) for request in requests}
-        wanted = {name for name, (_, limits) in limited.items() if limits.arrivals is not None}
+        limited = {
+            self._ifb(request): (request, self._limits_of(request)) for request in requests if request.ours
+        }
+        # Whether the pod of another configuration has an ifb is for that one to know.
+        wanted = {self._ifb(request) for request in requests if not request.ours} | {
+            name for name, (_, limits) in limited.items() if limits.arrivals is not None
+        }
         for name in self._traffic.ifbs():
             if name.startswith(self._prefix) and name not in wanted:
                 self._remove(self._traffic, name)

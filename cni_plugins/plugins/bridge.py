@@ -5,8 +5,9 @@
      "dns": {"nameservers": ["10.88.0.1"]}, "ipam": {"type": "host-local", "subnet": "10.88.0.0/16"}}
 
 Settings and results are those of the reference plugin, whose `vlan`, `vlanTrunk`, `macspoofchk` and
-`disableContainerInterface` are refused. `isolated` is another word for `portIsolation`: pods do not hear each other, only
-the gateway. `interfacePrefix` begins the names of host ends. Without `ipam` the pod is on the link and has no address. The
+`disableContainerInterface` are refused. `isolated` is another word for `portIsolation`: the bridge lets no frame from one
+pod through to another, as the kernel has it. It is no firewall: packets that a pod sends to another one by way of the
+gateway are routed there like any others. `interfacePrefix` begins the names of host ends. Without `ipam` the pod is on the link and has no address. The
 capability is `mac`.
 
 Differences: IPAM comes first; a bridge may have several addresses, though not two in one subnet; MACs depend on the
@@ -71,9 +72,11 @@ class BridgePlugin(PairPlugin):
         self._port = Port(self._bridge, isolated=isolated, hairpin=hairpin)
 
     def status(self) -> list[str]:
-        """Tell of a foreign interface under the bridge's name, too."""
+        """Tell of a foreign interface under the bridge's name, too, and of addresses that the bridge cannot have."""
         link = self._links.find(self._bridge)
         problems = [] if link is None or self._links.is_bridge(link) else [str(self._foreign())]
+        if self._is_gateway:
+            problems += self._links.refused(self._bridge, self._versions)
         return problems + super().status()
 
     def remove_unused(self) -> bool:
@@ -142,6 +145,7 @@ class BridgePlugin(PairPlugin):
 
     def _ensure(self, gateways: Sequence[InterfaceAddress]) -> Link:
         """Make the bridge if need be, with at least these addresses, and have the host forward for them."""
+        self._refuse_shared((gateway.ip for gateway in gateways), lambda other: other.name == self._bridge)
         link = self._find_or_make()
         mtu = self._mtu
         if mtu > link.mtu and any(

@@ -7,6 +7,9 @@
 
 Every inner list is a range set, and gives a pod one address. A single range may stand at the top instead. Capabilities are
 `ips` and `ipRanges`. `dataDir` is passed over: leases are in the ledger, which is of one boot.
+
+Leases are a network's, whatever configurations it has had. A range in which another network has leases is refused while it
+has them, and no pod of any network gets the gateway of a range that has been leased from since the node booted.
 """
 
 from __future__ import annotations
@@ -19,13 +22,13 @@ from typing import ClassVar
 from cni_plugins import ipam
 from cni_plugins.errors import ConfigurationError, NotAttachedError
 from cni_plugins.leases import Leases
-from cni_plugins.plugin import Context, Plugin, Request
+from cni_plugins.plugin import Context, Request
 from cni_plugins.ranges import RangeSet, refuse_overlaps
 from cni_plugins.settings import Settings
 from cni_plugins.types import DNS, Address, IPConfig, Result
 
 
-class HostLocalPlugin(Plugin):
+class HostLocalPlugin(ipam.IpamPlugin):
     """Leases of addresses, in rounds, so that a released one rests long."""
 
     type: ClassVar[str] = "host-local"
@@ -40,11 +43,15 @@ class HostLocalPlugin(Plugin):
         if not self._sets and "ipRanges" not in settings.whole.capabilities:
             raise settings.wrong("ranges", "a list of range sets, such as [[{'subnet': '10.88.0.0/16'}]]")
         _refuse_overlaps(self._sets, settings.where)
+        self.versions = {each.ranges[0].subnet.version for each in self._sets}
         self._routes = ipam.routes(settings)
         self._resolv_conf = settings.text("resolvConf")
 
     def add(self, request: Request) -> Result:
-        """Lease an address of every range set. Raises AddressesExhaustedError, ClaimedError, LedgerError."""
+        """Lease an address of every range set.
+
+        Raises AddressesExhaustedError, ClaimedError, ConfigurationError, LedgerError.
+        """
         dns = _read_resolv_conf(self._resolv_conf, self._settings) if self._resolv_conf else DNS()
         wanted = self._wanted(request)
         addresses = self._leases().lease(request.owner, wanted)
@@ -75,6 +82,11 @@ class HostLocalPlugin(Plugin):
     def gc(self, requests: Sequence[Request]) -> None:
         """Release what nobody has any more."""
         self._leases().release_others({request.owner for request in requests})
+
+    def status(self) -> list[str]:
+        """Tell of ranges that are another network's already, and of a gateway whose address a pod has."""
+        problem = self._leases().problem(self._sets)
+        return [problem] if problem else []
 
     def _leases(self) -> Leases:
         return Leases.of(self._context.ledger, self._context.network)

@@ -24,6 +24,7 @@ class LoopbackPlugin(Plugin):
     """The loopback interface that every stack has from the beginning."""
 
     type: ClassVar[str] = "loopback"
+    translates = False
 
     def __init__(self, settings: Settings, context: Context) -> None:  # noqa: ARG002 - there are no settings
         self._links = context.links

@@ -2,8 +2,8 @@
 
     {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true, "masqAll": false}
 
-It comes after the plugin that gives the pod its addresses; the first one of each family is where ports lead to. What a
-client sees is told by `snat`: true (the default) has the pod's neighbours, who could answer each other without the node,
+It comes after the plugin that gives the pod its addresses; the first one of each family is where ports lead to. A hostIP
+of 0.0.0.0 or :: stands for all of the node's addresses of that family, none for those of both. What a client sees is told by `snat`: true (the default) has the pod's neighbours, who could answer each other without the node,
 talk to it as the node; `masqAll` everybody. The reference plugin's settings that are about iptables are passed over, but
 for conditions, which would restrict who gets in.
 """
@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from cni_plugins.errors import ConfigurationError, NotAttachedError
 from cni_plugins.host_ports import Holder, HostPorts, Port
-from cni_plugins.nat import HostPort
+from cni_plugins.nat import HostPort, Inspectable
 from cni_plugins.plugin import Context, Plugin, Request
 from cni_plugins.runtime_config import PortMapping
 from cni_plugins.settings import Settings
@@ -74,13 +74,19 @@ class PortmapPlugin(Plugin):
         claims.release(holder)
 
     def check(self, request: Request) -> None:
-        """Find every port in the attachment's name."""
+        """Find every port in the attachment's name, and, where the kernel can be asked, what leads from it to the pod."""
         wanted = set(map(Port.of, self._ports(request)))
         missing = wanted - HostPorts.of(self._context.ledger).held(self._holder(request))
         if missing:
             ports = ", ".join(sorted(map(str, missing)))
             raise NotAttachedError(
                 f"{self._where}: {request.owner} has not the host port {ports}; delete and add it again"
+            )
+        nat = self._context.nat() if wanted else None
+        if isinstance(nat, Inspectable) and (lost := nat.missing(request.owner)):
+            raise NotAttachedError(
+                f"{self._where}: somebody has removed {', '.join(lost)}; delete {request.owner} and add it again, "
+                "or restart this program, which puts back everybody's"
             )
 
     def gc(self, requests: Sequence[Request]) -> None:
@@ -90,8 +96,12 @@ class PortmapPlugin(Plugin):
         HostPorts.of(self._context.ledger).release_others(self._context.network, wanted.keys())
 
     def status(self) -> list[str]:
-        """Return what keeps translations from taking effect."""
-        return self._context.nat().problems()
+        """Return what keeps translations from taking effect, if there are any: most pods have no host ports."""
+        return (
+            self._context.nat().problems()
+            if HostPorts.of(self._context.ledger).any_of(self._context.network)
+            else []
+        )
 
     def _holder(self, request: Request) -> Holder:
         return Holder(request.owner, self._context.network)
@@ -109,6 +119,7 @@ class PortmapPlugin(Plugin):
                 f"{self._where}: host port {mapping.host_port} {mapping.protocol} leads nowhere, as the pod has no "
                 f"{family}address; remove the mapping's host IP, or give the pod such an address"
             )
+        host_ip = None if mapping.host_ip is None or mapping.host_ip.is_unspecified else mapping.host_ip
         return [
             HostPort(
                 mapping.protocol,
@@ -116,7 +127,7 @@ class PortmapPlugin(Plugin):
                 # Only the pod itself may hear its answers if nobody else's connections are to be translated.
                 pod if self._snat else ip_interface(pod.ip),
                 mapping.container_port,
-                mapping.host_ip,
+                host_ip,
                 masquerade_all=self._snat and self._masquerade_all,
             )
             for pod in fitting

@@ -21,6 +21,7 @@ from ipaddress import ip_interface, ip_network
 from typing import ClassVar
 
 from cni_plugins.links import State
+from cni_plugins.pair_names import mac
 from cni_plugins.pairs import PairPlugin, alone, gateway_routes, own_ips
 from cni_plugins.plugin import Context, Request
 from cni_plugins.rtnetlink import Link
@@ -53,6 +54,10 @@ class PtpPlugin(PairPlugin):
             )
         self._is_gateway = True
 
+    def status(self) -> list[str]:
+        """Tell of addresses that no host end can have, too."""
+        return self._links.refused(self._names.host(""), self._versions) + super().status()
+
     def _attach(
         self,
         request: Request,
@@ -60,6 +65,11 @@ class PtpPlugin(PairPlugin):
         lease: Result,
         undo: Undo,
     ) -> tuple[Interface, ...]:
+        # A bridge of pods may have the gateway, too: a route to one pod comes before that to a subnet.
+        self._refuse_shared(
+            (self._near(ip.gateway).ip for ip in lease.ips if ip.gateway is not None),
+            lambda other: self._links.is_bridge(other) and other.mac == mac("bridge", other.name),
+        )
         pair = self._pair(request, mtu=self._mtu)
         self._links.make_pair(pair, stack)
         undo(partial(self._links.delete, pair.host_name))

@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 
 from cni_plugins import ipam
 from cni_plugins.errors import AttachmentBrokenError, ConfigurationError
-from cni_plugins.plugin import Context, Plugin, Request
+from cni_plugins.plugin import Context, Request
 from cni_plugins.results import dns_from_json
 from cni_plugins.settings import Settings
 from cni_plugins.types import Address, InterfaceAddress, IPConfig, Result
 
 
-class StaticPlugin(Plugin):
+class StaticPlugin(ipam.IpamPlugin):
     """Addresses that somebody else has thought about."""
 
     type: ClassVar[str] = "static"
@@ -28,6 +28,7 @@ class StaticPlugin(Plugin):
     def __init__(self, settings: Settings, context: Context) -> None:  # noqa: ARG002 - nothing of it is needed
         self._settings = settings
         self._addresses = tuple(map(self._address, settings.parts("addresses")))
+        self.versions = {ip.address.version for ip in self._addresses}
         self._routes = ipam.routes(settings)
         try:
             self._dns = dns_from_json(settings.mapping("dns"))

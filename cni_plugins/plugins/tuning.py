@@ -41,6 +41,7 @@ class TuningPlugin(Plugin):
     """Sysctls and properties of the pod's end."""
 
     type: ClassVar[str] = "tuning"
+    translates = False
 
     def __init__(self, settings: Settings, context: Context) -> None:
         self._where = settings.where

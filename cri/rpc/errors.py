@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import grpc
 
 from baustelle.errors import ImageConfigError, UnpackError
-from cni_plugins import AddressesExhaustedError, ClaimedError, ConfigurationError, NetworkError
+from cni_plugins import AddressesExhaustedError, ClaimedError, ClosedError, ConfigurationError, NetworkError
 from cri.errors import CRIError
 from cri.sandbox.host import HostError, StartError, WardenGoneError
 from registratur import errors as registry
@@ -22,6 +22,7 @@ CODES: Mapping[type[Exception], grpc.StatusCode] = {
     # The pods' network
     AddressesExhaustedError: Code.RESOURCE_EXHAUSTED,
     ClaimedError: Code.FAILED_PRECONDITION,
+    ClosedError: Code.UNAVAILABLE,
     ConfigurationError: Code.FAILED_PRECONDITION,
     NetworkError: Code.INTERNAL,
     # Layers, and what an image says of itself

@@ -37,6 +37,8 @@ class PodSandbox:
         self.warden: Warden | None = None
         self.warden_lost = False
         """The warden has died unasked."""
+        self.lingers = False
+        """It could not be run, and not be undone either: it is the client's to stop and to remove."""
         self.encoded: bytes | None = None
         """The list item, encoded; None after a change (see `cri.encode`)."""
         self._node = node
@@ -58,20 +60,21 @@ class PodSandbox:
         return list(self.record.addresses)
 
     async def run(self) -> None:
-        """CREATING to READY: jail or namespaces, warden, network. Leaves nothing behind if it fails."""
+        """CREATING to READY: jail or namespaces, warden, network.
+
+        Leaves nothing behind if it fails; or, where its network cannot be taken back, itself, NOTREADY.
+        """
         node = self._node
         directory = Path(self.spec.directory)
         async with UndoStack(f"run sandbox {self.id}") as undo:
-            undo.push("record", lambda: node.store.delete(self.record))
+            undo.push("record and directory", self._forget)
             await node.store.save(self.record)
-            undo.push("directory", lambda: asyncio.to_thread(remove_tree, directory))
             await asyncio.to_thread(self._write_files, directory)
-            undo.push("sandbox", self._give_back)
+            undo.push("sandbox", self._take_back)
             self.adopt(await node.host.create_sandbox(self.spec))
             assert self.warden is not None
             given = PodAddresses(())
             if self.spec.namespaces.network is not Sharing.NODE:
-                undo.push("network", lambda: node.network.detach(self.id))
                 given = await node.network.attach(self.spec, self.warden)
                 await asyncio.to_thread(pod_files.write_addresses, self.spec, self.config.dns_config, given)
             if self.warden_lost:
@@ -123,7 +126,7 @@ class PodSandbox:
             log.exception("resources of a lost sandbox linger", sandbox=self.id)
 
     async def give_up(self) -> None:
-        """CREATING to NOTREADY: what an earlier daemon began can be neither finished nor undone now.
+        """CREATING to NOTREADY: what was begun can be neither finished nor undone now.
 
         The client sees it, and removes it when that can be done.
         """
@@ -152,6 +155,21 @@ class PodSandbox:
                 except Exception:
                     # One container's trouble must not hide the ends of the others.
                     log.exception("exit not recorded", container=record.container_id)
+
+    async def _take_back(self) -> None:
+        """The network first, and if that fails, nothing else: a jail must not end with an interface inside."""
+        if self.spec.namespaces.network is not Sharing.NODE:
+            self.lingers = True
+            await self._node.network.detach(self.id)
+            self.lingers = False
+        await self._give_back()
+
+    async def _forget(self) -> None:
+        if self.lingers:
+            await self.give_up()
+            return
+        await asyncio.to_thread(remove_tree, Path(self.spec.directory))
+        await self._node.store.delete(self.record)
 
     async def _give_back(self) -> None:
         await self._node.host.stop_sandbox(self.spec, self.warden)

@@ -260,7 +260,8 @@ class Pods:
         try:
             await sandbox.run()
         except BaseException:
-            self.drop_sandbox(sandbox)
+            if not sandbox.lingers:
+                self.drop_sandbox(sandbox)
             raise
         log.info(
             "sandbox runs", sandbox=sandbox_id, name=name[0], namespace=name[1], addresses=sandbox.addresses

@@ -293,6 +293,15 @@ class TestInNamespaces:
         plugin.gc([request])
         assert attached.ifbs() == [others]
 
+    def test_gc_spares_the_pods_of_another_configuration(self, attached):
+        request = attached.request("theirs", **BOTH)
+        attached.plugin().add(request)
+        limited, ifbs = attached.disciplines(), attached.ifbs()
+        ours = attached.plugin(ingressRate=RATE // 8, ingressBurst=BURST)
+        # The capability is declared by their configuration only.
+        ours.gc([replace(attached.request("theirs"), ours=False)])
+        assert (attached.disciplines(), attached.ifbs()) == (limited, ifbs)
+
     def test_an_ifb_that_waits_for_its_end_makes_room(self, attached, make_context, make_plugin):
         context = make_context(attached.host, collect=True)
         plugin, request = make_plugin(context, "bandwidth"), attached.request(**BOTH)

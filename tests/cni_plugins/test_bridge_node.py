@@ -412,3 +412,48 @@ def test_it_works_on_the_machine_s_own_stack_too(
     finally:
         assert bridge.remove_unused()
     assert bridge_name not in {name for _, name in socket.if_nameindex()}
+
+
+# -- what the host has of its own
+
+
+def test_the_host_s_own_address_is_nobody_s_gateway(make_bridge, make_request, make_namespace, pod, host):
+    host.command("ip", "link", "add", "up0", "type", "bridge")
+    host.command("ip", "address", "add", "10.88.0.1/24", "dev", "up0")
+    request = make_request(pod)
+    with pytest.raises(ConfigurationError, match=r"10\.88\.0\.1 is the host's own .*/24 of interface up0"):
+        make_bridge().add(request)
+    assert names(host) == {"lo", "up0"}
+    make_bridge(isGateway=False).add(request)
+
+
+def test_two_bridges_cannot_be_one_gateway(
+    make_bridge, attach, make_namespace, bridge_name, make_context, host
+):
+    context = make_context(host)
+    attach(make_bridge(context=context), make_namespace(), "one")
+    with pytest.raises(ConfigurationError, match=f"of interface {bridge_name}"):
+        attach(make_bridge(context=context, bridge="another"), make_namespace(), "two")
+    again = make_bridge(context=context)  # as after a restart
+    attach(again, make_namespace(), "three")
+
+
+@pytest.mark.parametrize("where", ["host", "pod"])
+def test_ipv6_that_is_switched_off_is_told(make_bridge, make_request, host, pod, where, ipam):
+    stack = {"host": host, "pod": pod}[where]
+    stack.sysctl("net.ipv6.conf.all.disable_ipv6", "1")
+    bridge, request = make_bridge(), make_request(pod)
+    whose = {"host": "the node", "pod": "the pod"}[where]
+    with pytest.raises(
+        ConfigurationError, match=rf"IPv6 is switched off in {whose}, by sysctl .* set it to 0"
+    ):
+        bridge.add(request)
+    four = {"type": "host-local", "subnet": "10.88.0.0/16"}
+    assert bool(bridge.status()) is (where == "host")
+    assert make_bridge(isGateway=False).status() == make_bridge(ipam=four).status() == []
+    make_bridge(ipam=four).add(request)
+    for name in ("all", "default"):
+        stack.sysctl(f"net.ipv6.conf.{name}.disable_ipv6", "0")
+    bridge.delete(request)
+    assert bridge.status() == []
+    bridge.add(request)

@@ -1,6 +1,7 @@
 """Network configurations, and the one of a directory that counts."""
 
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -119,3 +120,15 @@ def test_a_link_that_leads_nowhere_is_a_problem_of_its_own(tmp_path) -> None:
 
 def test_an_error_has_a_code() -> None:
     assert MalformedConfigurationError.code == 6
+
+
+def test_what_is_no_file_and_links_in_circles_are_problems_of_their_own(tmp_path) -> None:
+    os.mkfifo(tmp_path / "05.conflist")
+    (tmp_path / "06.conflist").symlink_to("06.conflist")
+    (tmp_path / "07.conflist").mkdir()
+    write(tmp_path / "20.conflist", LIST)
+    found = ConfDirectory(tmp_path).look()
+    assert found.network.name == "pods"
+    assert [name in problem for name, problem in zip(("05", "06", "07"), found.problems, strict=True)] == [
+        True
+    ] * 3

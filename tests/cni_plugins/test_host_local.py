@@ -15,7 +15,7 @@ from cni_plugins.errors import (
     LedgerError,
     NotAttachedError,
 )
-from cni_plugins.leases import Leases
+from cni_plugins.leases import NodeLeases
 from cni_plugins.ledger import Ledger
 from cni_plugins.ranges import RangeSet
 from cni_plugins.settings import Settings
@@ -66,7 +66,7 @@ class LeasesMachine(RuleBasedStateMachine):
         self.hosts = [address for address in self.range if address not in gateways]
         self.set = range_set(*ranges)
         self.ledger = Ledger(None, "boot")
-        self.leases = Leases(self.ledger, "pods")
+        self.leases = NodeLeases(self.ledger).network("pods")
         self.model = {}
 
     def teardown(self):
@@ -108,7 +108,7 @@ class LeasesMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self):
-        self.leases = Leases(self.ledger, "pods")
+        self.leases = NodeLeases(self.ledger).network("pods")
 
     @invariant()
     def what_is_written_down_is_the_model(self):
@@ -234,16 +234,92 @@ def test_whoever_asks_again_gets_the_same_addresses(make_context, make_plugin, a
     assert (add(again, "a"), add(again, "b")) == addresses
 
 
-def test_two_lists_of_a_network_share_its_addresses_and_two_networks_do_not(make_context, make_plugin, add):
+def test_two_lists_of_a_network_share_its_addresses(make_context, make_plugin, add):
     one = make_context()
     other = make_context(ledger=one.ledger)
-    third = make_context(network="others", ledger=one.ledger)
-    settings = {"subnet": "10.1.0.0/24"}
     found = [
-        add(make_plugin(context, "host-local", **settings), f"{n}")
-        for n, context in enumerate((one, other, third))
+        add(make_plugin(context, "host-local", subnet="10.1.0.0/24"), f"{n}")
+        for n, context in enumerate((one, other))
     ]
-    assert found == [["10.1.0.2/24"], ["10.1.0.3/24"], ["10.1.0.2/24"]]
+    assert found == [["10.1.0.2/24"], ["10.1.0.3/24"]]
+
+
+def test_a_range_that_another_network_has_leases_of_is_refused(make_context, make_plugin, make_request, add):
+    ledger = Ledger(None, "boot")
+    contexts = {name: make_context(network=name, ledger=ledger) for name in ("pods", "others")}
+    theirs = make_plugin(contexts["others"], "host-local", subnet="10.1.0.0/24", rangeEnd="10.1.0.99")
+    ours = make_plugin(contexts["pods"], "host-local", subnet="10.1.0.0/16")
+    beside = make_plugin(contexts["pods"], "host-local", subnet="10.1.0.0/24", rangeStart="10.1.0.100")
+    assert ours.status() == []
+    add(theirs, "a")
+    add(theirs, "b")
+    refusal = r"network pods: 10\.1\.0\.1 to .* overlaps network others, which has leased 2 of"
+    with pytest.raises(ConfigurationError, match=refusal):
+        add(ours, "c")
+    assert theirs.status() == beside.status() == []
+    assert add(beside, "c") == ["10.1.0.100/24"]
+    ledger._indexes.clear()  # as after a restart
+    with pytest.raises(ConfigurationError, match=refusal):
+        add(ours, "d")
+    (problem,) = ours.status()
+    assert "overlaps network others" in problem
+    theirs.gc([])
+    assert add(ours, "d") == ["10.1.0.101/16"]
+    ledger.close()
+
+
+def test_a_range_whose_gateway_a_pod_has_is_refused(host_local, add, make_request):
+    wide = host_local(subnet="10.44.0.0/16")
+    narrow = host_local(subnet="10.44.1.0/24")
+    assert add(wide, "a", args={"IP": "10.44.1.1"}) == ["10.44.1.1/16"]
+    refusal = r"the gateway 10\.44\.1\.1 of .* is the address of a/eth0 in network pods; delete that pod"
+    with pytest.raises(ConfigurationError, match=refusal):
+        add(narrow, "b")
+    (problem,) = narrow.status()
+    assert "a/eth0" in problem
+    wide.delete(make_request(None, "a"))
+    assert narrow.status() == []
+    assert add(narrow, "b") == ["10.44.1.2/24"]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_no_pod_gets_the_gateway_of_another_range(
+    make_context, make_plugin, make_request, add, tmp_path, restarted
+):
+    def start(network="pods", **settings):
+        context = make_context(network=network, ledger=ledger)
+        return make_plugin(context, "host-local", **settings)
+
+    ledger = Ledger(tmp_path / "ledger", "boot")
+    wide = {"subnet": "10.44.0.0/24", "rangeEnd": "10.44.0.4"}
+    assert add(start(**wide), "a") == ["10.44.0.2/24"]  # so its round is there already
+    narrow = start(network="others", subnet="10.44.0.0/29", gateway="10.44.0.3", rangeStart="10.44.0.5")
+    assert add(narrow, "b") == ["10.44.0.5/29"]
+    narrow.delete(make_request(None, "b"))
+    if restarted:
+        ledger.close()
+        ledger = Ledger(tmp_path / "ledger", "boot")
+    with pytest.raises(ClaimedError, match=r"10\.44\.0\.3, wanted by c/eth0, is that of a gateway"):
+        add(start(**wide), "c", args={"IP": "10.44.0.3"})
+    assert add(start(**wide), "c") == ["10.44.0.4/24"]
+    with pytest.raises(AddressesExhaustedError):
+        add(start(**wide), "d")
+    ledger.close()
+
+
+def test_a_gateway_that_cannot_be_written_down_is_not_remembered(host_local, add, monkeypatch):
+    plugin = host_local(subnet="10.88.0.0/30")
+
+    def full(*_):
+        raise LedgerError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plugin._context.ledger, "claim_all", full)
+        with pytest.raises(LedgerError):
+            add(plugin, "a")
+    assert not plugin._context.ledger.claims("gateways")
+    add(plugin, "a")
+    assert [value for value, _ in plugin._context.ledger.claims("gateways")] == ["10.88.0.1"]
 
 
 def test_a_changed_configuration_knows_the_leases_of_the_one_before(host_local, add, make_request):
@@ -412,7 +488,7 @@ def test_a_dense_block_in_the_way_costs_nothing():
     ranges = range_set({"subnet": "10.88.0.0/16"})
     first = ip_address("10.88.0.2")
     ledger.claim_all("addresses of network pods", [str(first + n) for n in range(50_000)], "dense")
-    leases = Leases(ledger, "pods")
+    leases = NodeLeases(ledger).network("pods")
     leases.lease("warm", [(ranges, None)])
     best = 1.0
     for number in range(20):

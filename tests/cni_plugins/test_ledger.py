@@ -113,3 +113,25 @@ def test_a_file_that_is_no_ledger_or_of_a_later_release_is_left_alone(tmp_path) 
     later.close()
     with pytest.raises(LedgerError, match="later release"):
         Ledger(tmp_path / "later", "b")
+
+
+def test_only_the_owner_reads_it_and_it_closes_when_nobody_is_at_it(tmp_path) -> None:
+    ledger = Ledger(tmp_path / "l.db", "b")
+    ledger.note("a", "b")
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    stop = []
+
+    def write() -> None:
+        while not stop:
+            try:
+                ledger.note("a", "b")
+            except LedgerError:
+                return
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            pool.submit(write)
+        ledger.close()
+        stop.append(True)
+    with pytest.raises(LedgerError):
+        ledger.noted("a")

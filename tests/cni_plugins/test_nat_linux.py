@@ -446,6 +446,76 @@ def test_sctp_is_led_to_the_pod_too(nat, make_pod, outside, version):
 # Connections.
 
 
+def checksum(data):
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
+def forge(sender, device, router, router_device, source, to):
+    """Put a UDP packet for port 8080 of an address on a wire, as no sound stack would send it."""
+
+    def mac(stack, name):
+        return bytes.fromhex(
+            json.loads(run(stack, "ip", "-j", "link", "show", name))[0]["address"].replace(":", "")
+        )
+
+    udp = struct.pack("!HHHH", 5555, 8080, 12, 0) + b"evil"
+    if to.version == 6:
+        pseudo = source.packed + to.packed + struct.pack("!II", len(udp), socket.IPPROTO_UDP)
+        udp = udp[:6] + struct.pack("!H", checksum(pseudo + udp)) + udp[8:]
+        header = struct.pack("!IHBB", 6 << 28, len(udp), socket.IPPROTO_UDP, 64) + source.packed + to.packed
+    else:
+        header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 1, 0, 64, socket.IPPROTO_UDP, 0)
+        header += source.packed + to.packed
+        header = header[:10] + struct.pack("!H", checksum(header)) + header[12:]
+    kind = 0x86DD if to.version == 6 else 0x0800
+    with sender.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+        wire.bind((device, kind))
+        frame = mac(router, router_device) + mac(sender, device) + struct.pack("!H", kind) + header + udp
+        wire.send(frame)
+
+
+@both
+@pytest.mark.parametrize("host_ip", [None, "loopback"])
+def test_the_node_s_loopback_is_nobody_else_s(
+    nat, make_pod, outside, host, make_namespace, *, version, host_ip
+):
+    """Not the wire's, not those of another bridge's pods, whatever the kernel checks of sources."""
+    pod, neighbour, stranger = make_pod(), make_pod(), make_namespace()
+    link(host, "more0", stranger, "eth0", "link set more0 up", "addr add 10.99.0.1/24 dev more0")
+    ip(host, "addr add fd00:99::1/64 dev more0 nodad")
+    ip(
+        stranger,
+        "link set eth0 up",
+        "addr add 10.99.0.2/24 dev eth0",
+        "addr add fd00:99::2/64 dev eth0 nodad",
+    )
+    theirs = {4: ip_address("10.99.0.2"), 6: ip_address("fd00:99::2")}
+    loopback = {4: LOOPBACK, 6: ip_address("::1")}[version]
+    ports = [HostPort("udp", 8080, pod.addresses[version], 80, loopback if host_ip else None)]
+    nat.publish("one", ports)
+    for name in ("all", "up0", "more0", "pods0"):
+        host.sysctl(f"net.ipv4.conf.{name}.rp_filter", "0")
+    senders = (
+        (outside, "up0", OUTSIDE[version]),
+        (stranger, "more0", theirs[version]),
+        (neighbour.stack, "pods0", neighbour.ips[version]),
+    )
+    with Server(pod.stack, UDP, pod.ips[version], 80) as server:
+        server.socket.settimeout(0.3)
+        for sender, device, source in senders:
+            forge(sender, "eth0", host, device, source, loopback)
+            with pytest.raises(TimeoutError):
+                server.socket.recv(10)
+        if host_ip is None:  # the forgery is good
+            forge(outside, "eth0", host, "up0", OUTSIDE[version], NODE[version])
+            assert server.socket.recv(10) == b"evil"
+        if version == 4:
+            server.socket.settimeout(3)
+            assert talk(host, server, LOOPBACK, 8080) == GATEWAY[4]
+
+
 def test_a_client_that_kept_sending_reaches_a_port_that_opens(nat, make_pod, outside, host):
     pod = make_pod()
     port = HostPort("udp", 8080, pod.addresses[4], 80)
@@ -511,6 +581,8 @@ def test_killed_states_are_gone_and_others_stay(
         inside.seen()
         before = connections(host, version)
         assert sum(pod.ips[version] in conntrack.ends(dict(one)) for one in before) >= 2
+        nat.withdraw("one")
+        nat.unmasquerade(str(pod.ips[4]))
         for _ in range(5):  # a late acknowledgement brings one of them back
             nat.kill_states([pod.ips[version]])
             after = connections(host, version)
@@ -521,6 +593,65 @@ def test_killed_states_are_gone_and_others_stay(
         assert sum(other.ips[version] in each for each in ends) >= 1
     nat.kill_states([pod.ips[version]])
     nat.kill_states([])
+
+
+@both
+@pytest.mark.parametrize("last", ["withdraw", "unmasquerade"])
+def test_the_last_end_of_a_translation_has_states_killed(nat, make_pod, host, monkeypatch, *, version, last):
+    """So a pod that has both costs one walk over all connections."""
+    pod = make_pod()
+    nat.publish("one", [HostPort("tcp", 8080, pod.addresses[version], 80)])
+    nat.masquerade("one", Masquerade((pod.ips[version],), SUBNETS))
+    with Server(pod.stack, UDP, pod.ips[version], 80), connect(host, UDP, pod.ips[version], 80):
+        walks = []
+        ask, list_ = conntrack.Conntrack.ask, conntrack.Conntrack.list
+        monkeypatch.setattr(conntrack.Conntrack, "ask", lambda *all_: walks.append(1) or ask(*all_))
+        monkeypatch.setattr(conntrack.Conntrack, "list", lambda *all_: walks.append(1) or list_(*all_))
+        for end in sorted((nat.withdraw, nat.unmasquerade), key=lambda end: end.__name__ == last):
+            assert not walks
+            assert any(pod.ips[version] in conntrack.ends(dict(one)) for one in connections(host, version))
+            end("one")
+            nat.kill_states([pod.ips[version]])
+        assert walks
+        assert not any(pod.ips[version] in conntrack.ends(dict(one)) for one in connections(host, version))
+
+
+@both
+def test_connections_of_others_are_not_even_decoded(nat, make_pod, outside, host, monkeypatch, *, version):
+    monkeypatch.setattr(conntrack, "_forget_at_once", lambda *_: False)
+    pod = make_pod()
+    nat.publish("one", [HostPort("tcp", 8080, pod.addresses[version], 80)])  # that connections are tracked
+    loopback = ip_address("::1") if version == 6 else LOOPBACK
+    with Server(pod.stack, UDP, pod.ips[version], 80), connect(host, UDP, pod.ips[version], 80):
+        for port in range(1000, 1300):
+            with host.socket(family(loopback), UDP) as sock:
+                sock.sendto(b"x", (str(loopback), port))
+        nat.withdraw("one")
+        assert len(connections(host, version)) > 300
+        decoded = []
+        ends = conntrack.ends
+        monkeypatch.setattr(conntrack, "ends", lambda one: decoded.append(one) or ends(one))
+        nat.kill_states([pod.ips[4], pod.ips[6]])
+        assert 1 <= len(decoded) <= 10
+        assert not any(pod.ips[version] in ends(dict(one)) for one in connections(host, version))
+        assert len(connections(host, version)) >= 300
+
+
+def test_many_udp_ports_are_looked_for_in_one_walk(nat, make_pod, outside, host, monkeypatch):
+    pod = make_pod()
+    nat.publish("one", [HostPort("tcp", 8080, pod.addresses[4], 80)])  # that connections are tracked
+    with outside.socket(socket.AF_INET, UDP) as client:
+        for number in range(5300, 5350):
+            client.sendto(b"x", (str(NODE[4]), number))
+        wanted = [one for one in range(5300, 5350) if one % 2]
+
+        def ports():
+            return {one["original"]["proto"].get("dst_port") for one in connections(host, 4)}
+
+        assert ports() >= set(range(5300, 5350))
+        nat.publish("many", [HostPort("udp", number, pod.addresses[4], 53) for number in wanted])
+        assert ports() >= set(range(5300, 5350)) - set(wanted)
+        assert not ports() & set(wanted)
 
 
 def test_a_connection_survives_what_happens_to_the_tables(nat, make_pod, outside):
@@ -698,6 +829,58 @@ def test_before_it_is_told_a_new_process_leaves_what_it_finds(host, outside):
     now.publish("two", [host_port(81, 3)])
     now.withdraw("two")
     assert ruleset(host) == before
+
+
+def test_before_it_is_told_a_new_process_ends_what_a_former_one_s_owner_has(host, outside):
+    former = NftNat(host, "pods")
+    for number, owner in enumerate(("one", "two", "o" * 127, "ö" * 100 + "1", "ö" * 100 + "2"), start=2):
+        six = HostPort(
+            "udp", 53, ip_interface(f"fd00:88::{number}/64"), 53, ip_address(f"2001:db8::{number}")
+        )
+        former.publish(owner, [host_port(80 + number, number), six])
+        former.masquerade(owner, masquerade(number))
+    now = NftNat(host, "pods")
+    for owner in ("one", "o" * 127, "ö" * 100 + "1"):
+        now.withdraw(owner)
+        now.unmasquerade(owner)
+    listed = run(host, "nft", "list", "ruleset")
+    assert '"one"' not in listed
+    assert '"ooo' not in listed
+    assert listed.count('"two"') == 5
+    assert listed.count('"ööö') == 10, "who of the two has what cannot be told from half a name"
+    now.publish("new", [host_port(82, 9)])
+    with pytest.raises(KernelError, match="not known here"):
+        now.publish("new", [host_port(83, 9)])
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "flush ruleset",
+        "delete element inet cni-pods-hostports any4 { tcp . 80 }",
+        "delete element inet cni-pods-hostports published4 { 10.88.0.2 . tcp . 80 }",
+        "delete element inet cni-pods-masquerade sources4 { 10.88.0.2 }",
+    ],
+)
+def test_what_somebody_removed_is_missing(nat, host, harm):
+    nat.publish("one", [host_port(80), host_port(81, 2, "udp", ip_address("192.0.2.1"))])
+    nat.masquerade("one", masquerade(2))
+    nat.publish("two", [host_port(82, 3)])
+    nat.publish("six", [HostPort("tcp", 80, ip_interface("fd00:88::2/64"), 80)])
+    assert not any(map(nat.missing, ("one", "two", "six", "nobody")))
+    run(host, "nft", *harm.split())
+    assert "of one in nftables table cni-pods-" in nat.missing("one")[0]
+    assert bool(nat.missing("two")) == (harm == "flush ruleset")
+    nat.publish("one", [])
+    nat.unmasquerade("one")
+    assert nat.missing("one") == []
+
+
+def test_what_somebody_put_in_its_place_is_missing_too(nat, host):
+    nat.publish("one", [host_port(80)])
+    run(host, "nft", "delete element inet cni-pods-hostports any4 { tcp . 80 }")
+    run(host, "nft", "add element inet cni-pods-hostports any4 { tcp . 80 : 10.0.0.1 . 80 }")
+    assert nat.missing("one") == ["host port 80/tcp of one in nftables table cni-pods-hostports"]
 
 
 def test_restoring_nothing_leaves_nothing(host, make_pod):

@@ -237,6 +237,17 @@ def test_gc_puts_back_what_somebody_removed(make, attach, make_namespace, host, 
         plugin.check(each)
 
 
+def test_gc_neither_deletes_nor_restores_the_pods_of_another_configuration(make, attach, pod, host):
+    attached = attach(make(), pod)
+    with Routes.of(host) as routes:
+        routes.link_set(host_end(attached), up=False)
+    make(mtu=1400, isolated=True).gc([replace(attached, ours=False)])
+    with Routes.of(host) as routes:
+        link = routes.find(host_end(attached))
+    assert link is not None
+    assert (link.up, link.mtu) == (False, 1500)
+
+
 def test_gc_of_what_is_right_changes_nothing(make, attach, make_namespace, host):
     def look():  # not at what the kernel does by itself, in its own time
         return (

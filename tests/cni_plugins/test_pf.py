@@ -437,8 +437,9 @@ def test_a_failure_at_every_call_leaves_things_as_they_were(nat, kernel, what, w
             assert kernel.loaded() == before
         else:
             break
-    assert fail_at > 2
-    assert (kernel.loaded() != before) == (was_there or what in {"publish", "masquerade"})
+    changed = was_there or what in {"publish", "masquerade"}
+    assert fail_at > (2 if changed else 1)
+    assert (kernel.loaded() != before) == changed
 
 
 @pytest.mark.parametrize("what", ["publish", "withdraw", "masquerade", "unmasquerade"])
@@ -573,15 +574,37 @@ def test_problems_are_said_with_their_remedies(nat, kernel, pf, monkeypatch):
     )
     kernel.main, kernel.is_running = {NAT: ["cni-rdr/*"], RDR: ["cni-rdr/*"]}, True
     kernel.is_local, kernel.is_skipped = False, True
-    assert nat.problems() == [], "it does not matter yet"
     nat.publish("one", [tcp()])
-    local, skipped = nat.problems()
+    assert nat.problems() == [], "only the node's own connections suffer: no reason to have no pods"
+    with pf.Pf() as opened:
+        local, skipped = module(nat).host_problems(opened)
     assert "net.pf.filter_local=1" in local
     assert "`set skip` for lo0" in skipped
     monkeypatch.setattr(pf, "DEVICE", "/nonexistent/pf")
     (problem,) = nat.problems()
     assert "kldload pf" in problem
     assert "service pf start" in problem
+
+
+def test_what_is_gone_needs_no_room_for_another_anchor(nat, kernel):
+    """pf makes an anchor before it empties it, and has room for a certain number (`set limit anchors`)."""
+    nat.publish("one", [tcp()])
+    kernel.calls = []
+    nat.withdraw("never")
+    nat.unmasquerade("one")
+    assert "cni_pf_begin" not in kernel.calls
+
+
+def test_a_node_in_a_wider_network_around_the_pods_has_nat(nat):
+    local = module(nat).LocalAddress
+    wide = local("em0", ip_interface("10.1.2.3/8"), loopback=False)
+    near = local("cri0", ip_interface("10.88.0.1/16"), loopback=False)
+    rules = module(nat).masquerade_rules("one", Masquerade((ip_address("10.88.0.5"),)), [wide, near])
+    assert [rule.interface for rule in rules if rule.action.name == "NAT"] == ["em0"]
+
+
+def module(nat):
+    return sys.modules[type(nat).__module__]
 
 
 def test_a_ruleset_that_changes_while_it_is_read_is_read_again(nat, kernel):

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cni_plugins.errors import ClaimedError, ConfigurationError, KernelError, NotAttachedError
-from cni_plugins.host_ports import POOL, Holder, Port
+from cni_plugins.host_ports import POOL, Holder, HostPorts, Port
 from cni_plugins.nat import PROTOCOLS, HostPort
 from cni_plugins.runtime_config import PortMapping
+from cni_plugins.shared_nat import SharedNat
 from cni_plugins.types import Interface, IPConfig, Result
 
 V4, V6 = ip_interface("10.1.0.5/24"), ip_interface("fd00::5/64")
@@ -156,6 +157,24 @@ def test_two_pods_of_different_families_may_have_one_port(portmap, request_for):
     assert [value for value, _ in claims(plugin)] == ["80 tcp on 0.0.0.0", "80 tcp on ::"]
 
 
+@pytest.mark.parametrize(("everything", "pod"), [("0.0.0.0", V4), ("::", V6)])
+def test_every_address_of_one_family_opens_that_one(portmap, request_for, everything, pod):
+    plugin = portmap()
+    plugin.add(request_for(PortMapping(80, 8080, host_ip=ip_address(everything))))
+    assert nat(plugin).ports == {"pod/eth0": (HostPort("tcp", 80, pod, 8080),)}
+    assert [value for value, _ in claims(plugin)] == [f"80 tcp on {everything}"]
+
+
+def test_every_address_of_one_family_does_not_conflict_with_the_other(portmap, request_for):
+    plugin = portmap()
+    plugin.add(request_for(PortMapping(80, 80, host_ip=ip_address("0.0.0.0")), owner="four"))
+    plugin.add(request_for(PortMapping(80, 80, host_ip=ip_address("::")), owner="six"))
+    with pytest.raises(ClaimedError, match="four/eth0"):
+        plugin.add(request_for(PortMapping(80, 80, host_ip=ip_address("192.0.2.1")), owner="late"))
+    with pytest.raises(ClaimedError, match=r"belongs to (four|six)/eth0"):
+        plugin.add(request_for(PortMapping(80, 80), owner="late"))
+
+
 def test_a_port_that_is_mapped_twice_is_named(portmap, request_for):
     plugin = portmap()
     with pytest.raises(
@@ -168,7 +187,9 @@ def test_a_port_that_is_mapped_twice_is_named(portmap, request_for):
 def test_a_mapping_that_leads_nowhere_is_refused(portmap, request_for):
     plugin = portmap()
     with pytest.raises(ConfigurationError, match="80 tcp leads nowhere, as the pod has no IPv6 address"):
-        plugin.add(request_for(PortMapping(80, 80, host_ip=ip_address("::1")), addresses=(V4,)))
+        plugin.add(request_for(PortMapping(80, 80, host_ip=ip_address("2001:db8::1")), addresses=(V4,)))
+    with pytest.raises(ConfigurationError, match="80 tcp leads nowhere, as the pod has no IPv4 address"):
+        plugin.add(request_for(PortMapping(80, 80, host_ip=ip_address("0.0.0.0")), addresses=(V6,)))
     with pytest.raises(ConfigurationError, match="the pod has no address"):
         plugin.add(request_for(PortMapping(80, 80), addresses=()))
     with pytest.raises(ConfigurationError, match="nothing comes before it"):
@@ -221,6 +242,25 @@ def test_check_misses_a_port(portmap, request_for):
         plugin.check(request_for(PortMapping(80, 80), PortMapping(81, 81)))
 
 
+def test_check_asks_the_kernel_where_it_can(portmap, request_for):
+    plugin = portmap()
+    recorder = nat(plugin)
+
+    class Robbed(type(recorder)):
+        def missing(self, owner):
+            return [f"host port 80/tcp of {owner}"] if self.ports else []
+
+    robbed = SharedNat(Robbed())
+    plugin._context = replace(plugin._context, nat=lambda: robbed)
+    plugin.check(request_for())
+    plugin.add(request_for(PortMapping(80, 80)))
+    with pytest.raises(
+        NotAttachedError, match="has removed host port 80/tcp of pod/eth0; delete pod/eth0 and add"
+    ):
+        plugin.check(request_for(PortMapping(80, 80)))
+    assert SharedNat(recorder).missing("pod/eth0") == []
+
+
 def test_gc_opens_what_is_wanted_and_releases_the_rest_of_its_network(portmap, request_for):
     plugin, other = portmap(), portmap("others")
     live, quiet = request_for(PortMapping(80, 80), owner="live"), request_for(owner="quiet")
@@ -240,6 +280,8 @@ def test_gc_opens_what_is_wanted_and_releases_the_rest_of_its_network(portmap, r
 def test_status_is_the_translation_s(portmap):
     plugin = portmap()
     nat(plugin).troubles = ["pf is off; turn it on"]
+    assert plugin.status() == [], "nobody has a host port"
+    HostPorts.of(plugin._context.ledger).claim(Holder("a/eth0", "pods"), [Port("tcp", 4, 80, None)])
     assert plugin.status() == ["pf is off; turn it on"]
 
 

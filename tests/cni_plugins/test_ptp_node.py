@@ -5,7 +5,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from cni_plugins import results
+from cni_plugins import ConfigurationError, results
 from cni_plugins.rtnetlink import Routes
 
 pytestmark = pytest.mark.node
@@ -104,3 +104,31 @@ def test_the_mtu_is_the_same_at_both_ends_and_honoured(make_ptp, make_request, p
         assert ping(pod, gateway, size=mtu)
         with pytest.raises(OSError, match="Message too long"):
             ping(pod, gateway, size=mtu + 1)
+
+
+def test_the_host_s_own_address_is_nobody_s_gateway(make_ptp, make_request, pod, host):
+    host.command("ip", "link", "add", "up0", "type", "bridge")
+    host.command("ip", "address", "add", "fd00:88::1/64", "dev", "up0", "nodad")
+    with pytest.raises(ConfigurationError, match=r"fd00:88::1 is the host's own .* of interface up0"):
+        make_ptp().add(make_request(pod))
+    with Routes.of(host) as routes:
+        assert {link.name for link in routes.links()} == {"lo", "up0"}
+
+
+def test_routed_pods_share_the_gateway_with_each_other_and_with_a_bridge_of_pods(
+    make_ptp, make_plugin, make_request, make_namespace, ipam
+):
+    ptp = make_ptp()
+    ptp.add(make_request(make_namespace(), "one"))
+    bridge = make_plugin(ptp._context, "bridge", isGateway=True, ipam=ipam)
+    bridge.add(make_request(make_namespace(), "two"))
+    make_ptp().add(make_request(make_namespace(), "three"))
+
+
+def test_ipv6_that_is_switched_off_is_told(make_ptp, make_request, pod, host):
+    assert make_ptp().status() == []
+    host.sysctl("net.ipv6.conf.all.disable_ipv6", "1")
+    (problem,) = make_ptp().status()
+    with pytest.raises(ConfigurationError, match="IPv6 is switched off in the node") as caught:
+        make_ptp().add(make_request(pod))
+    assert problem.startswith(str(caught.value).split(",", 1)[0])

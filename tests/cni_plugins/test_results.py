@@ -111,9 +111,37 @@ def test_a_plugin_gets_what_it_declares() -> None:
     assert RUNTIME.only({"mac", "unknown"}) == RuntimeConfig(mac=RUNTIME.mac)
 
 
-def test_every_address_is_no_address() -> None:
-    told = {"portMappings": [{"hostPort": 1, "containerPort": 1, "protocol": "TCP", "hostIP": "0.0.0.0"}]}
-    assert RuntimeConfig.from_json(told).port_mappings == (PortMapping(1, 1),)
+@pytest.mark.parametrize(
+    ("told", "host_ip"),
+    [("0.0.0.0", ip_address("0.0.0.0")), ("::", ip_address("::")), ("", None), (None, None)],
+)
+def test_every_address_of_a_family_is_not_every_address(told, host_ip) -> None:
+    port = {"hostPort": 1, "containerPort": 1, "protocol": "TCP", "hostIP": told}
+    read = RuntimeConfig.from_json({"portMappings": [port]})
+    assert read.port_mappings == (PortMapping(1, 1, host_ip=host_ip),)
+    assert RuntimeConfig.from_json(read.to_json()) == read
+
+
+@pytest.mark.parametrize(
+    ("host_ip", "reason"),
+    [
+        ("::1", "give 127.0.0.1, or none"),
+        ("ff02::1", "more than one host"),
+        ("224.0.0.1", "more than one host"),
+        ("255.255.255.255", "more than one host"),
+        ("::ffff:192.0.2.1", "give 192.0.2.1"),
+        ("fe80::1%eth0", "without the %"),
+    ],
+)
+def test_addresses_that_no_host_port_can_have_are_refused(host_ip, reason) -> None:
+    port = {"hostPort": 80, "containerPort": 1, "hostIP": host_ip}
+    told = ip_address(host_ip)
+    with pytest.raises(
+        ConfigurationError, match=f"portMappings.*hostIP {told} of host port 80 tcp: .*{reason}"
+    ):
+        RuntimeConfig.from_json({"portMappings": [port]})
+    with pytest.raises(ConfigurationError, match=f"hostIP {told}"):
+        PortMapping(80, 1, host_ip=told)
 
 
 @pytest.mark.parametrize(

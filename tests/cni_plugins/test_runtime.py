@@ -2,17 +2,20 @@
 
 import os
 import threading
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints
 from ipaddress import ip_interface
 from types import SimpleNamespace
 
 import pytest
 
-from cni_plugins import CNI, Attachment, Ledger, NetworkList, PortMapping, RuntimeConfig, registry
+from cni_plugins import CNI, Attachment, Ledger, NetworkList, PortMapping, RuntimeConfig, registry, turns
 from cni_plugins import nat as nat_seam
 from cni_plugins.errors import (
     AttachmentExistsError,
+    ClosedError,
     ConfigurationError,
     KernelError,
     LedgerError,
@@ -63,6 +66,8 @@ class Recorder(Plugin):
 
     def gc(self, requests: Sequence[Request]) -> None:
         CALLS.append(("gc", self.name, sorted(request.owner for request in requests)))
+        if error := FAIL.get(("gc", self.name)):
+            raise error
         nat = self.context.nat()
         nat.restore_ports(
             {request.owner: [HostPort("tcp", 80, ip_interface("10.0.0.2/24"), 80)] for request in requests}
@@ -285,6 +290,29 @@ def test_gc_of_one_configuration_spares_what_another_of_the_same_name_has_made(c
     assert set(plugins["pods"].masquerades) == {"a/eth0 own", "b/eth0 own"}
 
 
+def test_a_plugin_that_fails_keeps_no_other_from_its_gc(cni, plugins, monkeypatch) -> None:
+    told = network("one", "two")
+    cni.add(told, A, STACK)
+    FAIL["gc", "one"] = KernelError(16, "restore", "one")
+    monkeypatch.setattr(Recorder, "translates", False)
+    (failure,) = cni.gc(lambda: ["a"], [told])
+    assert "cannot restore one" in str(failure)
+    assert ("gc", "two") in verbs("gc")
+    assert set(plugins["pods"].ports) == {"a/eth0"}
+
+
+def test_translations_are_left_alone_while_not_all_are_known(cni, plugins) -> None:
+    cni.add(network("one"), A, STACK)
+    cni.add(network("two"), B, STACK)
+    assert cni.gc(lambda: ["a", "b"]) == []
+    FAIL["gc", "one"] = KernelError(16, "restore", "one")
+    assert len(cni.gc(lambda: ["b"])) == 0, "nothing is attached by it any more"
+    assert set(plugins["pods"].ports) == {"b/eth0"}
+    FAIL["gc", "two"] = KernelError(16, "restore", "two")
+    assert len(cni.gc(lambda: ["b"])) == 1
+    assert set(plugins["pods"].ports) == {"b/eth0"}
+
+
 def test_disable_gc_spares_what_other_runtimes_may_share(cni, monkeypatch) -> None:
     silent = NetworkList.from_json({**network("one").to_json(), "disableGC": True})
     cni.add(silent, A, STACK)
@@ -335,6 +363,114 @@ def test_a_ledger_that_cannot_be_written_means_that_nothing_is_made(cni, ledger)
     with pytest.raises(LedgerError):
         cni.add(network("one"), A, STACK)
     assert CALLS == []
+
+
+def test_a_pod_whose_plugin_is_gone_does_not_harm_the_others(cni, ledger, plugins, monkeypatch) -> None:
+    """An operator has uninstalled a plugin, or does not allow external ones any more."""
+    told = network("one").to_json()
+    told["plugins"].append({"type": "bridge", "bridge": "br9"})
+    cni.add(network("one"), B, STACK)
+    entry = ledger.entry("pods", "b/eth0")
+    told["plugins"][1] = {"type": "gone"}
+    ledger.begin(replace(entry, owner="a/eth0", container="a", configuration=told))
+    ledger.finish("pods", "a/eth0", entry.result)
+    (failure,) = cni.gc(lambda: ["a", "b"])
+    assert "'gone' is not installed" in str(failure)
+    assert len(plugins["pods"].ports) == 1, "the other one's translations were restored"
+    assert ("gc", "one", ["a/eth0", "b/eth0"]) in CALLS or verbs("gc")
+    with pytest.raises(UnknownPluginError):
+        cni.delete_all("a")
+    assert ledger.entry("pods", "a/eth0") is not None
+
+
+def test_who_deletes_slowly_holds_up_nobody(cni, ledger, monkeypatch) -> None:
+    """gc finds a dead attachment whose plugin takes its time; meanwhile another pod is added."""
+    cni.add(network("one"), A, STACK)
+    deleting, go_on = threading.Event(), threading.Event()
+    delete = Recorder.delete
+
+    def slow(self, request):
+        if request.owner == "a/eth0":
+            deleting.set()
+            assert go_on.wait(10)
+        delete(self, request)
+
+    monkeypatch.setattr(Recorder, "delete", slow)
+    collecting = threading.Thread(target=cni.gc, args=(lambda: ["b"],))
+    collecting.start()
+    assert deleting.wait(10)
+    cni.add(network("one"), B, STACK)
+    assert collecting.is_alive()
+    go_on.set()
+    collecting.join(10)
+    assert [entry.owner for entry in ledger.entries()] == ["b/eth0"], "the one that came meanwhile was spared"
+
+
+def test_whoever_waits_to_be_alone_gets_there(monkeypatch) -> None:
+    monkeypatch.setattr(turns, "_PATIENCE", 0.05)
+    gate, done = turns.Gate(), threading.Event()
+
+    def come_and_go() -> None:
+        while not done.is_set():
+            with gate.passing():
+                time.sleep(0.02)
+
+    crowd = [threading.Thread(target=come_and_go) for _ in range(4)]
+    for one in crowd:
+        one.start()
+    with gate.alone():
+        done.set()
+    for one in crowd:
+        one.join(10)
+
+
+def test_one_who_hangs_holds_newcomers_up_for_a_moment_only(monkeypatch) -> None:
+    monkeypatch.setattr(turns, "_PATIENCE", 0.02)
+    monkeypatch.setattr(turns, "_HOLD", 0.02)
+    gate, go_on = turns.Gate(), threading.Event()
+
+    def hang() -> None:
+        with gate.passing():
+            go_on.wait(10)
+
+    hanging = threading.Thread(target=hang)
+    waiting = threading.Thread(target=lambda: gate.alone().__enter__())
+    hanging.start()
+    waiting.start()
+    for _ in range(20):
+        with gate.passing():
+            time.sleep(0.005)
+    go_on.set()
+    hanging.join(10)
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+def test_at_the_end_calls_under_way_are_waited_for_and_later_ones_refused(ledger, monkeypatch) -> None:
+    cni = CNI(ledger)
+    entered, go_on = threading.Event(), threading.Event()
+    add = Recorder.add
+
+    def slow(self, request):
+        entered.set()
+        assert go_on.wait(10)
+        return add(self, request)
+
+    monkeypatch.setattr(Recorder, "add", slow)
+    adding = threading.Thread(target=cni.add, args=(network("one"), A, STACK))
+    adding.start()
+    assert entered.wait(10)
+    closing = threading.Thread(target=cni.close)
+    closing.start()
+    closing.join(0.05)
+    assert closing.is_alive()
+    go_on.set()
+    closing.join(10)
+    adding.join(10)
+    assert ledger.entry("pods", "a/eth0").result is not None
+    for call in (lambda: cni.add(network("one"), B, STACK), lambda: cni.delete_all("a")):
+        with pytest.raises(ClosedError):
+            call()
 
 
 def test_what_is_left_for_later_is_done_before_the_end(ledger) -> None:

@@ -86,6 +86,7 @@ PROGRAMS = (
         "ln",
         "ls",
         "mkdir",
+        "nc",
         "ps",
         "pwd",
         "rm",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import importlib.util
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -75,7 +77,8 @@ class Daemon:
         self.socket = base / "run/cri-jails.sock"
         (base / "config.toml").write_text(
             f'state_dir = "{base}/state"\nruntime_dir = "{base}/run"\n'
-            '[network]\nbridge = "critest1"\nsubnets = ["10.218.0.0/16"]\n'
+            f'[network]\nbridge = "critest1"\nsubnets = ["10.218.0.0/16", "fd00:218::/64"]\n'
+            f'conf_dir = "{base}/net.d"\n'
         )
 
     def start(self) -> None:
@@ -105,6 +108,11 @@ class Daemon:
             timeout=240,
             check=False,
         )
+
+    def condition(self, name: str) -> dict[str, object]:
+        """A condition of `crictl info`."""
+        conditions = json.loads(self.crictl("info"))["status"]["conditions"]
+        return next(each for each in conditions if each["type"] == name)
 
     def crictl(self, *words: str, check: bool = True) -> str:
         result = self.call(*words)
@@ -158,9 +166,10 @@ def test_a_pod_by_crictl(registry: str, daemon: Daemon):
     assert "Running" in daemon.crictl("ps")
     assert daemon.crictl("exec", "--sync", container, "hostname").strip() == "web"
     assert "tick 1" in daemon.crictl("logs", container)
-    status = json.loads(daemon.crictl("inspectp", pod))
-    assert status["status"]["network"]["ip"].startswith("10.218.")
-    assert json.loads(daemon.crictl("info"))["status"]["conditions"][0]["status"] is True
+    network = json.loads(daemon.crictl("inspectp", pod))["status"]["network"]
+    assert network["ip"].startswith("10.218.")
+    assert [one["ip"].startswith("fd00:218::") for one in network["additionalIps"]] == [True]
+    assert daemon.condition("RuntimeReady")["status"] is True
     assert "web" in daemon.crictl("stats", "-a") or container[:13] in daemon.crictl("stats", "-a")
 
     # Killed without a word; the container goes on, and so does its log.
@@ -179,3 +188,74 @@ def test_a_pod_by_crictl(registry: str, daemon: Daemon):
     daemon.crictl("rmp", pod)
     daemon.crictl("rmi", image)
     assert "rescue" not in daemon.crictl("images")
+
+
+PF_CONF = 'nat-anchor "cni-rdr/*"\nrdr-anchor "cni-rdr/*"\npass all\n'
+SERVER = "while :; do echo hello from ${0} | nc -N ${0} -l 8080 >/dev/null; done"
+
+
+def answer(address: str, port: int, patience: float = 60.0) -> str | None:
+    """What a server of one line says, as soon as it is there; None if it never is."""
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError), socket.create_connection((address, port), 5) as sock:
+            if text := sock.makefile().readline():
+                return text.strip()
+        time.sleep(0.2)
+    return None
+
+
+def test_a_host_port_and_what_keeps_it_from_working_by_crictl(
+    registry: str, daemon: Daemon, load_pf_conf: Callable[[str], str]
+):
+    load_pf_conf(PF_CONF)
+    image = f"{registry}/rescue:latest"
+    daemon.crictl("pull", image)
+    pod_config = daemon.base / "pod.json"
+    pod_config.write_text(
+        json.dumps(
+            {
+                "metadata": {"name": "web", "namespace": "default", "uid": "u1", "attempt": 0},
+                "log_directory": str(daemon.base / "logs"),
+                "port_mappings": [{"protocol": 0, "container_port": 8080, "host_port": 18080}],
+                "linux": {},
+            }
+        )
+    )
+    pod = daemon.crictl("runp", str(pod_config)).strip()
+    for family in ("-4", "-6"):
+        container_config = daemon.base / "container.json"
+        container_config.write_text(
+            json.dumps(
+                {
+                    "metadata": {"name": f"server{family}"},
+                    "image": {"image": image},
+                    "command": ["sh", "-c", SERVER, family],
+                    "log_path": f"server{family}.log",
+                    "linux": {},
+                }
+            )
+        )
+        daemon.crictl("start", daemon.crictl("create", pod, str(container_config), str(pod_config)).strip())
+    network = json.loads(daemon.crictl("inspectp", pod))["status"]["network"]
+    assert answer(network["ip"], 8080) == "hello from -4"
+    assert answer(network["additionalIps"][0]["ip"], 8080) == "hello from -6"
+    for address in ("127.0.0.1", "10.218.0.1"):
+        assert answer(address, 18080) == "hello from -4", address
+    assert answer("fd00:218::1", 18080) == "hello from -6"
+
+    assert daemon.condition("NetworkReady")["status"] is True
+    subprocess.run(["pfctl", "-d"], check=True, capture_output=True)
+    condition = daemon.condition("NetworkReady")
+    assert (condition["status"], condition["reason"]) == (False, "NetworkPluginNotReady")
+    assert "pf is not enabled" in condition["message"]
+    assert answer("127.0.0.1", 18080, 3) is None
+    subprocess.run(["pfctl", "-e"], check=True, capture_output=True)
+    load_pf_conf("pass all\n")
+    assert 'pf.conf has no line `rdr-anchor "cni-rdr/*"`' in daemon.condition("NetworkReady")["message"]
+    load_pf_conf(PF_CONF)
+    assert daemon.condition("NetworkReady")["status"] is True
+    assert answer("127.0.0.1", 18080) == "hello from -4"
+
+    daemon.crictl("rmp", "--force", pod)
+    assert answer("127.0.0.1", 18080, 3) is None

@@ -327,17 +327,18 @@ def test_what_keeps_it_from_working_is_said(load, lab):
     assert "pf is not enabled" in problem
 
 
-def test_what_keeps_the_host_from_its_ports_is_said_where_there_are_some(translations, load, lab):
+def test_what_keeps_the_host_from_its_ports_keeps_no_pods_away(translations, load, lab):
     load(f"set skip on lo\n{PASS}")
     run("sysctl", "net.pf.filter_local=0")
-    assert translations.problems() == []
     translations.publish("one", [host_port(lab.one, 4)])
-    local, skipped = translations.problems()
-    assert "net.pf.filter_local=1" in local
-    assert "`set skip` for lo0" in skipped
-    run("sysctl", "net.pf.filter_local=1")
-    load(PASS)
     assert translations.problems() == []
+    with pf.Pf() as opened:
+        local, skipped = nat.host_problems(opened)
+        assert "net.pf.filter_local=1" in local
+        assert "`set skip` for lo0" in skipped
+        run("sysctl", "net.pf.filter_local=1")
+        load(PASS)
+        assert nat.host_problems(opened) == []
 
 
 def test_without_the_device_there_is_nothing_to_undo(monkeypatch, lab):
@@ -449,7 +450,7 @@ class Failing:
 @pytest.mark.parametrize("was_there", [False, True])
 @pytest.mark.parametrize("what", ["publish", "masquerade"])
 def test_a_failure_at_every_call_leaves_things_as_they_were(monkeypatch, translations, lab, what, was_there):
-    ports = [host_port(lab.one, 4), host_port(lab.one, 6)]
+    ports = [host_port(lab.one, 4), host_port(lab.one, 6), host_port(lab.one, 4, "udp")]
 
     def change(pod):
         if what == "publish":

@@ -324,6 +324,30 @@ async def test_a_warden_that_dies_while_its_sandbox_is_made(node, make):
     assert node.left() == []
 
 
+async def test_a_jail_stays_as_long_as_its_network_cannot_be_taken_back(node, make):
+    """It would end with an interface inside, and FreeBSD is not safe against that."""
+    attach, detach = node.network.attach, node.network.detach
+
+    async def refuse(sandbox_id: str) -> None:
+        raise HostError("detach", f"sandbox {sandbox_id}", "by the test")
+
+    async def fail_late(spec: object, warden: object) -> object:
+        await attach(spec, warden)
+        raise HostError("attach", "the pod", "by the test")
+
+    node.network.attach, node.network.detach = fail_late, refuse
+    with pytest.raises(HostError, match="attach the pod"):
+        await node.pods.run_sandbox(make.pod(), "")
+    assert [one for one in node.left() if one.startswith("jail")]
+    (sandbox,) = node.pods.visible_sandboxes()
+    assert sandbox.state is SandboxState.NOTREADY
+    with pytest.raises(HostError, match="by the test"):
+        await node.pods.stop_sandbox(sandbox.id)
+    node.network.attach, node.network.detach = attach, detach
+    await node.pods.remove_sandbox(sandbox.id)
+    assert node.left() == []
+
+
 async def test_what_may_be_a_secret_is_not_in_the_error(node, make):
     sandbox_id = await node.pods.run_sandbox(make.pod(), "")
     envs = [v1.KeyValue(key="PASSWORD", value=b"hunter2\0x")]
