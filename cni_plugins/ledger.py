@@ -32,6 +32,7 @@ CREATE TABLE attachments (
     configuration TEXT NOT NULL,
     attachment TEXT NOT NULL,
     result TEXT,
+    leaving INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (network, owner)
 ) WITHOUT ROWID;
 CREATE INDEX attachments_by_container ON attachments (container);
@@ -61,6 +62,13 @@ class Entry:
     result: Mapping[str, Any] | None = None
     """None until ADD has succeeded."""
     of_this_boot: bool = True
+    leaving: bool = False
+    """DEL has begun with it."""
+
+    @property
+    def whole(self) -> bool:
+        """It was made, and nothing of it has been taken back."""
+        return self.result is not None and self.of_this_boot and not self.leaving
 
 
 class Ledger:
@@ -98,7 +106,7 @@ class Ledger:
             *(_text(entry.configuration), _text(entry.attachment)),
         )
         with self._transaction("write") as database:
-            query = "INSERT OR IGNORE INTO attachments VALUES (?, ?, ?, ?, ?, ?, NULL)"
+            query = "INSERT OR IGNORE INTO attachments VALUES (?, ?, ?, ?, ?, ?, NULL, 0)"
             return bool(database.execute(query, values).rowcount)
 
     def finish(self, network: str, owner: str, result: Mapping[str, Any]) -> None:
@@ -107,6 +115,13 @@ class Ledger:
             database.execute(
                 "UPDATE attachments SET result = ? WHERE network = ? AND owner = ?",
                 (_text(result), network, owner),
+            )
+
+    def leave(self, network: str, owner: str) -> None:
+        """Write down that an attachment is about to be taken back: if that is cut short, it is not whole any more."""
+        with self._transaction("write") as database:
+            database.execute(
+                "UPDATE attachments SET leaving = 1 WHERE network = ? AND owner = ?", (network, owner)
             )
 
     def forget(self, network: str, owner: str) -> None:
@@ -206,7 +221,7 @@ class Ledger:
         self._database.execute("DELETE FROM claims WHERE boot <> ?", (self._boot,))
 
     def _entry(self, row: tuple[Any, ...]) -> Entry:
-        network, owner, container, boot, configuration, attachment, result = row
+        network, owner, container, boot, configuration, attachment, result, leaving = row
         return Entry(
             network,
             owner,
@@ -215,6 +230,7 @@ class Ledger:
             json.loads(attachment),
             json.loads(result) if result is not None else None,
             of_this_boot=boot == self._boot,
+            leaving=bool(leaving),
         )
 
     def _rows(self, query: str, *values: str | int) -> list[tuple[Any, ...]]:

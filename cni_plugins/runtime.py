@@ -172,8 +172,7 @@ class CNI:
 
     def is_attached(self, container_id: str) -> bool:
         """Say whether a container is attached to any network, wholly and in this boot."""
-        entries = self._ledger.entries(container=container_id)
-        return any(entry.result is not None and entry.of_this_boot for entry in entries)
+        return any(entry.whole for entry in self._ledger.entries(container=container_id))
 
     def plugins(self, network: NetworkList) -> list[Plugin]:
         """Return the plugins of a configuration. Raises ConfigurationError."""
@@ -202,8 +201,7 @@ class CNI:
         alive: list[Entry] = []
         dead: list[Entry] = []
         for entry in self._ledger.entries():
-            whole = entry.of_this_boot and entry.result is not None
-            (alive if whole and entry.container in containers else dead).append(entry)
+            (alive if entry.whole and entry.container in containers else dead).append(entry)
         return alive, dead
 
     def _delete_dead(self, found: Entry) -> None:
@@ -217,6 +215,7 @@ class CNI:
 
     def _delete(self, entry: Entry, stack: NetworkStack | None) -> None:
         attachment, result = kept(entry)
+        self._ledger.leave(entry.network, entry.owner)
         self._chain(configuration(entry)).delete(attachment, stack if entry.of_this_boot else None, result)
         self._ledger.forget(entry.network, entry.owner)
 

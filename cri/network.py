@@ -112,7 +112,7 @@ class PodNetwork:
         await self._in_thread(self._cni.delete_all, sandbox_id)
 
     async def is_attached(self, sandbox_id: str) -> bool:
-        """Whether the pod has a network."""
+        """Whether the pod has a network, and nothing of it has been taken back."""
         return await asyncio.to_thread(self._cni.is_attached, sandbox_id)
 
     async def release(self, sandbox_id: str) -> None:

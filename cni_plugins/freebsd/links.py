@@ -21,6 +21,7 @@ from typing import ClassVar
 from cni_plugins.common_links import CommonLinks, perform_unless, taken
 from cni_plugins.errors import ConfigurationError, KernelError, NotAttachedError
 from cni_plugins.freebsd import ioctl
+from cni_plugins.freebsd.advertising import advertise
 from cni_plugins.freebsd.ioctl import Interfaces
 from cni_plugins.links import Pair, Port, Tuning
 from cni_plugins.rtnetlink import GONE, Link, Routes, address_add
@@ -140,7 +141,10 @@ class FreeBSDLinks(CommonLinks):
         addresses: Sequence[InterfaceAddress] = (),
         routes: Sequence[Route] = (),
     ) -> None:
-        """See `links.Links`. A route's table is a FIB; metrics but the MTU, priorities and scopes do not exist."""
+        """See `links.Links`. A route's table is a FIB; metrics but the MTU, priorities and scopes do not exist.
+
+        The addresses are made known to the neighbours, who may know them as another pod's.
+        """
         for route in routes:
             for word in _UNKNOWN_TO_ROUTES:
                 if getattr(route, word) is not None:
@@ -148,6 +152,11 @@ class FreeBSDLinks(CommonLinks):
                         f"the route to {route.dst} is to have a {word}, which FreeBSD's routes cannot; leave it out"
                     )
         super().configure(stack, name, addresses, routes)
+        if any(address.version == 6 for address in addresses):
+            with Routes.of(stack) as client:
+                link = client.find(name)
+            if link is not None:
+                advertise(stack, link.index, name, link.mac, addresses)
 
     def take_off(self, name: str) -> Callable[[], object] | None:
         """See `links.Links`. The pair is deleted now, see `delete`."""

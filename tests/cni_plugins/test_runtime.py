@@ -213,6 +213,20 @@ def test_delete_ends_with_the_first_failure_and_can_be_repeated(cni, ledger) -> 
     assert ledger.entries() == []
 
 
+def test_what_is_half_deleted_is_not_attached_any_more_and_not_put_back(cni, ledger, plugins) -> None:
+    """A daemon that is killed in the middle of DEL leaves what gc must finish, and not restore."""
+    cni.add(network("one", "two"), A, STACK)
+    FAIL["delete", "one"] = KernelError(16, "unmake", "one")
+    with pytest.raises(KernelError):
+        cni.delete_all("a")
+    assert not cni.is_attached("a")
+    assert len(cni.gc(lambda: ["a"])) == 1
+    FAIL.clear()
+    assert cni.gc(lambda: ["a"], [network("one")]) == []
+    assert plugins["pods"].ports == {}
+    assert ledger.entries() == []
+
+
 def test_an_attachment_is_added_once(cni) -> None:
     cni.add(network("one"), A, STACK)
     with pytest.raises(AttachmentExistsError, match="a/eth0 to network pods is there; delete it first"):

@@ -191,7 +191,7 @@ def test_a_pod_by_crictl(registry: str, daemon: Daemon):
 
 
 PF_CONF = 'nat-anchor "cni-rdr/*"\nrdr-anchor "cni-rdr/*"\npass all\n'
-SERVER = "while :; do echo hello from ${0} | nc -N ${0} -l 8080 >/dev/null; done"
+SERVER = "while :; do echo hello over IPv${0} | nc -N -${0} -l 8080 >/dev/null; done"
 
 
 def answer(address: str, port: int, patience: float = 60.0) -> str | None:
@@ -223,26 +223,26 @@ def test_a_host_port_and_what_keeps_it_from_working_by_crictl(
         )
     )
     pod = daemon.crictl("runp", str(pod_config)).strip()
-    for family in ("-4", "-6"):
+    for family in ("4", "6"):
         container_config = daemon.base / "container.json"
         container_config.write_text(
             json.dumps(
                 {
-                    "metadata": {"name": f"server{family}"},
+                    "metadata": {"name": f"server-{family}"},
                     "image": {"image": image},
                     "command": ["sh", "-c", SERVER, family],
-                    "log_path": f"server{family}.log",
+                    "log_path": f"server-{family}.log",
                     "linux": {},
                 }
             )
         )
         daemon.crictl("start", daemon.crictl("create", pod, str(container_config), str(pod_config)).strip())
     network = json.loads(daemon.crictl("inspectp", pod))["status"]["network"]
-    assert answer(network["ip"], 8080) == "hello from -4"
-    assert answer(network["additionalIps"][0]["ip"], 8080) == "hello from -6"
+    assert answer(network["ip"], 8080) == "hello over IPv4"
+    assert answer(network["additionalIps"][0]["ip"], 8080) == "hello over IPv6"
     for address in ("127.0.0.1", "10.218.0.1"):
-        assert answer(address, 18080) == "hello from -4", address
-    assert answer("fd00:218::1", 18080) == "hello from -6"
+        assert answer(address, 18080) == "hello over IPv4", address
+    assert answer("fd00:218::1", 18080) == "hello over IPv6"
 
     assert daemon.condition("NetworkReady")["status"] is True
     subprocess.run(["pfctl", "-d"], check=True, capture_output=True)
@@ -255,7 +255,7 @@ def test_a_host_port_and_what_keeps_it_from_working_by_crictl(
     assert 'pf.conf has no line `rdr-anchor "cni-rdr/*"`' in daemon.condition("NetworkReady")["message"]
     load_pf_conf(PF_CONF)
     assert daemon.condition("NetworkReady")["status"] is True
-    assert answer("127.0.0.1", 18080) == "hello from -4"
+    assert answer("127.0.0.1", 18080) == "hello over IPv4"
 
     daemon.crictl("rmp", "--force", pod)
     assert answer("127.0.0.1", 18080, 3) is None

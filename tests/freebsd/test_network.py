@@ -226,7 +226,8 @@ def seen(*live: Pod) -> dict[str, list[str]]:
         "addresses": [line.strip() for line in run("ifconfig").splitlines() if line.startswith("\tinet")],
         "routes": [" ".join(line.split()[:4]) for line in run("netstat", "-rn").splitlines()],
         "neighbours": of_strays("arp", "-an") + of_strays("ndp", "-an"),
-        "states": of_strays("pfctl", "-ss"),
+        # Neighbour discovery has states, too, which end by themselves in seconds and translate nothing.
+        "states": [line for line in of_strays("pfctl", "-ss") if " ipv6-icmp " not in line],
         "rules": sorted(f"{name}: {rules}" for name, rules in anchors().items()),
     }
 

@@ -138,7 +138,10 @@ def owners(daemon) -> dict[str, set[str]]:
     database = sqlite3.connect(f"file:{daemon.base}/state/network.db?mode=ro", uri=True)
     found = {
         "attachments": {owner for (owner,) in database.execute("SELECT container FROM attachments")},
-        "claims": {owner.partition("/")[0] for (owner,) in database.execute("SELECT owner FROM claims")},
+        "claims": {
+            owner.partition("/")[0]
+            for (owner,) in database.execute("SELECT owner FROM claims WHERE pool <> 'gateways'")
+        },
     }
     database.close()
     ruleset = subprocess.run(
