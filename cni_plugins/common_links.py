@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from cni_plugins.errors import AttachmentExistsError, ConfigurationError, KernelError, NotAttachedError
 from cni_plugins.links import Pair, State, Tuning
@@ -13,7 +14,7 @@ from cni_plugins.types import InterfaceAddress, Route, SocketSource
 
 
 class CommonLinks:
-    """A part of `links.Links`."""
+    """A part of `links.Links`. A system may put in what it has to add: `_before_up`, `_explaining`, `_announce`."""
 
     untunable: Mapping[str, str] = {}
 
@@ -30,8 +31,10 @@ class CommonLinks:
         replace: bool = False,
     ) -> None:
         """See `links.Links`."""
-        with Routes.of(self._host) as routes:
+        with self._explaining(self._host, link.name, addresses), Routes.of(self._host) as routes:
             name = link.name
+            if not link.up:
+                self._before_up(routes, link, addresses)
             changes: dict[str, object] = {}
             if not link.up:
                 changes["up"] = True
@@ -63,13 +66,14 @@ class CommonLinks:
         routes: Sequence[Route] = (),
     ) -> None:
         """See `links.Links`. The kernel works the batch off in order: routes need the addresses, and the link up."""
-        with Routes.of(stack) as client:
-            index = client.link_index(name)
+        with self._explaining(stack, name, addresses), Routes.of(stack) as client:
+            link = client.link(name)
             client.perform(
-                *(address_add(index, name, address) for address in addresses),
+                *(address_add(link.index, name, address) for address in addresses),
                 link_set(name, up=True),
-                *(route_add(index, name, route) for route in routes),
+                *(route_add(link.index, name, route) for route in routes),
             )
+        self._announce(stack, link, addresses)
 
     def refused(self, name: str, versions: Collection[int]) -> list[str]:  # noqa: ARG002 - of those that can tell
         """See `links.Links`."""
@@ -114,6 +118,19 @@ class CommonLinks:
             link.name: State(link, tuple(addresses.get(link.index, ())), tuple(over.get(link.index, ())))
             for link in links
         }
+
+    def _before_up(self, routes: Routes, bridge: Link, addresses: Sequence[InterfaceAddress]) -> None:
+        """Do to a bridge what must be done before it comes up."""
+
+    def _explaining(
+        self, stack: SocketSource, name: str, addresses: Sequence[InterfaceAddress]
+    ) -> AbstractContextManager[None]:
+        """Return what makes a better error of the kernel's, where addresses are added."""
+        del stack, name, addresses
+        return nullcontext()
+
+    def _announce(self, stack: SocketSource, link: Link, addresses: Sequence[InterfaceAddress]) -> None:
+        """Make new addresses known to the neighbours, who may know them as another pod's."""
 
 
 def has_gateway(present: Iterable[InterfaceAddress], wanted: InterfaceAddress) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno as codes
 import os
-from typing import Any, ClassVar
+from typing import Any
 
 REMEDIES = {
     codes.EPERM: "run as root, or with CAP_NET_ADMIN over both network stacks",
@@ -25,7 +25,7 @@ NO_REMEDY = "compare with what `ip link`, `ip address` or `ifconfig` shows"
 class NetworkError(Exception):
     """Base of everything that this package raises on purpose."""
 
-    code: ClassVar[int] = 999
+    code: int = 999
 
     def to_json(self, version: str) -> dict[str, Any]:
         """Return the specification's error result of a version."""
@@ -72,7 +72,7 @@ class ExternalPluginError(NetworkError):
     """A plugin of somebody else's has failed; `code` is its own."""
 
     def __init__(self, message: str, code: int = 999) -> None:
-        self.code = code  # type: ignore[misc]  # every class's default, and each plugin's own
+        self.code = code
         super().__init__(message)
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from cni_plugins.errors import ExternalPluginError
 
@@ -116,7 +116,7 @@ class _Conversation:
 
     def _turn(self, seconds: float) -> None:
         for key, _ in self._selector.select(seconds):
-            stream: IO[bytes] = key.fileobj  # type: ignore[assignment]  # one of the three
+            stream = cast("IO[bytes]", key.fileobj)  # one of the three
             if stream is self._process.stdin:
                 self._write(stream)
             else:

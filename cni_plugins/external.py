@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -68,7 +67,6 @@ class ExternalPlugin(Plugin):
         self._seconds = seconds
         self._path = _find(settings, self._binaries)
         self._compatible = False
-        self._lock = threading.Lock()
 
     def add(self, request: Request) -> Result:
         """Run ADD, and read its result."""
@@ -141,22 +139,24 @@ class ExternalPlugin(Plugin):
         return self._run(command, self._what(command, attachment), environment, configuration)
 
     def _check_version(self) -> None:
-        """Ask once for the versions that it speaks. Raises IncompatibleVersionError."""
-        with self._lock:
-            if self._compatible:
-                return
-            what = self._what("VERSION", None)
-            answer = self._run("VERSION", what, {}, {"cniVersion": self._version})
-            versions = answer.get("supportedVersions")
-            if not isinstance(versions, list):
-                raise ExternalPluginError(f"{what}: it does not tell which versions it speaks", _UNDECODABLE)
-            if self._version not in versions:
-                spoken = executables.in_one_line(", ".join(map(str, versions)))
-                raise IncompatibleVersionError(
-                    f"{self._where}: {self._path} does not speak version {self._version} of CNI, but {spoken}; "
-                    "change the configuration's cniVersion"
-                )
-            self._compatible = True
+        """Ask for the versions that it speaks, until it has said so. Raises IncompatibleVersionError.
+
+        Several threads may ask at a time: one that it hangs for must not keep the others.
+        """
+        if self._compatible:
+            return
+        what = self._what("VERSION", None)
+        answer = self._run("VERSION", what, {}, {"cniVersion": self._version})
+        versions = answer.get("supportedVersions")
+        if not isinstance(versions, list):
+            raise ExternalPluginError(f"{what}: it does not tell which versions it speaks", _UNDECODABLE)
+        if self._version not in versions:
+            spoken = executables.in_one_line(", ".join(map(str, versions)))
+            raise IncompatibleVersionError(
+                f"{self._where}: {self._path} does not speak version {self._version} of CNI, but {spoken}; "
+                "change the configuration's cniVersion"
+            )
+        self._compatible = True
 
     def _run(
         self, command: str, what: str, environment: Mapping[str, str], configuration: Mapping[str, Any]

@@ -252,7 +252,7 @@ class Ledger:
     def _errors(self, operation: str) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise LedgerError(
                 f"cannot {operation} the ledger {self._where}: {error}; look at the disk and its rights"
             ) from error

@@ -88,7 +88,7 @@ class Links(Protocol):
         """Tell whether a link of the host is a bridge."""
 
     def make_bridge(self, name: str, mac: str, mtu: int) -> None:
-        """Create a bridge, to be prepared, whose MTU is 0 for the kernel's default; leave one of that name alone if there is one."""
+        """Create a bridge, to be prepared; leave one of that name alone. An MTU of 0 is the kernel's default."""
 
     def prepare_bridge(
         self,
@@ -99,7 +99,9 @@ class Links(Protocol):
         promiscuous: bool = False,
         replace: bool = False,
     ) -> None:
-        """Bring a bridge up with at least those addresses, or the same ones of larger subnets; set the MTU unless it is 0, and go promiscuous if asked to.
+        """Bring a bridge up with at least those addresses, or the same ones of larger subnets.
+
+        Set its MTU unless that is 0, and make it promiscuous if asked to.
 
         Raises ConfigurationError if it has another address in the same subnet, unless that may be replaced, and where
         IPv6 is switched off.
@@ -146,7 +148,10 @@ class Links(Protocol):
         """Bring the loopback interface of a stack up, with 127.0.0.1 and ::1."""
 
     def refused(self, name: str, versions: Collection[int]) -> list[str]:
-        """Return why a link of the host, which need not be there yet, could not have addresses of some IP versions; a sentence each."""
+        """Return why a link of the host could not have addresses of some IP versions, a sentence each.
+
+        It need not be there yet.
+        """
 
     def enable_forwarding(self, versions: Collection[int]) -> None:
         """Have the host forward packets of some IP versions, if it does not yet. Nothing switches it off again."""

@@ -26,7 +26,7 @@ MULTICAST: tuple[Network, ...] = (IPv4Network("224.0.0.0/4"), IPv6Network("ff00:
 
 
 class Masquerading:
-    """Translates pods' addresses to the node's, on what leaves for anywhere but their network's subnets, groups and exceptions."""
+    """Translates pods' addresses to the node's, unless for their network's subnets, groups and exceptions."""
 
     def __init__(
         self, context: Context, exceptions: Sequence[Network] = (), versions: Collection[int] = (4, 6)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from cni_plugins.errors import ConfigurationError
 from cni_plugins.types import Address, InterfaceAddress, Network, SocketSource
@@ -76,16 +76,11 @@ class Nat(Protocol):
         ends the last of it calls this again.
         """
 
-    def problems(self) -> list[str]:
-        """Return what keeps translations from taking effect, a sentence each with what to do; empty if nothing does."""
-
-
-@runtime_checkable
-class Inspectable(Protocol):
-    """A `Nat` that can tell whether somebody has taken something from it."""
-
     def missing(self, owner: str) -> list[str]:
         """Return what is to be translated for an owner and the kernel does not, in words; empty if it does all."""
+
+    def problems(self) -> list[str]:
+        """Return what keeps translations from taking effect, a sentence each with what to do; empty if nothing does."""
 
 
 def for_this_system(host: SocketSource, network: str) -> Nat:

@@ -113,7 +113,10 @@ class Plugin(abc.ABC):
         """Undo `add`. Succeeds on what is gone, half made, or was never made."""
 
     def check(self, request: Request) -> None:  # noqa: B027 - a plugin without anything to check is one, too
-        """Compare what there is with what `add` had made. Raises NotAttachedError or AttachmentBrokenError, naming all faults."""
+        """Compare what there is with what `add` had made.
+
+        Raises NotAttachedError or AttachmentBrokenError, naming all faults.
+        """
 
     def gc(self, requests: Sequence[Request]) -> None:  # noqa: B027 - likewise
         """Bring what the node has of this network in line: these attachments and no others are there.

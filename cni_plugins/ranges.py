@@ -31,7 +31,9 @@ class AddressRange:
         subnet = _subnet(settings)
         first, last = _usable(subnet)
         gateway = settings.address("gateway") or default_gateway(subnet)
-        if gateway.version != subnet.version or (gateway in subnet and not first <= gateway <= last):  # type: ignore[operator]
+        if gateway.version != subnet.version or (
+            gateway in subnet and not int(first) <= int(gateway) <= int(last)
+        ):
             raise settings.wrong("gateway", f"an IPv{subnet.version} address that a host may have")
         made = cls(
             subnet, gateway, settings.address("rangeStart") or first, settings.address("rangeEnd") or last

@@ -11,7 +11,9 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from cni_plugins import links, nat, registry, results
 from cni_plugins import plugin as plugins
@@ -29,12 +31,21 @@ from cni_plugins.missing import MissingPlugin
 from cni_plugins.plugin import Attachment, Context, Plugin
 from cni_plugins.settings import Settings
 from cni_plugins.shared_nat import SharedNat
+from cni_plugins.steps import undoing
 from cni_plugins.turns import Gate, Turns
 from cni_plugins.types import INTERFACE_NAME, NetworkStack, OwnStack, Result, SocketSource
 
 log = logging.getLogger("cni_plugins")
 
 _LATER_THREADS = 8  # deleting links is waiting, and those who wait at one time share it
+
+
+class _Known(NamedTuple):
+    """An attachment that is there, with the key of the configuration that it was made with."""
+
+    attachment: Attachment
+    result: Result
+    made_with: str
 
 
 class CNI:
@@ -74,12 +85,10 @@ class CNI:
             )
             if not self._ledger.begin(entry):
                 raise AttachmentExistsError(f"attachment {owner} to network {name} is there; delete it first")
-            try:
+            with undoing() as undo:
+                undo(partial(self._undo, chain, attachment, stack))
                 result = chain.add(attachment, stack)
                 self._ledger.finish(name, owner, results.to_json(result))
-            except BaseException as error:
-                self._undo(chain, attachment, stack, error)
-                raise
             return result
 
     def delete(self, network: NetworkList, attachment: Attachment, stack: NetworkStack | None = None) -> None:
@@ -142,16 +151,22 @@ class CNI:
         with self._gate.alone():
             entries, _ = self._sorted(valid())
             used: dict[str, dict[str, NetworkList]] = {}
-            made_with: dict[str, list[tuple[Entry, str]]] = {}
+            known: dict[str, list[_Known]] = {}
             for network in networks:
                 used.setdefault(network.name, {})[_key(network)] = network
+            unreadable: set[str] = set()
             for entry in entries:
-                network = configuration(entry)
+                try:
+                    network, (attachment, result) = configuration(entry), kept(entry)
+                except NetworkError as error:  # what it has would be taken for nobody's
+                    failures.append(error)
+                    unreadable.add(entry.network)
+                    continue
                 key = _key(network)
                 used.setdefault(network.name, {}).setdefault(key, network)
-                made_with.setdefault(network.name, []).append((entry, key))
-            for name, lists in used.items():
-                self._gc_network(made_with.get(name, []), lists, failures, shared=shared)
+                known.setdefault(network.name, []).append(_Known(attachment, result, key))
+            for name in used.keys() - unreadable:
+                self._gc_network(name, known.get(name, []), used[name], failures, shared=shared)
             self._forget_chains({key for lists in used.values() for key in lists}, failures)
         return failures
 
@@ -162,21 +177,9 @@ class CNI:
         except NetworkError as error:
             return [str(error)]
 
-    def addresses(self, container_id: str) -> list[str]:
-        """Return the addresses that a container has, in the order of its results."""
-        return [
-            str(ip.address.ip)
-            for entry in self._ledger.entries(container=container_id)
-            for ip in kept(entry)[1].ips
-        ]
-
     def is_attached(self, container_id: str) -> bool:
         """Say whether a container is attached to any network, wholly and in this boot."""
         return any(entry.whole for entry in self._ledger.entries(container=container_id))
-
-    def plugins(self, network: NetworkList) -> list[Plugin]:
-        """Return the plugins of a configuration. Raises ConfigurationError."""
-        return self._chain(network).plugins()
 
     def settle(self) -> None:
         """Wait for what was left for later."""
@@ -219,16 +222,14 @@ class CNI:
         self._chain(configuration(entry)).delete(attachment, stack if entry.of_this_boot else None, result)
         self._ledger.forget(entry.network, entry.owner)
 
-    def _undo(self, chain: Chain, attachment: Attachment, stack: NetworkStack, error: BaseException) -> None:
-        try:
-            chain.delete(attachment, stack, Result())
-            self._ledger.forget(chain.network.name, attachment.owner)
-        except NetworkError as second:
-            error.add_note(f"and the undo failed: {second}")
+    def _undo(self, chain: Chain, attachment: Attachment, stack: NetworkStack) -> None:
+        chain.delete(attachment, stack, Result())
+        self._ledger.forget(chain.network.name, attachment.owner)
 
     def _gc_network(
         self,
-        entries: Sequence[tuple[Entry, str]],
+        name: str,
+        known: Sequence[_Known],
         lists: dict[str, NetworkList],
         failures: list[NetworkError],
         *,
@@ -236,16 +237,14 @@ class CNI:
     ) -> None:
         """Ask every configuration of one network, each about all that is attached to it, whatever it was made with.
 
-        An interface of another configuration is no stray; but what is translated for a pod is its own one's business.
+        An interface of another configuration is no stray; but what a pod lacks is its own one's to put back.
         """
-        known = [kept(entry) for entry, _ in entries]
-        name = next(iter(lists.values())).name
+        attached = [(each.attachment, each.result) for each in known]
         with _collected(failures), self._nat(name).gathered() as leave_alone:
             for key, network in lists.items():
-                ours = {entry.owner for entry, made_with in entries if made_with == key}
-                with self._nat(name).of(ours):
-                    chain = self._chain(network, lenient=True)
-                    failed = chain.gc(known, ours, shared=shared and not network.disable_gc)
+                ours = {each.attachment.owner for each in known if each.made_with == key}
+                chain = self._chain(network, lenient=True)
+                failed = chain.gc(attached, ours, shared=shared and not network.disable_gc)
                 if any(plugin.translates for plugin, _ in failed):
                     leave_alone()
                 failures += [error for _, error in failed]

@@ -1,22 +1,19 @@
 """One network's translations, shared by all configurations that it has had.
 
 A network's name stays while its configuration changes, and so do the kernel's objects, which are called after it. A plugin
-of one configuration knows only what that one is for; when it restores, the others' must not vanish.
+of one configuration restores only what that one is for (`Request.ours`), and the others' must not vanish.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
 
-from cni_plugins.nat import HostPort, Inspectable, Masquerade, Nat
+from cni_plugins.nat import HostPort, Masquerade, Nat
 from cni_plugins.steps import all_of
 from cni_plugins.types import Address
-
-_Wanted = TypeVar("_Wanted")
 
 
 class SharedNat:
@@ -25,7 +22,6 @@ class SharedNat:
     def __init__(self, nat: Nat) -> None:
         self._nat = nat
         self._gathering = threading.Lock()
-        self._owners: Collection[str] = ()
         self._ports: dict[str, Sequence[HostPort]] = {}
         self._masquerades: dict[str, Masquerade] = {}
 
@@ -47,15 +43,6 @@ class SharedNat:
                     ]
                 )
 
-    @contextmanager
-    def of(self, owners: Collection[str]) -> Iterator[None]:
-        """While this is open, what is restored for others than these owners does not count."""
-        self._owners = owners
-        try:
-            yield
-        finally:
-            self._owners = ()
-
     def publish(self, owner: str, ports: Sequence[HostPort]) -> None:
         """See `nat.Nat`."""
         self._nat.publish(owner, ports)
@@ -74,24 +61,20 @@ class SharedNat:
 
     def restore_ports(self, wanted: Mapping[str, Sequence[HostPort]]) -> None:
         """Gather host ports; see `gathered`."""
-        self._ports |= self._ours(wanted)
+        self._ports |= wanted
 
     def restore_masquerades(self, wanted: Mapping[str, Masquerade]) -> None:
         """Gather masquerading; see `gathered`."""
-        self._masquerades |= self._ours(wanted)
+        self._masquerades |= wanted
 
     def kill_states(self, addresses: Sequence[Address]) -> None:
         """See `nat.Nat`."""
         self._nat.kill_states(addresses)
 
     def missing(self, owner: str) -> list[str]:
-        """See `nat.Inspectable`; nothing, where that is not known."""
-        return self._nat.missing(owner) if isinstance(self._nat, Inspectable) else []
+        """See `nat.Nat`."""
+        return self._nat.missing(owner)
 
     def problems(self) -> list[str]:
         """See `nat.Nat`."""
         return self._nat.problems()
-
-    def _ours(self, wanted: Mapping[str, _Wanted]) -> dict[str, _Wanted]:
-        # A plugin may add a word of its own after the owner's name, which has no blank.
-        return {key: value for key, value in wanted.items() if key.split(" ", 1)[0] in self._owners}

@@ -34,9 +34,7 @@ def render(config: NetworkConfig, subnets: Sequence[str]) -> NetworkList:
             "ipam": {
                 "type": "host-local",
                 "ranges": [[{"subnet": subnet}] for subnet in subnets],
-                "routes": [
-                    {"dst": _ANYWHERE[version]} for version in (network.version for network in networks)
-                ],
+                "routes": [{"dst": _ANYWHERE[network.version]} for network in networks],
             },
         }
     ]

@@ -48,7 +48,7 @@ _POD_CIDR = "podCIDR"
 """Under this name the ledger keeps what the kubelet has said last: it does not say it again to a new daemon."""
 
 
-class PodNetwork:
+class CniNetwork:
     """The network of all pods; implements `cri.sandbox.node.PodNetwork`.
 
     Attachments and addresses are in a ledger of their own (`network.db`), written down before anything is made and
@@ -149,9 +149,9 @@ class PodNetwork:
         self._watch = asyncio.create_task(self._reconcile_often(sandboxes), name="network reconciliation")
 
     async def set_pod_cidr(self, pod_cidr: str) -> None:
-        """Give pods made from now on addresses of these prefixes (comma-separated), unless the operator has configured a network.
+        """Give pods made from now on addresses of these prefixes (comma-separated).
 
-        Pods that are there keep theirs. Raises InvalidArgumentError.
+        Not if the operator has configured a network. Pods that are there keep theirs. Raises InvalidArgumentError.
         """
         try:
             subnets = config_values.families(pod_cidr)
@@ -169,7 +169,7 @@ class PodNetwork:
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait([self._watch])
-        await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(partial(self._threads.shutdown, cancel_futures=True))
         for failure in await asyncio.to_thread(self._cni.close):
             log.warning("something of the pods' network stays", error=str(failure))
         await asyncio.to_thread(self._ledger.close)

@@ -11,7 +11,7 @@ from cri._version import __version__
 from cri.api.runtime import v1
 from cri.errors import InvalidArgumentError, NotFoundError
 from cri.images import ImageStore
-from cri.network import PodNetwork
+from cri.network import CniNetwork
 from cri.sandbox import translate
 from cri.sandbox.container import Container
 from cri.sandbox.exec import exec_sync
@@ -36,7 +36,7 @@ class RuntimeService:
         host: Host,
         pods: Pods,
         images: ImageStore,
-        network: PodNetwork,
+        network: CniNetwork,
         stats: Stats,
         runtime_handlers: Iterable[str],
         config: dict[str, Any],

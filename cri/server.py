@@ -18,7 +18,7 @@ from cri.errors import CRIError
 from cri.image_service import ImageService
 from cri.images import ImageStore
 from cri.metrics import Metrics, MetricsServer
-from cri.network import PodNetwork
+from cri.network import CniNetwork
 from cri.rpc import RpcServer, RpcTableError
 from cri.runtime_service import RuntimeService
 from cri.sandbox.host import Host, HostError
@@ -97,7 +97,7 @@ async def serve(config: Config) -> None:
             platforms=platforms(host),
             max_parallel=config.image.max_parallel_downloads,
         )
-        network = PodNetwork(host, config.network, config.state_dir)
+        network = CniNetwork(host, config.network, config.state_dir)
         await network.open()
         end.push_async_callback(network.close)
         node = Node(
@@ -131,7 +131,7 @@ async def _serve_rpc(
     host: Host,
     pods: Pods,
     images: ImageStore,
-    network: PodNetwork,
+    network: CniNetwork,
 ) -> None:
     metrics = Metrics()
     if (endpoint := config.metrics_endpoint()) is not None:

@@ -25,7 +25,7 @@ from cni_plugins import (
 )
 from cri import config, network
 from cri.errors import InvalidArgumentError
-from cri.network import PodNetwork
+from cri.network import CniNetwork
 from cri.sandbox.fake import FakeHost, FakeKernel
 from cri.sandbox.host import HostError
 from cri.sandbox.spec import PortMapping as SpecPort
@@ -45,8 +45,8 @@ def settings(tmp_path: Path):
 async def open_network(tmp_path: Path, settings):
     made = []
 
-    async def open_() -> PodNetwork:
-        opened = PodNetwork(FakeHost(FakeKernel(), tmp_path), settings, tmp_path)
+    async def open_() -> CniNetwork:
+        opened = CniNetwork(FakeHost(FakeKernel(), tmp_path), settings, tmp_path)
         await opened.open()
         made.append(opened)
         return opened
@@ -82,7 +82,7 @@ def sandbox(**values) -> SandboxSpec:
     return SandboxSpec("a" * 64, "web", "default", "/d", "/r", uid="u-1", **values)
 
 
-async def attach(opened: PodNetwork, spec: SandboxSpec):
+async def attach(opened: CniNetwork, spec: SandboxSpec):
     host = opened._host
     host.network_stack = lambda spec, warden: SimpleNamespace(name="/ns", move_target=-1, close=lambda: None)
     return await opened.attach(spec, None)

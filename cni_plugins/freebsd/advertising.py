@@ -27,7 +27,7 @@ _FORBIDDEN = frozenset({errno.EPERM, errno.EACCES})  # a jail without allow.raw_
 def advertise(
     stack: SocketSource, index: int, name: str, mac: str, addresses: Iterable[InterfaceAddress]
 ) -> None:
-    """Advertise the IPv6 ones of some addresses that an interface of a stack has; not link-local ones. Raises KernelError."""
+    """Advertise those of an interface's addresses that are of IPv6 and not link-local. Raises KernelError."""
     for address in (each.ip for each in addresses if each.version == 6 and not each.is_link_local):
         try:
             with stack.socket(

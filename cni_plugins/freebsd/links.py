@@ -141,10 +141,7 @@ class FreeBSDLinks(CommonLinks):
         addresses: Sequence[InterfaceAddress] = (),
         routes: Sequence[Route] = (),
     ) -> None:
-        """See `links.Links`. A route's table is a FIB; metrics but the MTU, priorities and scopes do not exist.
-
-        The addresses are made known to the neighbours, who may know them as another pod's.
-        """
+        """See `links.Links`. A route's table is a FIB; metrics but the MTU, priorities and scopes do not exist."""
         for route in routes:
             for word in _UNKNOWN_TO_ROUTES:
                 if getattr(route, word) is not None:
@@ -152,11 +149,6 @@ class FreeBSDLinks(CommonLinks):
                         f"the route to {route.dst} is to have a {word}, which FreeBSD's routes cannot; leave it out"
                     )
         super().configure(stack, name, addresses, routes)
-        if any(address.version == 6 for address in addresses):
-            with Routes.of(stack) as client:
-                link = client.find(name)
-            if link is not None:
-                advertise(stack, link.index, name, link.mac, addresses)
 
     def take_off(self, name: str) -> Callable[[], object] | None:
         """See `links.Links`. The pair is deleted now, see `delete`."""
@@ -214,6 +206,10 @@ class FreeBSDLinks(CommonLinks):
             if version == 6 and not ioctl.sysctl_read(_ADVERTISED_ROUTES):
                 ioctl.sysctl_write(_ADVERTISED_ROUTES, 1)
             ioctl.sysctl_write(_FORWARDING[version], 1)
+
+    def _announce(self, stack: SocketSource, link: Link, addresses: Sequence[InterfaceAddress]) -> None:
+        """The kernel does it for IPv4."""
+        advertise(stack, link.index, link.name, link.mac, addresses)
 
     def _disable_ipv6(self, name: str) -> None:
         """Keep a member of a bridge free of addresses; it would get some where net.inet6.ip6.accept_rtadv is 1."""

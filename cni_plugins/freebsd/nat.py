@@ -59,8 +59,9 @@ _FROM_LOOPBACK = {4: (ip_network("127.0.0.0/8"),), 6: ()}
 
 _LONGEST_NETWORK = 19
 _FILTER_LOCAL = (
-    "net.pf.filter_local is off, so host ports do not answer to the node itself: put net.pf.filter_local=1 in "
-    "/etc/sysctl.conf, run `sysctl net.pf.filter_local=1` and, as pf looks at it when it is enabled, `pfctl -d; pfctl -e`"
+    "net.pf.filter_local is off, so host ports do not answer to the node itself: put pf_load=YES in /boot/loader.conf and "
+    "net.pf.filter_local=1 in /etc/sysctl.conf, which is read before pf is loaded otherwise; for now, run "
+    "`sysctl net.pf.filter_local=1` and, as pf looks at it when it is enabled, `pfctl -d; pfctl -e`"
 )
 _SKIPPED = (
     f"pf.conf has `set skip` for {_LOOPBACK}, so host ports do not answer to the node itself: have `pass quick on "
@@ -119,6 +120,18 @@ class PfNat:
                 for address in addresses:
                     pf.kill_states(address)
 
+    def missing(self, owner: str) -> list[str]:
+        """See `nat.Nat`. An anchor that has been changed since is missing as a whole."""
+        loaded = {
+            anchor: self._loaded[anchor][1]
+            for anchor in (self._anchor(kind, owner) for kind in (_PORTS, _MASQUERADE))
+            if anchor in self._loaded
+        }
+        if (opened := _open()) is None:
+            return [f"anchor {anchor}" for anchor in loaded]
+        with opened as pf:
+            return [f"anchor {anchor}" for anchor, version in loaded.items() if pf.version(anchor) != version]
+
     def problems(self) -> list[str]:
         """See `nat.Nat`. What only the node's own connections suffer from (`host_problems`) is the doctor's to tell."""
         try:
@@ -139,6 +152,8 @@ class PfNat:
                 # To empty one makes it first, and pf may have no room for another (`set limit anchors`).
                 if pf.version(anchor) is not None:
                     self._replace(pf, anchor, ())
+                else:
+                    self._loaded.pop(anchor, None)
 
     def _restore(self, kind: str, wanted: Mapping[str, Sequence[Rule]]) -> None:
         if (opened := _open(needed=bool(wanted))) is None:

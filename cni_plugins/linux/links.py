@@ -16,7 +16,8 @@ from cni_plugins.links import Pair, Tuning
 from cni_plugins.linux import arp, sysctl
 from cni_plugins.netlink.client import Request
 from cni_plugins.rtnetlink import GONE, Link, LinkEnd, Routes, address_add, link_del, link_set
-from cni_plugins.types import InterfaceAddress, NetworkStack, Route, SocketSource
+from cni_plugins.steps import undoing
+from cni_plugins.types import InterfaceAddress, NetworkStack, SocketSource
 
 _FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 
@@ -50,39 +51,6 @@ class LinuxLinks(CommonLinks):
                 if error.errno != errno.EEXIST:
                     raise
 
-    def prepare_bridge(
-        self,
-        link: Link,
-        addresses: Sequence[InterfaceAddress],
-        *,
-        mtu: int = 0,
-        promiscuous: bool = False,
-        replace: bool = False,
-    ) -> None:
-        """See `links.Links`. With an IPv6 address it is given the link-local one, too, before it comes up.
-
-        The kernel asks with it for the pods that it forwards to, and would first look for a second or two whether
-        somebody else has it.
-        """
-        with self._telling_of_ipv6(self._host, link.name, addresses):
-            if not link.up and any(address.version == 6 for address in addresses):
-                with Routes.of(self._host) as routes:
-                    perform_unless(
-                        routes, errno.EEXIST, address_add(link.index, link.name, _link_local(link.mac))
-                    )
-            super().prepare_bridge(link, addresses, mtu=mtu, promiscuous=promiscuous, replace=replace)
-
-    def configure(
-        self,
-        stack: SocketSource,
-        name: str,
-        addresses: Sequence[InterfaceAddress] = (),
-        routes: Sequence[Route] = (),
-    ) -> None:
-        """See `links.Links`."""
-        with self._telling_of_ipv6(stack, name, addresses):
-            super().configure(stack, name, addresses, routes)
-
     def refused(self, name: str, versions: Collection[int]) -> list[str]:
         """See `links.Links`. The kernel lets IPv6 be switched off, for one interface and for those to come."""
         if 6 not in versions:
@@ -112,14 +80,9 @@ class LinuxLinks(CommonLinks):
                 if error.errno == errno.EEXIST:
                     raise taken(pair) from error
                 raise
-            try:
+            with undoing() as undo:
+                undo(partial(self.delete, pair.host_name))
                 routes.perform(*_bring_host_end_up(pair))
-            except BaseException as error:
-                try:
-                    self.delete(pair.host_name)
-                except KernelError as second:
-                    error.add_note(f"and the undo failed: {second}")
-                raise
 
     def restore(self, pair: Pair) -> None:
         """See `links.Links`."""
@@ -180,8 +143,19 @@ class LinuxLinks(CommonLinks):
                     if error.errno != errno.ENOENT:  # the link is gone, or has no IPv6
                         raise
 
+    def _before_up(self, routes: Routes, bridge: Link, addresses: Sequence[InterfaceAddress]) -> None:
+        """Give a bridge with an IPv6 address the link-local one, too.
+
+        The kernel asks with it for the pods that it forwards to, and would first look for a second or two whether
+        somebody else has it.
+        """
+        if any(address.version == 6 for address in addresses):
+            perform_unless(
+                routes, errno.EEXIST, address_add(bridge.index, bridge.name, _link_local(bridge.mac))
+            )
+
     @contextmanager
-    def _telling_of_ipv6(
+    def _explaining(
         self, stack: SocketSource, name: str, addresses: Sequence[InterfaceAddress]
     ) -> Iterator[None]:
         """Say what is meant where the kernel says that permission is denied because IPv6 is switched off."""

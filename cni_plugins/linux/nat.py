@@ -18,13 +18,10 @@ from ipaddress import IPv4Interface, IPv6Interface
 from cni_plugins.errors import KernelError
 from cni_plugins.linux import host_ports, masquerades
 from cni_plugins.linux.conntrack import Connections
-from cni_plugins.linux.localnet import route_localnet
 from cni_plugins.linux.nft_table import NftTable
 from cni_plugins.linux.published import PublishedPorts
 from cni_plugins.nat import HostPort, Masquerade
 from cni_plugins.types import Address, SocketSource
-
-__all__ = ["NftNat", "route_localnet"]
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # what nft(8) takes without quotes, and leaves room in lists
 
@@ -80,7 +77,7 @@ class NftNat:
         self._connections.forget([address for address in addresses if not self._is_translated(address)])
 
     def missing(self, owner: str) -> list[str]:
-        """See `nat.Inspectable`."""
+        """See `nat.Nat`."""
         found = []
         for table in (self._ports.table, self._masquerades):
             with table.lock:

@@ -7,8 +7,8 @@
 Settings and results are those of the reference plugin, whose `vlan`, `vlanTrunk`, `macspoofchk` and
 `disableContainerInterface` are refused. `isolated` is another word for `portIsolation`: the bridge lets no frame from one
 pod through to another, as the kernel has it. It is no firewall: packets that a pod sends to another one by way of the
-gateway are routed there like any others. `interfacePrefix` begins the names of host ends. Without `ipam` the pod is on the link and has no address. The
-capability is `mac`.
+gateway are routed there like any others. `interfacePrefix` begins the names of host ends. Without `ipam` the pod is on
+the link and has no address. The capability is `mac`.
 
 Differences: IPAM comes first; a bridge may have several addresses, though not two in one subnet; MACs depend on the
 attachment alone; and a bridge's MTU never exceeds a member's: with jumbo frames all agree, or none has them.

@@ -3,9 +3,10 @@
     {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true, "masqAll": false}
 
 It comes after the plugin that gives the pod its addresses; the first one of each family is where ports lead to. A hostIP
-of 0.0.0.0 or :: stands for all of the node's addresses of that family, none for those of both. What a client sees is told by `snat`: true (the default) has the pod's neighbours, who could answer each other without the node,
-talk to it as the node; `masqAll` everybody. The reference plugin's settings that are about iptables are passed over, but
-for conditions, which would restrict who gets in.
+of 0.0.0.0 or :: stands for all of the node's addresses of that family, none for those of both. Whom the pod sees as its
+client is told by `snat`: true (the default) has its neighbours, whom it could answer without the node, talk to it as the
+node; `masqAll` everybody. The reference plugin's settings that are about iptables are passed over, but for conditions,
+which would restrict who gets in.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import ClassVar
 
 from cni_plugins.errors import ConfigurationError, NotAttachedError
 from cni_plugins.host_ports import Holder, HostPorts, Port
-from cni_plugins.nat import HostPort, Inspectable
+from cni_plugins.nat import HostPort
 from cni_plugins.plugin import Context, Plugin, Request
 from cni_plugins.runtime_config import PortMapping
 from cni_plugins.settings import Settings
@@ -74,7 +75,7 @@ class PortmapPlugin(Plugin):
         claims.release(holder)
 
     def check(self, request: Request) -> None:
-        """Find every port in the attachment's name, and, where the kernel can be asked, what leads from it to the pod."""
+        """Find every port in the attachment's name, and in the kernel what leads from it to the pod."""
         wanted = set(map(Port.of, self._ports(request)))
         missing = wanted - HostPorts.of(self._context.ledger).held(self._holder(request))
         if missing:
@@ -82,18 +83,18 @@ class PortmapPlugin(Plugin):
             raise NotAttachedError(
                 f"{self._where}: {request.owner} has not the host port {ports}; delete and add it again"
             )
-        nat = self._context.nat() if wanted else None
-        if isinstance(nat, Inspectable) and (lost := nat.missing(request.owner)):
+        if wanted and (lost := self._context.nat().missing(request.owner)):
             raise NotAttachedError(
                 f"{self._where}: somebody has removed {', '.join(lost)}; delete {request.owner} and add it again, "
-                "or restart this program, which puts back everybody's"
+                "or wait for gc, which puts it back"
             )
 
     def gc(self, requests: Sequence[Request]) -> None:
-        """Open the ports of all these, close all others, and release those."""
-        wanted = {request.owner: self._ports(request) for request in requests}
+        """Open the ports of all these that are ours, and release those of nobody."""
+        wanted = {request.owner: self._ports(request) for request in requests if request.ours}
         self._context.nat().restore_ports({owner: ports for owner, ports in wanted.items() if ports})
-        HostPorts.of(self._context.ledger).release_others(self._context.network, wanted.keys())
+        owners = {request.owner for request in requests}
+        HostPorts.of(self._context.ledger).release_others(self._context.network, owners)
 
     def status(self) -> list[str]:
         """Return what keeps translations from taking effect, if there are any: most pods have no host ports."""

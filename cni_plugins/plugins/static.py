@@ -3,8 +3,8 @@
     {"type": "static", "addresses": [{"address": "10.88.0.5/16", "gateway": "10.88.0.1"}],
      "routes": [{"dst": "0.0.0.0/0"}], "dns": {"nameservers": ["10.88.0.1"]}}
 
-CNI_ARGS may add addresses (`IP`) and gateways for those (`GATEWAY`), with commas between them. `args: {cni: {ips}}` or else the
-capability `ips` comes instead of all of those. Whether somebody else has an address is nobody's to know here.
+CNI_ARGS may add addresses (`IP`) and gateways for those (`GATEWAY`), with commas between them. `args: {cni: {ips}}` or
+else the capability `ips` comes instead of all of those. Whether somebody else has an address is nobody's to know here.
 """
 
 from __future__ import annotations

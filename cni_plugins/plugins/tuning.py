@@ -21,12 +21,12 @@ from typing import ClassVar
 
 from cni_plugins.errors import AttachmentBrokenError, ConfigurationError, KernelError, NotAttachedError
 from cni_plugins.links import Tuning
+from cni_plugins.pair_names import checked_mac
 from cni_plugins.plugin import Context, Plugin, Request
 from cni_plugins.settings import Settings
 from cni_plugins.types import NetworkStack, Result
 
 _SYSCTL = re.compile(r"net([./][A-Za-z0-9_@:-]+)+")
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _KEYS = {
     "mac": "mac",
     "mtu": "mtu",
@@ -131,7 +131,7 @@ class TuningPlugin(Plugin):
     def _wanted(self, request: Request) -> Tuning:
         given = {**self._configured.given()}
         if mac := request.runtime.mac or request.attachment.args.get("MAC"):
-            given["mac"] = _mac(mac, f"{self._where}: the MAC asked for {request.owner}")
+            given["mac"] = checked_mac(mac, f"{self._where}: {request.owner}")
         return Tuning(**{**given, **self._arguments.given()})
 
     def _present(self, request: Request) -> Tuning:
@@ -174,21 +174,12 @@ def _tuning(settings: Settings) -> Tuning:
     mac = settings.text("mac")
     given = {key for key, value in settings.values.items() if value is not None}
     return Tuning(
-        mac=_mac(mac, f"{settings.where}: mac") if mac else None,
+        mac=checked_mac(mac, settings.where) if mac else None,
         mtu=settings.integer("mtu", most=65535) or None,
         promiscuous=settings.boolean("promisc") or None,
         all_multicast=settings.boolean("allmulti") if "allmulti" in given else None,
         tx_queue_length=settings.integer("txQLen", most=(1 << 31) - 1) if "txQLen" in given else None,
     )
-
-
-def _mac(word: str, what: str) -> str:
-    mac = word.lower().replace("-", ":")
-    if not _MAC.fullmatch(mac) or int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
-        raise ConfigurationError(
-            f"{what} is {word!r}, but must be that of one interface, such as 02:00:00:00:00:05"
-        )
-    return mac
 
 
 def _stack(request: Request) -> NetworkStack:

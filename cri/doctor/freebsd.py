@@ -218,14 +218,10 @@ def packet_filter(calls: Calls, ask: Callable[[], pf.State] = pf.state) -> Itera
             )
         if not state.missing:
             yield ok("pf", "the loaded ruleset leads to the rules of pods")
-    if sysctls.number(calls, "net.pf.filter_local"):
-        yield ok("pf", "what the node itself sends is redirected to host ports")
-    else:
-        message = "net.pf.filter_local is off: host ports do not answer to the node itself"
-        persist = "echo 'net.pf.filter_local=1' >> /etc/sysctl.conf"
-        # It counts at the moment that pf is enabled.
-        remedy = f"sysctl net.pf.filter_local=1 && {persist} && pfctl -d && pfctl -e"
-        yield warning("pf", message, remedy)
+        for problem in state.host:
+            yield warning("pf", problem)
+        if not state.host:
+            yield ok("pf", "what the node itself sends is redirected to host ports")
 
 
 def zfs(calls: Calls, config: Config) -> Iterator[Finding]:

@@ -13,7 +13,9 @@ from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
+import cni_plugins
 from baustelle.bundle import ImageDefaults, command
+from cri import pod_bandwidth
 from cri.api.runtime import v1
 from cri.errors import InvalidArgumentError, UnsupportedError
 from cri.sandbox.host import Features
@@ -81,6 +83,7 @@ def sandbox_spec(
     if namespaces.pid is Sharing.TARGET:
         raise InvalidArgumentError("namespace_options.pid TARGET is for containers; a sandbox has no target")
     _check_profiles(security.seccomp, security.apparmor)
+    pod_bandwidth.of(config.annotations)  # which says what is wrong with an annotation
     return SandboxSpec(
         id=sandbox_id,
         name=metadata.name,
@@ -209,14 +212,18 @@ def _port_mappings(config: v1.PodSandboxConfig, namespaces: Namespaces) -> tuple
                 raise InvalidArgumentError(f"{where}.{name} is {number}: must be from 1 to 65535")
         if port.protocol not in _PROTOCOLS:
             raise InvalidArgumentError(f"{where}.protocol is {port.protocol}: must be TCP, UDP or SCTP")
-        if port.host_ip:
-            try:
-                ip_address(port.host_ip)
-            except ValueError:
-                raise InvalidArgumentError(f"{where}.host_ip is {port.host_ip!r}: no IP address") from None
-        found.append(
-            PortMapping(_PROTOCOLS[port.protocol], port.host_port, port.container_port, port.host_ip)
-        )
+        mapping = PortMapping(_PROTOCOLS[port.protocol], port.host_port, port.container_port, port.host_ip)
+        try:
+            # What the plugins have against it is told now, and not once half the pod is made.
+            cni_plugins.PortMapping(
+                mapping.host_port,
+                mapping.container_port,
+                mapping.protocol,
+                ip_address(mapping.host_ip) if mapping.host_ip else None,
+            )
+        except ValueError as error:
+            raise InvalidArgumentError(f"{where}.host_ip is {port.host_ip!r}: {error}") from None
+        found.append(mapping)
     return tuple(found)
 
 

@@ -87,6 +87,7 @@ class RecordingNat:
         self.ports: dict[str, tuple[HostPort, ...]] = {}
         self.masquerades: dict[str, Masquerade] = {}
         self.killed: list[Address] = []
+        self.lost: list[str] = []
         self.troubles: list[str] = []
 
     def publish(self, owner: str, ports: Sequence[HostPort]) -> None:
@@ -109,6 +110,9 @@ class RecordingNat:
 
     def kill_states(self, addresses: Sequence[Address]) -> None:
         self.killed += addresses
+
+    def missing(self, owner: str) -> list[str]:
+        return list(self.lost)
 
     def problems(self) -> list[str]:
         return list(self.troubles)

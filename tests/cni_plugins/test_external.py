@@ -8,6 +8,7 @@ import stat
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
@@ -349,18 +350,21 @@ def test_status_tells_what_it_says(make):
     assert make(script=script).status() == ["network pods: plugin widget: STATUS: the moon is full"]
 
 
-def test_several_threads_at_once_ask_for_the_versions_once(make, make_request, tmp_path):
-    plugin = make(script=ECHO)
-    threads = [
-        threading.Thread(target=plugin.add, args=[make_request(OwnStack(), f"c{number}")])
-        for number in range(6)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(notes(tmp_path, "versions")) == 1
-    assert len(notes(tmp_path, "calls")) == 6
+def test_who_asks_for_the_versions_waits_for_nobody_and_asks_once(make, monkeypatch):
+    """One that hangs for one caller must not hang for all: they ask at the same time, or this ends with an error."""
+    together, run = threading.Barrier(3, timeout=20), executables.run
+
+    def meet(path, environment, *arguments, **named):
+        if environment["CNI_COMMAND"] == "VERSION":
+            together.wait()
+        return run(path, environment, *arguments, **named)
+
+    monkeypatch.setattr(executables, "run", meet)
+    plugin = make(script="")
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(lambda _: plugin.status(), range(3))) == [[], [], []]
+    together.abort()
+    assert plugin.status() == []
 
 
 def test_nothing_is_left_open(make, make_request):

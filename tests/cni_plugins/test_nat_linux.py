@@ -15,7 +15,8 @@ import pytest
 
 from cni_plugins import ConfigurationError, KernelError
 from cni_plugins.linux import conntrack, nftables
-from cni_plugins.linux.nat import NftNat, route_localnet
+from cni_plugins.linux.localnet import route_localnet
+from cni_plugins.linux.nat import NftNat
 from cni_plugins.linux.nftables import NetfilterHeader, Nftables
 from cni_plugins.nat import HostPort, Masquerade
 from cni_plugins.netlink.client import NETLINK_NETFILTER, Client, Request

@@ -586,6 +586,22 @@ def test_problems_are_said_with_their_remedies(nat, kernel, pf, monkeypatch):
     assert "service pf start" in problem
 
 
+def test_an_anchor_that_somebody_has_changed_is_missing(nat, kernel, pf, monkeypatch):
+    nat.publish("one", [tcp()])
+    nat.masquerade("one", Masquerade((POD.ip,)))
+    nat.publish("other", [tcp(81, OTHER)])
+    assert nat.missing("one") == nat.missing("never") == []
+    ports = next(
+        path for path in kernel.loaded() if "/ports-" in path and nat._anchor("ports", "one") == path
+    )
+    with pf.Pf() as opened:
+        opened.replace(ports, ())
+    assert nat.missing("one") == [f"anchor {ports}"]
+    assert nat.missing("other") == []
+    monkeypatch.setattr(pf, "DEVICE", "/nonexistent/pf")
+    assert len(nat.missing("one")) == 2
+
+
 def test_what_is_gone_needs_no_room_for_another_anchor(nat, kernel):
     """pf makes an anchor before it empties it, and has room for a certain number (`set limit anchors`)."""
     nat.publish("one", [tcp()])

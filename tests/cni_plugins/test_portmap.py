@@ -11,7 +11,6 @@ from cni_plugins.errors import ClaimedError, ConfigurationError, KernelError, No
 from cni_plugins.host_ports import POOL, Holder, HostPorts, Port
 from cni_plugins.nat import PROTOCOLS, HostPort
 from cni_plugins.runtime_config import PortMapping
-from cni_plugins.shared_nat import SharedNat
 from cni_plugins.types import Interface, IPConfig, Result
 
 V4, V6 = ip_interface("10.1.0.5/24"), ip_interface("fd00::5/64")
@@ -242,23 +241,16 @@ def test_check_misses_a_port(portmap, request_for):
         plugin.check(request_for(PortMapping(80, 80), PortMapping(81, 81)))
 
 
-def test_check_asks_the_kernel_where_it_can(portmap, request_for):
+def test_check_asks_the_kernel(portmap, request_for):
     plugin = portmap()
-    recorder = nat(plugin)
-
-    class Robbed(type(recorder)):
-        def missing(self, owner):
-            return [f"host port 80/tcp of {owner}"] if self.ports else []
-
-    robbed = SharedNat(Robbed())
-    plugin._context = replace(plugin._context, nat=lambda: robbed)
-    plugin.check(request_for())
     plugin.add(request_for(PortMapping(80, 80)))
+    plugin.check(request_for(PortMapping(80, 80)))
+    nat(plugin).lost = ["host port 80/tcp of pod/eth0"]
     with pytest.raises(
         NotAttachedError, match="has removed host port 80/tcp of pod/eth0; delete pod/eth0 and add"
     ):
         plugin.check(request_for(PortMapping(80, 80)))
-    assert SharedNat(recorder).missing("pod/eth0") == []
+    assert plugin.check(request_for()) is None, "it has no host port to lose"
 
 
 def test_gc_opens_what_is_wanted_and_releases_the_rest_of_its_network(portmap, request_for):

@@ -69,10 +69,9 @@ class Recorder(Plugin):
         if error := FAIL.get(("gc", self.name)):
             raise error
         nat = self.context.nat()
-        nat.restore_ports(
-            {request.owner: [HostPort("tcp", 80, ip_interface("10.0.0.2/24"), 80)] for request in requests}
-        )
-        nat.restore_masquerades({f"{request.owner} own": Masquerade((), ()) for request in requests})
+        ours = [request.owner for request in requests if request.ours]
+        nat.restore_ports({owner: [HostPort("tcp", 80, ip_interface("10.0.0.2/24"), 80)] for owner in ours})
+        nat.restore_masquerades({owner: Masquerade((), ()) for owner in ours})
 
     def status(self) -> list[str]:
         return [f"{self.name} has a problem"] if FAIL.get(("status", self.name)) else []
@@ -144,7 +143,6 @@ def test_each_plugin_adds_to_what_the_ones_before_have_made(cni, ledger) -> None
     assert [interface.name for interface in result.interfaces] == ["one", "two"]
     assert verbs("add") == [("add", "one"), ("add", "two")]
     assert ledger.entry("pods", "a/eth0").result["interfaces"][1]["name"] == "two"
-    assert cni.addresses("a") == ["10.0.0.2"]
 
 
 def test_an_argument_goes_to_the_plugins_that_declare_it(cni) -> None:
@@ -301,7 +299,7 @@ def test_gc_of_one_configuration_spares_what_another_of_the_same_name_has_made(c
     assert verbs("gc") == [("gc", "new"), ("gc", "old")]
     assert all(call[2] == ["a/eth0", "b/eth0"] for call in CALLS if call[0] == "gc")
     assert set(plugins["pods"].ports) == {"a/eth0", "b/eth0"}
-    assert set(plugins["pods"].masquerades) == {"a/eth0 own", "b/eth0 own"}
+    assert set(plugins["pods"].masquerades) == {"a/eth0", "b/eth0"}
 
 
 def test_a_plugin_that_fails_keeps_no_other_from_its_gc(cni, plugins, monkeypatch) -> None:
@@ -397,6 +395,17 @@ def test_a_pod_whose_plugin_is_gone_does_not_harm_the_others(cni, ledger, plugin
     assert ledger.entry("pods", "a/eth0") is not None
 
 
+def test_what_cannot_be_read_stops_the_gc_of_its_own_network_only(cni, ledger, plugins) -> None:
+    other = NetworkList.from_json({**network("one").to_json(), "name": "others"})
+    cni.add(network("one"), A, STACK)
+    cni.add(other, B, STACK)
+    ledger.finish("pods", "a/eth0", {"ips": [{"address": "torn"}]})
+    (failure,) = cni.gc(lambda: ["a", "b"])
+    assert "torn" in str(failure)
+    assert [call[2] for call in CALLS if call[0] == "gc"] == [["b/eth0"]]
+    assert set(plugins["others"].ports) == {"b/eth0"}
+
+
 def test_who_deletes_slowly_holds_up_nobody(cni, ledger, monkeypatch) -> None:
     """gc finds a dead attachment whose plugin takes its time; meanwhile another pod is added."""
     cni.add(network("one"), A, STACK)
@@ -490,7 +499,7 @@ def test_at_the_end_calls_under_way_are_waited_for_and_later_ones_refused(ledger
 def test_what_is_left_for_later_is_done_before_the_end(ledger) -> None:
     done = []
     cni = CNI(ledger)
-    (plugin,) = cni.plugins(network("one"))
+    (plugin,) = cni._chain(network("one")).plugins()
     plugin.context.later("a thing", lambda: done.append(os.getpid()))
     plugin.context.later("a failure", _fail)
     cni.close()

@@ -29,7 +29,6 @@ class Node:
             "security.jail.children.max": (999_999).to_bytes(4, "little"),
             "net.inet.ip.forwarding": (1).to_bytes(4, "little"),
             "net.inet6.ip6.forwarding": (1).to_bytes(4, "little"),
-            "net.pf.filter_local": b"\1",
         }
         self.modules = {
             *("nullfs", "devfs", "tmpfs", "fdescfs", "if_epair", "if_bridge", "pf", "zfsctrl"),

@@ -140,7 +140,7 @@ class Machine:
     async def start(self) -> None:
         from baustelle.bundle import ImageDefaults
         from cri import config
-        from cri.network import PodNetwork
+        from cri.network import CniNetwork
         from cri.sandbox.freebsd import kernel
         from cri.sandbox.freebsd.host import FreeBSDHost
         from cri.sandbox.node import Node, RunnableImage
@@ -177,7 +177,7 @@ class Machine:
             "network.subnets": SUBNET,
         }
         settings = config.load(environment={}, flags=flags).network
-        self.network = PodNetwork(self.host, settings, self.directory / "state")
+        self.network = CniNetwork(self.host, settings, self.directory / "state")
         self.lost: list[str] = []
         node = Node(
             host=self.host,

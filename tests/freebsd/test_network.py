@@ -420,7 +420,7 @@ def test_several_networks_side_by_side(world, servers) -> None:
     assert ask(other, one.v4, 8080) == other.v4 or ask(other, one.v4, 8080) == GATEWAY
     third = network(name="cnitest2", subnets=("10.245.1.0/24",), routes=False)
     world.add("one", one.jail, third, ifname="eth1")
-    assert world.cni.addresses("one") == [one.v4, one.v6, "10.245.1.2"]
+    assert len(world.ledger.entries(container="one")) == 2
     world.cni.delete_all("one")
     assert one.run("ifconfig", "-l").split() == ["lo0"]
 

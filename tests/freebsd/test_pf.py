@@ -411,9 +411,12 @@ def test_what_was_flushed_is_put_back_and_strays_are_removed(translations, lab):
     translations.restore_masquerades(masquerades)
     before = everything()
     assert len(before) == 5
+    assert translations.missing("one") == []
     for anchor in before:
         if anchor != FOREIGN:
             run("pfctl", "-a", anchor, "-Fn")
+    assert {word.removeprefix("anchor ") for word in translations.missing("one")} < before.keys()
+    assert len(translations.missing("one")) == 2
     translations.publish("stray", ports["one"])
     translations.masquerade("stray", masquerades["one"])
     others = PfNat(HOST, "test")
@@ -421,6 +424,7 @@ def test_what_was_flushed_is_put_back_and_strays_are_removed(translations, lab):
     translations.restore_ports(ports)
     translations.restore_masquerades(masquerades)
     others.restore_masquerades({})
+    assert translations.missing("one") == []
     assert len(everything()) == 6
     others.withdraw("one")
     assert everything() == before

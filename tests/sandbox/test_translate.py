@@ -13,11 +13,12 @@ from cri.sandbox.host import Features
 from cri.sandbox.spec import PortMapping
 
 
-def spec(*ports: v1.PortMapping, network: v1.NamespaceMode = v1.NamespaceMode.POD):
+def spec(*ports: v1.PortMapping, network: v1.NamespaceMode = v1.NamespaceMode.POD, **values):
     options = v1.NamespaceOption(network=network)
     config = v1.PodSandboxConfig(
         metadata=v1.PodSandboxMetadata(name="web", uid="u-1", namespace="default"),
         port_mappings=list(ports),
+        **values,
         linux=v1.LinuxPodSandboxConfig(
             security_context=v1.LinuxSandboxSecurityContext(namespace_options=options)
         ),
@@ -53,6 +54,11 @@ def test_a_port_without_a_host_port_is_only_told() -> None:
     assert spec(port(0, 80)).port_mappings == ()
 
 
+def test_a_wrong_annotation_is_told_before_anything_is_made() -> None:
+    with pytest.raises(InvalidArgumentError, match="egress-bandwidth"):
+        spec(annotations={"kubernetes.io/egress-bandwidth": "fast"})
+
+
 def test_with_the_node_s_network_there_is_nothing_to_map() -> None:
     assert spec(port(80, 80), network=v1.NamespaceMode.NODE).port_mappings == ()
 
@@ -64,6 +70,7 @@ def test_with_the_node_s_network_there_is_nothing_to_map() -> None:
         (port(-1), r"port_mappings\[0\].host_port is -1"),
         (port(80, 0), r"port_mappings\[0\].container_port is 0"),
         (port(80, host_ip="here"), r"port_mappings\[0\].host_ip is 'here'"),
+        (port(80, host_ip="224.0.0.1"), r"port_mappings\[0\].host_ip is '224.0.0.1': .*more than one host"),
         (port(80, protocol=7), r"port_mappings\[0\].protocol is"),
     ],
 )
