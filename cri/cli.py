@@ -11,7 +11,8 @@ from pathlib import Path
 
 from cri import config as configuration
 from cri._version import __version__
-from cri.config import REGISTRIES, SETTINGS, Config, ConfigError
+from cri.config import Config, ConfigError
+from cri.settings import REGISTRIES, SETTINGS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from cri import config_values as kind
+from cri.settings import ENV_PREFIX, REGISTRIES, REGISTRY_SETTINGS, SETTINGS
 from cri.sockets import SocketError, check_path
-
-ENV_PREFIX = "CRI_JAILS_"
 
 
 class ConfigError(Exception):
@@ -35,6 +33,24 @@ class LogConfig:
     """debug, info, warning, error."""
     format: str
     """console, json."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamingConfig:
+    """The HTTP server for exec, attach and port-forward."""
+
+    address: str
+    """HOST:PORT; port 0 takes a free one."""
+    cert_file: Path | None
+    """Certificates (PEM) for TLS; read anew when the file changes."""
+    key_file: Path | None
+    """The certificate's private key (PEM)."""
+    idle_timeout: float
+    """Seconds without a byte in either direction after which a session is ended."""
+
+    def endpoint(self) -> tuple[str, int]:
+        """Host and port to listen on."""
+        return kind.endpoint(self.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +126,7 @@ class Config:
     runtime_handlers: tuple[str, ...]
     """Names of RuntimeClass handlers that pods may ask for, beside the unnamed default."""
     log: LogConfig
+    streaming: StreamingConfig
     image: ImageConfig
     network: NetworkConfig
     freebsd: FreeBSDConfig
@@ -121,114 +138,6 @@ class Config:
         """Host and port for metrics, or None."""
         return kind.endpoint(self.metrics_address) if self.metrics_address else None
 
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One setting."""
-
-    key: str
-    """Its place in the file, dotted."""
-    read: kind.Reader
-    default: Any
-    help: str
-
-    @property
-    def variable(self) -> str:
-        """Its environment variable."""
-        return ENV_PREFIX + self.key.replace(".", "_").upper()
-
-    @property
-    def flag(self) -> str:
-        """Its flag."""
-        return "--" + self.key.replace(".", "-").replace("_", "-")
-
-
-_FREEBSD = sys.platform.startswith("freebsd")
-
-SETTINGS: Sequence[Setting] = (
-    Setting(
-        "state_dir",
-        kind.path,
-        "/var/db/cri-jails" if _FREEBSD else "/var/lib/cri-jails",
-        "what survives a reboot",
-    ),
-    Setting("runtime_dir", kind.path, "/var/run/cri-jails", "sockets and wardens; emptied by a reboot"),
-    Setting("socket", kind.path, None, "the endpoint's unix socket (default: cri-jails.sock in runtime_dir)"),
-    Setting("socket_group", kind.text, "", "group that may connect, by name or number"),
-    Setting("metrics_address", kind.address, "", "HOST:PORT to serve Prometheus metrics on; empty: off"),
-    Setting("host", kind.choice("auto", "linux", "freebsd"), "auto", "the operating system's driver"),
-    Setting(
-        "snapshotter",
-        kind.choice("auto", "overlay", "copy", "zfs"),
-        "auto",
-        "how layers become root filesystems",
-    ),
-    Setting("runtime_handlers", kind.texts, (), "names of RuntimeClass handlers to accept"),
-    Setting(
-        "log.level",
-        kind.choice("debug", "info", "warning", "error"),
-        "info",
-        "the least level that is logged",
-    ),
-    Setting("log.format", kind.choice("console", "json"), "console", "for people or for machines"),
-    Setting("image.max_parallel_downloads", kind.whole(1, 64), 4, "layers of one image at a time"),
-    Setting("image.idle_timeout", kind.seconds, 60.0, "seconds without a byte that end a download"),
-    Setting(
-        "network.conf_dir",
-        kind.path,
-        "/usr/local/etc/cri-jails/net.d" if _FREEBSD else "/etc/cri-jails/net.d",
-        "CNI network configurations; the settings below are for when there are none",
-    ),
-    Setting(
-        "network.external_plugins",
-        kind.texts,
-        (),
-        "directories with CNI plugins of others; empty: none is run",
-    ),
-    Setting("network.bridge", kind.interface, "cri0", "the pods' bridge interface, and the network's name"),
-    Setting(
-        "network.subnets",
-        kind.families,
-        ("10.88.0.0/16",),
-        "addresses for pods, a prefix per address family; a kubelet's podCIDR takes their place",
-    ),
-    Setting("network.mtu", kind.whole(0, 65535), 0, "bytes; 0: the kernel's default"),
-    Setting("network.masquerade", kind.flag, True, "pods leave the cluster under the node's address"),
-    Setting("network.cluster", kind.subnets, (), "prefixes that pods reach under their own address, too"),
-    Setting(
-        "freebsd.allow",
-        kind.texts,
-        (
-            "allow.chflags",
-            "allow.mlock",
-            "allow.raw_sockets",
-            "allow.read_msgbuf",
-            "allow.reserved_ports",
-            "allow.set_hostname",
-            "allow.socket_af",
-            "allow.unprivileged_proc_debug",
-        ),
-        "jail parameters that annotations org.freebsd.jail.* may give",
-    ),
-    Setting(
-        "freebsd.devfs_ruleset", kind.whole(6, 65535), 3185, "number of the devfs ruleset for containers"
-    ),
-)
-
-REGISTRY_SETTINGS: Mapping[str, kind.Reader] = {
-    "mirrors": kind.texts,
-    "ca_file": kind.path,
-    "skip_verify": kind.flag,
-}
-"""The keys of a table `[registries."NAME"]`."""
-
-REGISTRIES = Setting(
-    "registries",
-    kind.text,
-    None,
-    'how registries are reached, as TOML: {"NAME" = {mirrors = ["URL"]}}; NAME "*" is every other',
-)
-"""All of them, where there is no file to have tables in."""
 
 _BY_KEY = {setting.key: setting for setting in SETTINGS}
 _SECTIONS = {key.partition(".")[0] for key in _BY_KEY if "." in key}
@@ -274,6 +183,7 @@ def load(
         raise ConfigError(f"{sources['socket']}: {error}") from None
     return Config(
         log=LogConfig(**_section(values, "log")),
+        streaming=StreamingConfig(**_section(values, "streaming")),
         image=ImageConfig(**_section(values, "image")),
         network=NetworkConfig(**_section(values, "network")),
         freebsd=FreeBSDConfig(**_section(values, "freebsd")),
@@ -387,6 +297,8 @@ def _toml(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
+    if value is None:
+        return '""'
     if isinstance(value, str | Path):
         # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
         return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

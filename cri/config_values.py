@@ -27,6 +27,16 @@ def path(value: Any) -> Path:
     return Path(value)
 
 
+def file(value: Any) -> Path | None:
+    """An absolute path, or nothing."""
+    if value == "":
+        return None
+    try:
+        return path(value)
+    except ValueError:
+        raise ValueError("an absolute path, or nothing") from None
+
+
 def whole(low: int, high: int) -> Reader:
     """A whole number within bounds."""
 
@@ -118,6 +128,13 @@ def address(value: Any) -> str:
     if value:
         endpoint(text(value))
     return text(value)
+
+
+def listener(value: Any) -> str:
+    """HOST:PORT."""
+    if not value:
+        raise ValueError("HOST:PORT, such as 127.0.0.1:0")
+    return address(value)
 
 
 def interface(value: Any) -> str:

@@ -46,6 +46,12 @@ class Metrics:
             ("service", "rpc"),
             registry=self.registry,
         )
+        self.streaming_sessions = Gauge(
+            "cri_jails_streaming_sessions",
+            "Sessions of exec, attach and port-forward whose clients are connected",
+            ("kind",),
+            registry=self.registry,
+        )
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 

@@ -19,6 +19,7 @@ from cri.sandbox.host import Host
 from cri.sandbox.pod import PodSandbox
 from cri.sandbox.pods import Pods
 from cri.stats import Stats
+from cri.streaming import StreamingRequests
 
 RUNTIME_NAME = "cri-jails"
 API_VERSION = "v1"
@@ -38,6 +39,7 @@ class RuntimeService:
         images: ImageStore,
         network: CniNetwork,
         stats: Stats,
+        streaming: StreamingRequests,
         runtime_handlers: Iterable[str],
         config: dict[str, Any],
     ) -> None:
@@ -46,6 +48,7 @@ class RuntimeService:
         self._images = images
         self._network = network
         self._stats = stats
+        self._streaming = streaming
         self._handlers = tuple(runtime_handlers)
         self._config = config
 
@@ -204,6 +207,20 @@ class RuntimeService:
         container, warden = self._pods.running(request.container_id)
         result = await exec_sync(warden, container.spec, list(request.cmd), request.timeout)
         return v1.ExecSyncResponse(stdout=result.stdout, stderr=result.stderr, exit_code=result.exit_code)
+
+    # -- streams
+
+    async def exec(self, request: v1.ExecRequest) -> v1.ExecResponse:
+        """Where a client finds the streams of a command that is run for it."""
+        return v1.ExecResponse(url=self._streaming.exec(request))
+
+    async def attach(self, request: v1.AttachRequest) -> v1.AttachResponse:
+        """Where a client finds the streams of a running container."""
+        return v1.AttachResponse(url=self._streaming.attach(request))
+
+    async def port_forward(self, request: v1.PortForwardRequest) -> v1.PortForwardResponse:
+        """Where a client finds connections to the ports of a sandbox."""
+        return v1.PortForwardResponse(url=self._streaming.port_forward(request))
 
     # -- statistics
 

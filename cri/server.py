@@ -13,7 +13,7 @@ import structlog
 
 from cni_plugins import NetworkError
 from cri import config as configuration
-from cri.config import Config
+from cri.config import Config, StreamingConfig
 from cri.errors import CRIError
 from cri.image_service import ImageService
 from cri.images import ImageStore
@@ -29,6 +29,9 @@ from cri.sandbox.warden.spawning import Spawner
 from cri.sockets import SocketError, refuse_live
 from cri.state import StateError, StateLock, Store
 from cri.stats import Stats
+from cri.streaming import StreamingRequests
+from cri.streaming.server import StreamingServer
+from cri.streaming.tls import CertificateError, CertificateFiles
 from registratur import Client, ContentStore, HostOptions, HostsConfig, Platform, RegistryError
 
 log = structlog.get_logger(__name__)
@@ -52,6 +55,7 @@ def run(config: Config) -> int:
         RpcTableError,
         RegistryError,
         NetworkError,
+        CertificateError,
         OSError,
     ) as error:
         log.critical("cannot start", error=str(error))
@@ -138,6 +142,9 @@ async def _serve_rpc(
         exporter = MetricsServer(metrics)
         await exporter.start(*endpoint)
         end.push_async_callback(exporter.stop)
+    streaming = streaming_server(config.streaming)
+    await streaming.start()
+    end.push_async_callback(streaming.stop)
     stats = Stats(host, pods, images, config.state_dir / "snapshots")
     runtime_service = RuntimeService(
         host=host,
@@ -145,12 +152,26 @@ async def _serve_rpc(
         images=images,
         network=network,
         stats=stats,
+        streaming=StreamingRequests(pods, streaming, metrics),
         runtime_handlers=config.runtime_handlers,
         config={"toml": configuration.dump(config)},
     )
     rpc = RpcServer(runtime_service, ImageService(images, stats), metrics)
     await rpc.start(config.socket, config.socket_group)
     end.push_async_callback(rpc.stop, SHUTDOWN_GRACE)
+
+
+def streaming_server(config: StreamingConfig) -> StreamingServer:
+    """The server for exec, attach and port-forward, as it is configured. Raises CertificateError."""
+    if (config.cert_file is None) != (config.key_file is None):
+        missing = "key_file" if config.key_file is None else "cert_file"
+        raise CertificateError(f"streaming.{missing} is not set; TLS takes a cert_file and its key_file")
+    tls = (
+        None
+        if config.cert_file is None or config.key_file is None
+        else CertificateFiles(config.cert_file, config.key_file)
+    )
+    return StreamingServer(*config.endpoint(), tls=tls)
 
 
 def make_host(config: Config) -> Host:

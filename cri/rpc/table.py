@@ -178,14 +178,10 @@ TABLE: Mapping[str, Sequence[Rpc]] = {
 }
 """Every RPC of both services, by the service's full name."""
 
-_STREAMS = "this release serves no streams yet; use ExecSync"
 _POD_STATS = "this release has no statistics of whole pods yet; use ListContainerStats"
 _METRICS = "this release has no metrics of pods yet; use ListContainerStats"
 
 UNIMPLEMENTED: Mapping[str, str] = {
-    "Exec": _STREAMS,
-    "Attach": _STREAMS,
-    "PortForward": "this release forwards no ports yet",
     "CheckpointContainer": "checkpoints of containers are not supported",
     "GetContainerEvents": "this release sends no events yet; the kubelet lists instead",
     "ListMetricDescriptors": _METRICS,

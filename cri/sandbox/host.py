@@ -117,6 +117,21 @@ class Exec(abc.ABC):
         """Let go of the process: it is killed if it still runs, and the warden forgets it."""
 
 
+class Attachment(abc.ABC):
+    """Somebody's streams, connected to those of a container's first process."""
+
+    pty: int | None = None
+    """Our end of the container's terminal, if it has one: only to resize (TIOCSWINSZ); `close` closes it."""
+
+    @abc.abstractmethod
+    async def wait(self) -> str:
+        """Wait until no more output comes; why the warden let go, or "" if the container's output has ended."""
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Detach; the process goes on. Succeeds on what has ended."""
+
+
 class Warden(abc.ABC):
     """The supervisor of one sandbox, which outlives the daemon. One connection to it."""
 
@@ -146,6 +161,18 @@ class Warden(abc.ABC):
         """Start a process inside a running container, with these descriptors (the caller closes its own copies).
 
         None is /dev/null. Raises StartError, WardenGoneError.
+        """
+
+    @abc.abstractmethod
+    async def attach(
+        self, container_id: str, *, stdin: int | None, stdout: int | None, stderr: int | None
+    ) -> Attachment:
+        """Connect these descriptors (the caller closes its own copies) to a running container's first process.
+
+        From now on its output goes to `stdout` and `stderr` as well as to the log, every byte of it, as long as somebody
+        reads: who takes nothing for a second is let go, so that neither the log nor the process waits for long. What
+        comes from `stdin` goes to the process. Its end is passed on if the container has `stdin_once`; otherwise the
+        process's stdin stays open for others. Any number may be attached. Raises HostError, WardenGoneError.
         """
 
     @abc.abstractmethod
@@ -321,6 +348,7 @@ class Host(abc.ABC):
 
 
 __all__ = [
+    "Attachment",
     "Condition",
     "ContainerState",
     "Credentials",

@@ -155,6 +155,13 @@ class Pods:
             raise FailedPreconditionError(f"container {container.id} is {container.state}, not running")
         return container, warden
 
+    def ready(self, sandbox_id: str) -> tuple[PodSandbox, Warden]:
+        """A READY sandbox and its warden; raises NotFoundError or FailedPreconditionError."""
+        sandbox = self.sandbox(sandbox_id)
+        if sandbox.state is not SandboxState.READY or sandbox.warden is None:
+            raise FailedPreconditionError(f"sandbox {sandbox.id} is {sandbox.state}, not ready")
+        return sandbox, sandbox.warden
+
     @staticmethod
     def stop_signal(container: Container) -> int:
         """The signal that asks the container to end: its config's, else its image's, else TERM."""

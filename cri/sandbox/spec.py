@@ -175,6 +175,14 @@ class Credentials:
 
 
 @dataclass(frozen=True, slots=True)
+class TerminalSize:
+    """Of a terminal, in characters."""
+
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessSpec:
     """A process of a container: its first one, or one of an exec."""
 
@@ -184,8 +192,11 @@ class ProcessSpec:
     cwd: str = "/"
     user: UserSpec = field(default_factory=UserSpec)
     tty: bool = False
+    terminal_size: TerminalSize | None = None
+    """What the program finds when it starts; the kernel's default (0 x 0) if None."""
     stdin: bool = False
     stdin_once: bool = False
+    """The first stdin that is attached and ends, ends the program's."""
 
 
 @dataclass(frozen=True, slots=True)

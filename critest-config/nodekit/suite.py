@@ -15,6 +15,7 @@ from nodekit.endpoint import Endpoint
 from nodekit.processes import CommandError
 
 _NANOSECOND = 1e-9
+_WEBSOCKETS = ("-websocket-exec", "-websocket-attach", "-websocket-portforward")
 _FAILED_STATES = {"failed", "panicked", "timedout", "interrupted", "aborted"}
 
 
@@ -24,6 +25,8 @@ class Selection:
 
     focus: str = ""
     skip: tuple[str, ...] = ()
+    websockets: bool = False
+    """Streams go over WebSockets instead of SPDY."""
 
     @classmethod
     def read(cls, focus: str, skip: str) -> Selection:
@@ -31,6 +34,10 @@ class Selection:
         lists = tomllib.loads((places.CONFIG / "skip.toml").read_text())
         patterns = [*lists["never"], *(() if focus else lists["later"])]
         return cls(focus, tuple(filter(None, [*patterns, skip])))
+
+    def again(self) -> Selection:
+        """Return what is to run a second time, over WebSockets: the specs on streams, unless others were asked for."""
+        return dataclasses.replace(self, focus=self.focus or "Streaming", websockets=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +56,11 @@ class Spec:
         return self.state in _FAILED_STATES
 
     @property
+    def ran(self) -> bool:
+        """Whether it was selected."""
+        return self.state != "skipped" or bool(self.message)
+
+    @property
     def skipped_itself(self) -> bool:
         """Whether it was selected, and then found that the runtime lacks what it tests."""
         return self.state == "skipped" and bool(self.message)
@@ -63,15 +75,17 @@ def run_critest(
         CommandError: if critest ends without a report; its log says why.
 
     """
-    log, report = reports / "critest.log", reports / "report.json"
-    temporary = scratch / "tmp"
+    suffix = "-websocket" if selection.websockets else ""
+    log, report = reports / f"critest{suffix}.log", reports / f"report{suffix}.json"
+    temporary = scratch / f"tmp{suffix}"
     temporary.mkdir()
     options = [f"-runtime-endpoint={endpoint.address}", f"-image-endpoint={endpoint.address}"]
     options += [f"-ginkgo.json-report={report}", "-ginkgo.no-color", "-ginkgo.v"]
     options.append(
-        f"-ginkgo.junit-report={reports / 'junit.xml'}"
+        f"-ginkgo.junit-report={reports / f'junit{suffix}.xml'}"
     )  # -report-dir is accepted, but does nothing
     options += [f"-ginkgo.skip={pattern}" for pattern in selection.skip]
+    options += _WEBSOCKETS if selection.websockets else ()
     if selection.focus:
         options.append(f"-ginkgo.focus={selection.focus}")
     # Serial is the default; -parallel=1 would be refused.
@@ -97,7 +111,10 @@ def run_critest(
     print()
     if not report.exists():
         raise CommandError(f"critest ended with {critest_process.returncode} and without a report; see {log}")
-    return _read_report(report)
+    specs = _read_report(report)
+    if not selection.websockets:
+        return specs
+    return [dataclasses.replace(spec, group=f"{spec.group}, WebSocket") for spec in specs if spec.ran]
 
 
 def _read_report(report: Path) -> list[Spec]:

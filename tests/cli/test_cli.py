@@ -43,7 +43,7 @@ def test_wrong_usage(arguments, capsys) -> None:
 
 
 def test_help_names_every_setting(capsys) -> None:
-    from cri.config import SETTINGS
+    from cri.settings import SETTINGS
 
     with pytest.raises(SystemExit) as caught:
         cli.main(["serve", "--help"])

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cri import config
-from cri.config import SETTINGS, ConfigError, RegistryConfig, Setting
+from cri.config import ConfigError, RegistryConfig
+from cri.settings import SETTINGS, Setting
 
 FULL = """
 state_dir = "/s"
@@ -87,6 +88,7 @@ def test_every_setting_by_every_way(tmp_path: Path, setting: Setting) -> None:
         "runtime_handlers": "a,b",
         "log.level": "error",
         "log.format": "json",
+        "streaming.address": "[::1]:10250",
         "network.bridge": "br7",
         "network.subnets": "10.1.0.0/24,fd01::/64",
         "network.masquerade": "false",
@@ -120,6 +122,11 @@ def test_every_setting_by_every_way(tmp_path: Path, setting: Setting) -> None:
         ("state_dir = 'here'", r"state_dir is 'here', but must be an absolute path"),
         ("host = 'plan9'", r"host is 'plan9', but must be one of auto, linux, freebsd"),
         ("metrics_address = '9325'", r"metrics_address is '9325', but must be HOST:PORT"),
+        ("[streaming]\naddress = ''", r"streaming.address is '', but must be HOST:PORT, such as 127.0.0.1:0"),
+        (
+            "[streaming]\ncert_file = 'x'",
+            r"streaming.cert_file is 'x', but must be an absolute path, or nothing",
+        ),
         ("runtime_handlers = [1]", r"runtime_handlers is \[1\], but must be a list of strings"),
         ("log = 5", r"log is 5, but must be a table \[log\]"),
         ("registries = 5", r"registries is 5, but must be tables"),

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import http.server
 import json
 import os
+import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +110,16 @@ class Client:
         self._channel.close()
 
 
+def free_subnets() -> list[str]:
+    """Addresses for pods that the node has no route to: a run that was killed may have left its bridge behind."""
+    routes = subprocess.run(
+        ["ip", "-json", "route", "show", "table", "all"], check=True, capture_output=True, text=True
+    )
+    taken = {route["dst"] for route in json.loads(routes.stdout)}
+    number = next(number for number in range(215, 256) if f"10.{number}.0.0/16" not in taken)
+    return [f"10.{number}.0.0/16", f"fd{number:x}::/64"]
+
+
 class Daemon:
     """`python -m cri serve`, as often as wanted, on the same directories."""
 
@@ -113,6 +127,7 @@ class Daemon:
         self.base = Path(tempfile.mkdtemp(prefix="cri-test-"))
         self.registry = registry
         self.network = name
+        self.subnets = free_subnets()
         self.image = f"{registry}/busybox:latest"
         self.log = self.base / "daemon.log"
         self.logs = self.base / "logs"
@@ -120,7 +135,7 @@ class Daemon:
         self.config.write_text(
             f'state_dir = "{self.base}/state"\nruntime_dir = "{self.base}/run"\n'
             '[log]\nformat = "json"\n'
-            f'[network]\nbridge = "{name}"\nsubnets = ["10.215.0.0/16", "fd15::/64"]\n'
+            f'[network]\nbridge = "{name}"\nsubnets = {json.dumps(self.subnets)}\n'
             f'conf_dir = "{self.base}/net.d"\n'
         )
         self.client: Client
@@ -274,3 +289,77 @@ def module_daemon(registry: str) -> Iterator[Daemon]:
     """A daemon for all tests of a module."""
     with running_daemon(registry, f"crim{os.getpid()}") as node:
         yield node
+
+
+@pytest.fixture(scope="session")
+def tools() -> Path:
+    """The directory of crictl and streamclient, built where they are missing."""
+    build = REPOSITORY / "critest-config/build-tools"
+    built = subprocess.run([build, "crictl", "streamclient"], check=True, stdout=subprocess.PIPE, text=True)
+    return Path(built.stdout.strip())
+
+
+class Terminal:
+    """A program on a terminal of its own, driven and looked at as by a person."""
+
+    def __init__(self, argv: Sequence[str | Path], rows: int = 24, columns: int = 80) -> None:
+        self._ours, self._theirs = os.openpty()
+        self._set_size(rows, columns)
+        self._unread = b""
+        self.settings = termios.tcgetattr(self._theirs)
+        """How the terminal was set before the program began."""
+        self.process = subprocess.Popen(
+            argv, stdin=self._theirs, stdout=self._theirs, stderr=self._theirs, start_new_session=True
+        )
+
+    def expect(self, what: str, patience: float = 10.0) -> str:
+        """What the program has shown since the last call, up to and with `what`, for which this waits."""
+        deadline = time.monotonic() + patience
+        while (found := self._unread.find(what.encode())) < 0:
+            left = deadline - time.monotonic()
+            assert left > 0, f"{what!r} is not shown; this is: {self._unread!r}"
+            if select.select([self._ours], [], [], left)[0]:
+                self._unread += os.read(self._ours, 65536)
+        end = found + len(what.encode())
+        shown, self._unread = self._unread[:end], self._unread[end:]
+        return shown.decode(errors="replace")
+
+    def type(self, keys: str) -> None:
+        """Press keys; Enter is a carriage return."""
+        os.write(self._ours, keys.encode())
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Give the terminal another size, and tell the program."""
+        self._set_size(rows, columns)
+        self.process.send_signal(signal.SIGWINCH)
+
+    def wait(self, patience: float = 10.0) -> int:
+        """Wait for the program's end and return its exit code."""
+        return self.process.wait(patience)
+
+    def settings_now(self) -> list[Any]:
+        """How the terminal is set."""
+        return termios.tcgetattr(self._theirs)
+
+    def close(self) -> None:
+        """End the program, if it still runs, and the terminal."""
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+        os.close(self._theirs)
+
+    def _set_size(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self._theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., Terminal]]:
+    """Starts programs on terminals; whatever still runs after the test is ended."""
+    with contextlib.ExitStack() as cleanup:
+
+        def start(*argv: str | Path, rows: int = 24, columns: int = 80) -> Terminal:
+            started = Terminal(argv, rows, columns)
+            cleanup.callback(started.close)
+            return started
+
+        yield start

@@ -69,7 +69,11 @@ def test_a_wrong_service_is_refused(grpc_servicer) -> None:
         ("version", lambda request: None, "version must be a coroutine function"),
         ("version", None, "version for Version is missing"),
         ("stream_containers", runtime.version, "stream_containers must be an asynchronous generator"),
-        ("attach", runtime.version, "Attach is listed as unimplemented, but there is attach"),
+        (
+            "pod_sandbox_stats",
+            runtime.version,
+            "PodSandboxStats is listed as unimplemented, but there is pod_s",
+        ),
     ):
         setattr(runtime, attribute, value)
         with pytest.raises(RpcTableError, match=expected):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from baustelle.bundle import ImageDefaults
 from cri.api.runtime import v1
 from cri.image_service import ImageService
+from cri.metrics import Metrics
 from cri.runtime_service import RuntimeService
 from cri.sandbox.fake import FakeHost, FakeKernel, FakeNetwork
 from cri.sandbox.host import Condition
@@ -22,6 +24,8 @@ from cri.sandbox.recovery import recover
 from cri.sandbox.spec import DiskUsage
 from cri.state import ImageRecord, Store
 from cri.stats import Stats
+from cri.streaming import StreamingRequests
+from cri.streaming.server import StreamingServer
 
 IMAGE_ID = "sha256:" + "a" * 64
 TAG = "docker.io/library/app:1"
@@ -94,19 +98,23 @@ def grpc_servicer(grpc_run, images):
         await host.open(pods.lost)
         await recover(node, pods)
         stats = Stats(host, pods, images, directory)
+        server = StreamingServer()
+        await server.start()
         runtime = RuntimeService(
             host=host,
             pods=pods,
             images=images,
             network=network,
             stats=stats,
+            streaming=StreamingRequests(pods, server, Metrics()),
             runtime_handlers=("linux",),
             config={"key": "value"},
         )
-        return (runtime, ImageService(images, stats)), pods, store
+        return (runtime, ImageService(images, stats)), pods, store, server
 
-    services, pods, store = grpc_run(make())
+    services, pods, store, server = grpc_run(make())
     yield services
+    grpc_run(server.stop())
     grpc_run(pods.disconnect())
     grpc_run(store.close())
 
@@ -299,3 +307,70 @@ def test_images(grpc_stub, images):
     info = grpc_stub.ImageFsInfo(v1.ImageFsInfoRequest())
     assert info.image_filesystems[0].used_bytes.value == 1000
     assert info.container_filesystems
+
+
+@pytest.fixture
+def running(grpc_stub):
+    """A sandbox with a running container that has no stdin."""
+    config = v1.PodSandboxConfig(
+        metadata=v1.PodSandboxMetadata(name="streams", uid="u", namespace="ns"),
+        log_directory=tempfile.gettempdir(),
+    )
+    pod = grpc_stub.RunPodSandbox(v1.RunPodSandboxRequest(config=config)).pod_sandbox_id
+    container = create(grpc_stub, pod, "sleep")
+    grpc_stub.StartContainer(v1.StartContainerRequest(container_id=container))
+    yield pod, container
+    grpc_stub.RemovePodSandbox(v1.RemovePodSandboxRequest(pod_sandbox_id=pod))
+
+
+def test_a_stream_begins_at_a_url_that_nobody_guesses(grpc_stub, running):
+    pod, container = running
+    urls = [
+        grpc_stub.Exec(v1.ExecRequest(container_id=container, cmd=["true"], stdout=True)).url,
+        grpc_stub.Attach(v1.AttachRequest(container_id=container[:12], stdout=True)).url,
+        grpc_stub.PortForward(v1.PortForwardRequest(pod_sandbox_id=pod, port=[80])).url,
+    ]
+    for url, kind in zip(urls, ("exec", "attach", "portforward"), strict=True):
+        assert re.fullmatch(rf"http://127\.0\.0\.1:\d+/{kind}/[\w-]{{32}}", url)
+
+
+@pytest.mark.parametrize(
+    ("rpc", "request_", "code", "message"),
+    [
+        ("Exec", v1.ExecRequest(cmd=["true"]), "INVALID_ARGUMENT", "one of stdin, stdout and stderr"),
+        ("Exec", v1.ExecRequest(stdout=True), "INVALID_ARGUMENT", "cmd is empty"),
+        (
+            "Exec",
+            v1.ExecRequest(cmd=["true"], stdout=True, stderr=True, tty=True),
+            "INVALID_ARGUMENT",
+            "stderr must be false",
+        ),
+        ("Exec", v1.ExecRequest("none", cmd=["true"], stdout=True), "NOT_FOUND", "none"),
+        ("Attach", v1.AttachRequest(), "INVALID_ARGUMENT", "one of stdin, stdout and stderr"),
+        ("Attach", v1.AttachRequest(stdin=True), "FAILED_PRECONDITION", "made without stdin"),
+        ("Attach", v1.AttachRequest("none", stdout=True), "NOT_FOUND", "none"),
+        ("PortForward", v1.PortForwardRequest(port=[80, 65536]), "INVALID_ARGUMENT", "65536 is no port"),
+        ("PortForward", v1.PortForwardRequest("none"), "NOT_FOUND", "none"),
+    ],
+)
+def test_a_stream_that_makes_no_sense_gets_no_url(grpc_stub, running, rpc, request_, code, message):
+    pod, container = running
+    field, own = ("pod_sandbox_id", pod) if rpc == "PortForward" else ("container_id", container)
+    if not getattr(request_, field):
+        setattr(request_, field, own)
+    with pytest.raises(grpc.RpcError, match=message) as refused:
+        getattr(grpc_stub, rpc)(request_)
+    assert refused.value.code() is grpc.StatusCode[code]
+
+
+def test_what_does_not_run_has_no_streams(grpc_stub, running):
+    pod, container = running
+    grpc_stub.StopPodSandbox(v1.StopPodSandboxRequest(pod_sandbox_id=pod))
+    for rpc, request_ in (
+        ("Exec", v1.ExecRequest(container_id=container, cmd=["true"], stdout=True)),
+        ("Attach", v1.AttachRequest(container_id=container, stdout=True)),
+        ("PortForward", v1.PortForwardRequest(pod_sandbox_id=pod)),
+    ):
+        with pytest.raises(grpc.RpcError) as refused:
+            getattr(grpc_stub, rpc)(request_)
+        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION

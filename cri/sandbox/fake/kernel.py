@@ -141,13 +141,13 @@ class FakeKernel:
     def spawn(self, jail: str, argv: tuple[str, ...], on_exit: Callable[[int, int], None]) -> int:
         """Fork, attach, exec; the pid.
 
-        Programs: `true`, `false`, `exit N`, `sleep` (for ever), `stubborn` (for ever, ignoring TERM); anything else
-        is ENOENT.
+        Programs: `true`, `false`, `exit N`, `sleep` (for ever), `stubborn` (for ever, ignoring TERM), `cat` (until its
+        warden ends it by `exit`); anything else is ENOENT.
         """
         self._call(f"spawn {argv[0]}")
         if jail not in self.jails or self.jails[jail].dying:
             raise OSError(errno.EINVAL, f"no jail {jail!r} to attach to")
-        if argv[0] not in {"true", "false", "exit", "sleep", "stubborn"}:
+        if argv[0] not in {"true", "false", "exit", "sleep", "stubborn", "cat"}:
             raise OSError(errno.ENOENT, f"{argv[0]}: no such file or directory")
         ignores = frozenset({15}) if argv[0] == "stubborn" else frozenset()
         process = FakeProcess(next(self._pids), jail, argv, on_exit, ignores)
@@ -156,6 +156,11 @@ class FakeKernel:
         if argv[0] in codes:
             self._end(process, 0, codes[argv[0]])
         return process.pid
+
+    def exit(self, pid: int, code: int) -> None:
+        """A process ends by itself."""
+        if (process := self.processes.get(pid)) is not None:
+            self._end(process, 0, code)
 
     def kill(self, pid: int, signal: int) -> None:
         """Send a signal."""

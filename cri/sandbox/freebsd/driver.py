@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from cri.sandbox.freebsd import jails, kernel, sysctls
 from cri.sandbox.host import HostError, StartError
-from cri.sandbox.spec import ProcessSpec, SandboxSpec, Sharing
+from cri.sandbox.spec import ProcessSpec, SandboxSpec, Sharing, TerminalSize
 from cri.sandbox.warden import launch, protocol, users
 from cri.sandbox.warden.driver import Driver, Plan, Target
 from cri.sandbox.warden.launch import Child, Report, Stdio
@@ -198,7 +198,7 @@ class FreeBSDDriver:
         if report is None:
             report = Report(*users.resolve(spec.process.user, *users.read_accounts()))
         if stdio.tty:
-            report = replace(report, pty=_take_terminal(report.credentials.uid))
+            report = replace(report, pty=_take_terminal(report.credentials.uid, process.terminal_size))
         _enter_directory(spec.process.cwd or "/")
         env = launch.environment(
             launch.parse_env(
@@ -233,12 +233,14 @@ def _take_streams(stdio: Stdio) -> None:
         os.dup2(fd, number)
 
 
-def _take_terminal(owner: int) -> int:
+def _take_terminal(owner: int, size: TerminalSize | None) -> int:
     """Make a pty as a process of the jail, in whose devfs only such a one shows; our end of it, the other is the streams."""
     pty, terminal = os.openpty()
     os.fchown(terminal, owner, -1)
     os.fchmod(terminal, 0o620)
     ioctl(terminal, termios.TIOCSCTTY, 0)
+    if size is not None:
+        launch.set_terminal_size(terminal, size)
     for number in range(3):
         os.dup2(terminal, number)
     os.close(terminal)

@@ -19,7 +19,7 @@ from cri.sandbox.host import HostError, StartError
 from cri.sandbox.linux import capabilities, kernel, sysctls
 from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.linux.rootfs import RootBuilder
-from cri.sandbox.spec import Credentials, ProcessSpec, SandboxSpec, Sharing
+from cri.sandbox.spec import Credentials, ProcessSpec, SandboxSpec, Sharing, TerminalSize
 from cri.sandbox.warden import launch, users
 from cri.sandbox.warden.driver import Driver, Plan, Target
 from cri.sandbox.warden.journal import warn
@@ -218,9 +218,8 @@ class LinuxDriver:
         """In a forked child whose cgroups and namespaces are right: become the program."""
         if stdio.tty:
             os.setsid()
-            way = replace(
-                way, report=replace(way.report, pty=_make_terminal(way.report.credentials, console=console))
-            )
+            pty = _make_terminal(way.report.credentials, way.process.terminal_size, console=console)
+            way = replace(way, report=replace(way.report, pty=pty))
         program = way.program(stdio, channel.fileno())
         launch.announce(channel, way.report)
         try:
@@ -377,13 +376,15 @@ def _make_shared_memory(runtime_directory: str) -> int | str:
     return mount
 
 
-def _make_terminal(owner: Credentials, *, console: bool) -> int:
+def _make_terminal(owner: Credentials, size: TerminalSize | None, *, console: bool) -> int:
     """Make a pty in the container's own devpts, and its end the process's standard streams and controlling terminal."""
     pty = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     fcntl.ioctl(pty, _TIOCSPTLCK, struct.pack("i", 0))
     terminal = fcntl.ioctl(pty, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     os.fchown(terminal, owner.uid, -1)
     fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    if size is not None:
+        launch.set_terminal_size(terminal, size)
     for target in range(3):
         os.dup2(terminal, target)
     if console:

@@ -12,6 +12,7 @@ from typing import Any
 
 from cri.sandbox import wire
 from cri.sandbox.host import (
+    Attachment,
     ContainerState,
     DisconnectedError,
     Exec,
@@ -21,6 +22,7 @@ from cri.sandbox.host import (
 )
 from cri.sandbox.spec import ContainerSpec, ExitRecord, ProcessSpec, SandboxSpec, Started
 from cri.sandbox.warden import launch, protocol
+from cri.sandbox.warden.handles import Handle, Handles, Outcome, WardenAttachment, WardenExec
 
 _HELLO_SECONDS = 10.0
 
@@ -44,9 +46,8 @@ class WardenClient(Warden):
         self._waiting: dict[int, Answer] = {}
         self._next_number = 1
         self._outbox: deque[tuple[protocol.Message, list[int]]] = deque()
-        self._execs: dict[str, WardenExec] = {}
-        self._unwanted: set[str] = set()
-        self._early_exits: dict[str, int] = {}
+        self._execs = Handles[int]()
+        self._attachments = Handles[str]()
         self._exits: asyncio.Queue[ExitRecord | None] = asyncio.Queue()
         self._closed = self._loop.create_future()
         self._ours = False
@@ -118,29 +119,27 @@ class WardenClient(Warden):
         stderr: int | None,
     ) -> Exec:
         """Start a process inside a running container."""
-        streams = (stdin, stdout, stderr)
-        # Sent here and now, so that the caller may close its descriptors whatever happens to this task.
-        answer = self._ask(
+        result, pty = await self._open(
             "exec",
-            [fd for fd in streams if fd is not None],
+            (stdin, stdout, stderr),
+            self._unwanted_exec,
             container=container_id,
             process=wire.encode(process),
-            stdio=[fd is not None for fd in streams],
         )
-        try:
-            result, descriptors = await asyncio.shield(answer)
-        except asyncio.CancelledError:
-            answer.add_done_callback(self._kill_unwanted)
-            raise
-        name = result["exec"]
-        started = WardenExec(self, name, result["pid"], descriptors[0] if descriptors else None)
-        if name in self._early_exits:
-            started.ended(self._early_exits.pop(name))
-        elif self._closed.done():
-            started.lost(self._gone())
-        else:
-            self._execs[name] = started
+        started = WardenExec(result["exec"], result["pid"], pty, self._execs, self._kill_exec)
+        self._keep(result["exec"], started, self._execs)
         return started
+
+    async def attach(
+        self, container_id: str, *, stdin: int | None, stdout: int | None, stderr: int | None
+    ) -> Attachment:
+        """Connect these descriptors to a running container's first process."""
+        result, pty = await self._open(
+            "attach", (stdin, stdout, stderr), self._unwanted_attachment, container=container_id
+        )
+        attached = WardenAttachment(result["attach"], pty, self._attachments, self._detach)
+        self._keep(result["attach"], attached, self._attachments)
+        return attached
 
     async def signal(self, container_id: str, signal: int) -> None:
         """Send a signal to the container's first process."""
@@ -197,14 +196,51 @@ class WardenClient(Warden):
             DisconnectedError("wait for", f"warden of sandbox {self.sandbox_id}", "the daemon is stopping")
         )
 
-    async def request_exec(self, operation: str, name: str) -> None:
-        """A request about an exec; none is needed any more when the warden is gone."""
-        with contextlib.suppress(WardenGoneError):
-            await self._request(operation, exec=name)
+    async def _open(
+        self,
+        operation: str,
+        streams: Sequence[int | None],
+        unwanted: Callable[[Any], None],
+        **arguments: Any,
+    ) -> tuple[Any, int | None]:
+        """Have streams connected to something, which is the answer, with its terminal.
 
-    def forget_exec(self, name: str) -> None:
-        """Stop waiting for an exec's end."""
-        self._execs.pop(name, None)
+        `unwanted` gets an answer that comes after its caller has gone.
+        """
+        # Sent here and now, so that the caller may close its descriptors whatever happens to this task.
+        answer = self._ask(
+            operation,
+            [fd for fd in streams if fd is not None],
+            stdio=[fd is not None for fd in streams],
+            **arguments,
+        )
+        try:
+            result, descriptors = await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            answer.add_done_callback(lambda answer: _give_back(answer, unwanted))
+            raise
+        return result, descriptors[0] if descriptors else None
+
+    def _keep(self, name: str, handle: Handle[Outcome], handles: Handles[Outcome]) -> None:
+        handles.add(name, handle)
+        if self._closed.done():
+            handles.lost(self._gone())
+
+    def _unwanted_exec(self, result: Any) -> None:
+        self._execs.disown(result["exec"])
+        self._post({"id": 0, "op": "exec_kill", "exec": result["exec"]}, [])
+
+    def _unwanted_attachment(self, result: Any) -> None:
+        self._attachments.disown(result["attach"])
+        self._post({"id": 0, "op": "detach", "attach": result["attach"]}, [])
+
+    async def _kill_exec(self, name: str) -> None:
+        with contextlib.suppress(WardenGoneError):
+            await self._request("exec_kill", exec=name)
+
+    async def _detach(self, name: str) -> None:
+        with contextlib.suppress(WardenGoneError):
+            await self._request("detach", attach=name)
 
     async def _request(self, operation: str, **arguments: Any) -> tuple[Any, list[int]]:
         return await self._ask(operation, **arguments)
@@ -220,15 +256,6 @@ class WardenClient(Warden):
         self._waiting[number] = answer
         self._post({"id": number, "op": operation, **arguments}, descriptors)
         return answer
-
-    def _kill_unwanted(self, request: Answer) -> None:
-        """End an exec that was answered after its caller had gone."""
-        if request.cancelled() or request.exception() is not None:
-            return
-        result, descriptors = request.result()
-        protocol.close_all(descriptors)
-        self._unwanted.add(result["exec"])
-        self._post({"id": 0, "op": "exec_kill", "exec": result["exec"]}, [])
 
     def _post(self, message: protocol.Message, descriptors: Sequence[int]) -> None:
         self._outbox.append((message, [os.dup(fd) for fd in descriptors]))
@@ -296,13 +323,9 @@ class WardenClient(Warden):
         if message["event"] == "exit":
             self._exits.put_nowait(wire.decode(ExitRecord, message["record"]))
         elif message["event"] == "exec_exit":
-            process = self._execs.pop(message["exec"], None)
-            if process is not None:
-                process.ended(message["code"])
-            elif message["exec"] in self._unwanted:
-                self._unwanted.discard(message["exec"])
-            else:  # the answer to the exec is here, but the task that waits for it has not run yet
-                self._early_exits[message["exec"]] = message["code"]
+            self._execs.ended(message["exec"], message["code"])
+        elif message["event"] == "attach_end":
+            self._attachments.ended(message["attach"], message["reason"])
 
     def _close(self, reason: HostError | None = None) -> None:
         if self._closed.done():
@@ -320,9 +343,8 @@ class WardenClient(Warden):
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(gone)
-        for process in self._execs.values():
-            process.lost(gone)
-        self._execs.clear()
+        self._execs.lost(gone)
+        self._attachments.lost(gone)
         self._exits.put_nowait(None)
         was_ready = self._hello.done()
         if not was_ready:
@@ -338,42 +360,10 @@ class WardenClient(Warden):
         )
 
 
-class WardenExec(Exec):
-    """A process in a container."""
-
-    def __init__(self, client: WardenClient, name: str, pid: int, pty: int | None) -> None:
-        self.pid = pid
-        self.pty = pty
-        self._client = client
-        self._name = name
-        self._code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    async def wait(self) -> int:
-        """Wait for the end of the process."""
-        return await asyncio.shield(self._code)
-
-    async def kill(self) -> None:
-        """KILL the process and everything in its session."""
-        if not self._code.done():
-            await self._client.request_exec("exec_kill", self._name)
-
-    async def close(self) -> None:
-        """Let go of the process."""
-        await self.kill()
-        self._client.forget_exec(self._name)
-        if self.pty is not None:
-            os.close(self.pty)
-            self.pty = None
-        if not self._code.done():
-            self._code.cancel()
-
-    def ended(self, code: int) -> None:
-        """The process has ended."""
-        if not self._code.done():
-            self._code.set_result(code)
-
-    def lost(self, error: HostError) -> None:
-        """The warden is gone, and the process with it."""
-        if not self._code.done():
-            self._code.set_exception(error)
-            self._code.exception()  # nobody may be waiting
+def _give_back(answer: Answer, unwanted: Callable[[Any], None]) -> None:
+    """End what was answered after its caller had gone."""
+    if answer.cancelled() or answer.exception() is not None:
+        return
+    result, descriptors = answer.result()
+    protocol.close_all(descriptors)
+    unwanted(result)

@@ -7,20 +7,22 @@ import enum
 import json
 import os
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cri.sandbox import wire
 from cri.sandbox.host import ContainerState, HostError
 from cri.sandbox.spec import ContainerSpec, ExitRecord, Started
+from cri.sandbox.warden.attachments import Attachment
 from cri.sandbox.warden.driver import Driver, Plan
 from cri.sandbox.warden.journal import warn
 from cri.sandbox.warden.launch import Child, Report, Stdio
-from cri.sandbox.warden.logs import Framer, LogFile
+from cri.sandbox.warden.logs import LogFile
+from cri.sandbox.warden.loop import Watcher
+from cri.sandbox.warden.outputs import Outputs
+from cri.sandbox.warden.stdin import PROGRAM_ENDED, Stdin
 
 PLAN_FILE = "spec.json"
-_READ = 64 * 1024
-_DRAIN_AT_EXIT = 64
-"""Reads per stream at exit: a background process that writes without end must not hold the exit back."""
 
 
 def read_plan(directory: str) -> Plan:
@@ -47,53 +49,10 @@ class Phase(enum.Enum):
     EXITED = enum.auto()
 
 
-class Output:
-    """One stream of a container on its way to the log."""
-
-    def __init__(self, name: str, fd: int, log: LogFile | None) -> None:
-        self.fd = fd
-        self._framer = Framer(name)
-        self._log = log
-        os.set_blocking(fd, False)
-
-    def pump(self) -> bool:
-        """Take over what is there. False at the end of the stream."""
-        try:
-            data = os.read(self.fd, _READ)
-        except BlockingIOError:
-            return True
-        except OSError:
-            data = b""  # EIO: the last process has closed the terminal
-        if self._log is not None and data:
-            self._log.write(self._framer.feed(data, time.time_ns()))
-        return bool(data)
-
-    def drain(self) -> bool:
-        """Take over what was written so far, in bounded time. False at the end of the stream."""
-        for _ in range(_DRAIN_AT_EXIT):
-            try:
-                data = os.read(self.fd, _READ)
-            except BlockingIOError:
-                return True
-            except OSError:
-                return False
-            if not data:
-                return False
-            if self._log is not None:
-                self._log.write(self._framer.feed(data, time.time_ns()))
-        return True
-
-    def close(self) -> None:
-        """Close the stream; a last line without an end goes to the log."""
-        if self._log is not None:
-            self._log.write(self._framer.flush(time.time_ns()))
-        os.close(self.fd)
-
-
 class SupervisedContainer:
     """A container from its fork to `forget`."""
 
-    def __init__(self, plan: Plan, driver: Driver, target: int) -> None:
+    def __init__(self, plan: Plan, driver: Driver, loop: Watcher, target: int) -> None:
         """Fork the first process. Raises HostError, with nothing left behind."""
         self.plan = plan
         self.id = plan.spec.id
@@ -102,12 +61,12 @@ class SupervisedContainer:
         self.failure: HostError | None = None
         self.started: Started | None = None
         self.exited: ExitRecord | None = None
-        self.outputs: list[Output] = []
-        self.stdin: int | None = None
-        """Our end of the container's stdin. Kept open so that the container sees no end of it before somebody attaches."""
         self.pty: int | None = None
         self._driver = driver
+        self._loop = loop
+        self._stdin: Stdin | None = None
         self._log = self._open_log()
+        self.outputs = Outputs(loop, self._log)
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             self.child = self._fork(target)
@@ -119,7 +78,9 @@ class SupervisedContainer:
         self.report = report
         if report.pty is not None:
             self.pty = report.pty
-            self.outputs.append(Output("stdout", os.dup(report.pty), self._log))
+            self.outputs.add("stdout", os.dup(report.pty))
+            if self.plan.spec.process.stdin:
+                self._stdin = self._make_stdin(os.dup(report.pty))
 
     def running(self) -> None:
         """The program runs."""
@@ -140,18 +101,32 @@ class SupervisedContainer:
             warn(f"cannot write the exit record of container {self.id}: {error}")
         self.exited = record
         self.phase = Phase.EXITED
+        if self._stdin is not None:
+            self._stdin.close(PROGRAM_ENDED)
 
-    def close_outputs(self) -> list[Output]:
-        """Read what is there; close the streams that have ended, and return them."""
-        ended = [output for output in self.outputs if not output.drain()]
-        for output in ended:
-            self.drop(output)
-        return ended
-
-    def drop(self, output: Output) -> None:
-        """Close one stream."""
-        self.outputs.remove(output)
-        output.close()
+    def attach(
+        self, stdin: int | None, outputs: Mapping[str, int], ended: Callable[[str], None]
+    ) -> Attachment:
+        """Connect copies of these descriptors; `ended` is called once, with the reason. Raises HostError."""
+        if self.phase is not Phase.RUNNING:
+            raise HostError("attach to", f"container {self.id}", "it is not running")
+        if stdin is None and not outputs:
+            raise HostError("attach to", f"container {self.id}", "no stream was asked for")
+        if stdin is not None and self._stdin is None:
+            raise HostError("attach to stdin of", f"container {self.id}", "it was created without one")
+        if stdin is not None and self._stdin is not None and self._stdin.closed:
+            raise HostError("attach to stdin of", f"container {self.id}", self._stdin.closed)
+        try:
+            return self.outputs.attachments.attach(
+                self._stdin,
+                None if stdin is None else os.dup(stdin),
+                {name: os.dup(fd) for name, fd in outputs.items()},
+                ended,
+            )
+        except OSError as error:
+            raise HostError(
+                "attach to", f"container {self.id}", error.strerror or str(error), error.errno
+            ) from error
 
     def reopen_log(self) -> None:
         """Open the log anew. Raises HostError."""
@@ -167,13 +142,13 @@ class SupervisedContainer:
         return ContainerState(self.id, self.started, self.exited)
 
     def close(self) -> None:
-        """Close everything."""
-        for output in list(self.outputs):
-            self.drop(output)
-        for fd in (self.stdin, self.pty):
-            if fd is not None:
-                os.close(fd)
-        self.stdin = self.pty = None
+        """Close everything; what is on its way to those who are attached still gets there. May be repeated."""
+        self.outputs.close()
+        if self._stdin is not None:
+            self._stdin.close(PROGRAM_ENDED)
+        if self.pty is not None:
+            os.close(self.pty)
+            self.pty = None
         if self._log is not None:
             self._log.close()
             self._log = None
@@ -187,6 +162,10 @@ class SupervisedContainer:
         except OSError as error:
             raise HostError("open", path, error.strerror or str(error), error.errno) from error
 
+    def _make_stdin(self, fd: int) -> Stdin:
+        process = self.plan.spec.process
+        return Stdin(self._loop, fd, once=process.stdin_once, terminal=process.tty)
+
     def _fork(self, target: int) -> Child:
         process = self.plan.spec.process
         if process.tty:
@@ -195,12 +174,13 @@ class SupervisedContainer:
         try:
             stdin = None
             if process.stdin:
-                stdin, self.stdin = os.pipe()
+                stdin, ours = os.pipe()
                 theirs.append(stdin)
+                self._stdin = self._make_stdin(ours)
             for name in ("stdout", "stderr"):
                 ours, end = os.pipe()
                 theirs.append(end)
-                self.outputs.append(Output(name, ours, self._log))
+                self.outputs.add(name, ours)
             stdout, stderr = theirs[-2:]
             return self._driver.start(self.plan, Stdio(stdin, stdout, stderr), target)
         except OSError as error:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import termios
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from cri.sandbox.host import HostError, StartError
-from cri.sandbox.spec import Credentials
+from cri.sandbox.spec import Credentials, TerminalSize
 from cri.sandbox.warden import protocol
 
 ChildBody = Callable[[socket.socket], NoReturn]
 """What a forked child does: it gets its end of the report, and never returns. The warden's end is closed in it."""
 
+_MAX_SIZE = 0xFFFF
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -82,6 +84,11 @@ def announce(channel: socket.socket, report: Report) -> None:
         "pty": report.pty is not None,
     }
     protocol.send(channel, message, [] if report.pty is None else [report.pty])
+
+
+def set_terminal_size(terminal: int, size: TerminalSize) -> None:
+    """Have the program find its terminal in this size. The kernel counts with 16 bits (tty(4), ioctl_tty(2))."""
+    termios.tcsetwinsize(terminal, (min(size.height, _MAX_SIZE), min(size.width, _MAX_SIZE)))
 
 
 def read_report(message: protocol.Message, descriptors: list[int]) -> Report:

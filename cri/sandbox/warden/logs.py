@@ -30,11 +30,13 @@ class Framer:
         The part of a line that waits for its end is kept, never more than `MAX_TEXT` of it.
         """
         full, partial = self._prefixes(now)
+        end = data.rfind(b"\n")
+        if end >= 0 and self._all_fit(data, end):
+            # What nearly every read holds, without touching each of its lines.
+            rest, self._rest = self._rest, data[end + 1 :]
+            return b"".join((full, rest, data[:end].replace(b"\n", b"\n" + full), b"\n"))
         *lines, self._rest = (self._rest + data).split(b"\n")
-        if lines and max(map(len, lines)) <= MAX_TEXT:
-            records = full + (b"\n" + full).join(lines) + b"\n"
-        else:
-            records = b"".join(_split(line, full, partial) for line in lines)
+        records = b"".join(_split(line, full, partial) for line in lines)
         if len(self._rest) > MAX_TEXT:
             cut = len(self._rest) - (len(self._rest) - 1) % MAX_TEXT - 1
             records += b"".join(partial + part + b"\n" for part in _parts(self._rest[:cut]))
@@ -45,6 +47,18 @@ class Framer:
         """The record of a last line that never ended, if there is one."""
         rest, self._rest = self._rest, b""
         return self._prefixes(now)[1] + rest + b"\n" if rest else b""
+
+    def _all_fit(self, data: bytes, end: int) -> bool:
+        """Whether no line is longer than `MAX_TEXT`. `end` is where the last one ends in `data`."""
+        start = data.find(b"\n") + 1
+        if len(self._rest) + start - 1 > MAX_TEXT or len(data) - end - 1 > MAX_TEXT:
+            return False
+        while end - start > MAX_TEXT:
+            found = data.rfind(b"\n", start, start + MAX_TEXT + 1)
+            if found < 0:
+                return False
+            start = found + 1
+        return True
 
     def _prefixes(self, now: int) -> tuple[bytes, bytes]:
         stamp = timestamp(now) + b" " + self._stream

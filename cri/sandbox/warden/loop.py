@@ -14,6 +14,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from cri.sandbox.warden.journal import warn
 
@@ -21,6 +22,22 @@ READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 
 FileObject = int | socket.socket
+
+
+class Watcher(Protocol):
+    """What those need of a loop who move bytes from one descriptor to another."""
+
+    def watch(self, file: int, events: int, callback: Callable[[int], None]) -> None:
+        """Call back with the events that are possible, or change the events that are waited for.
+
+        Raises OSError for what cannot be waited for (kqueue(2) says so of a pipe without a reader).
+        """
+
+    def unwatch(self, file: int) -> None:
+        """Stop calling back; before the file is closed."""
+
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Call once, later."""
 
 
 class Loop:

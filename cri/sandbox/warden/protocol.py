@@ -20,7 +20,7 @@ from typing import Any
 
 Message = dict[str, Any]
 
-VERSION = 1
+VERSION = 2
 """Of what daemon and warden say to each other: a warden outlives the daemon that started it, and its release."""
 MAX_PACKET = 32 * 1024 if sys.platform == "linux" else 4 * 1024
 """Bytes of JSON that go as a packet; below the default send buffer of the system (net.local.seqpacket.maxseqpacket)."""

@@ -26,6 +26,9 @@ class Connection:
     outbox: deque[tuple[protocol.Message, list[int]]] = field(default_factory=deque)
 
 
+Answer = Callable[..., None]
+"""Answers a request: with a result and `descriptors`, or with an `error`."""
+
 Handler = Callable[[Connection, protocol.Message, list[int]], None]
 
 

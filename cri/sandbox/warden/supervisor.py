@@ -13,17 +13,17 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from cri.sandbox import wire
 from cri.sandbox.host import HostError
-from cri.sandbox.spec import ProcessSpec, SandboxSpec
-from cri.sandbox.warden import launch, protocol
-from cri.sandbox.warden.container import Output, Phase, SupervisedContainer, read_plan
-from cri.sandbox.warden.driver import Driver, Target
-from cri.sandbox.warden.launch import Child, Report, Stdio
-from cri.sandbox.warden.loop import READ, Loop
-from cri.sandbox.warden.server import Connection, Server
+from cri.sandbox.spec import SandboxSpec
+from cri.sandbox.warden import launch, protocol, reports
+from cri.sandbox.warden.attachments import Attachment
+from cri.sandbox.warden.container import Phase, SupervisedContainer, read_plan
+from cri.sandbox.warden.driver import Driver
+from cri.sandbox.warden.execs import Execs
+from cri.sandbox.warden.loop import Loop
+from cri.sandbox.warden.server import Answer, Connection, Server
 
 SOCKET_NAME = "warden.sock"
 _SIGNAL_INTERVAL = 0.005
@@ -33,26 +33,10 @@ _KILL_SECONDS = 10.0
 _DRAIN_SECONDS = 2.0
 """How long the output of an ended container is still read, if something holds its pipe."""
 
-Answer = Callable[..., None]
-
 
 def socket_path(spec: SandboxSpec) -> str:
     """Where the warden of a sandbox listens. Raises ValueError for a path that is too long."""
     return protocol.check_path(f"{spec.runtime_directory}/{SOCKET_NAME}")
-
-
-@dataclass(eq=False)
-class SupervisedExec:
-    """A process beside a container's own."""
-
-    name: str
-    container: SupervisedContainer
-    connection: Connection
-    child: Child
-    answer: Answer | None
-    report: Report | None = None
-    failure: HostError | None = None
-    ended: bool = False
 
 
 class Supervisor:
@@ -70,8 +54,9 @@ class Supervisor:
         )
         self._containers: dict[str, SupervisedContainer] = {}
         self._starting: dict[str, Answer] = {}
-        self._execs: dict[str, SupervisedExec] = {}
-        self._exec_numbers = itertools.count(1)
+        self._execs = Execs(driver, self._loop, self._server)
+        self._attachments: dict[str, tuple[Connection, Attachment]] = {}
+        self._attachment_numbers = itertools.count(1)
         self._path = ""
         self._claimed = False
         self._ending = False
@@ -113,62 +98,6 @@ class Supervisor:
         except Exception as error:  # noqa: BLE001  # a bad request must not end the warden
             answer(error=_as_host_error("handle", f"request {operation!r}", error))
 
-    # Reports of children
-
-    def _watch(
-        self,
-        subject: SupervisedContainer | SupervisedExec,
-        child: Child,
-        reported: Callable[[], None],
-        ended: Callable[[int], None],
-    ) -> None:
-        """Call `reported` when the child's program runs or has failed to; then, at its end, `ended` with its wait status."""
-
-        def advance(_: int = 0) -> None:
-            while (more := self._read_report(subject, child)) is True:
-                pass
-            if more is False:
-                finish()
-
-        def finish() -> None:
-            self._loop.unwatch(child.report)
-            child.report.close()
-            if subject.report is None and subject.failure is None:
-                subject.failure = HostError("start", "the process", "it ended before its program ran")
-            reported()
-
-        def reaped(status: int) -> None:
-            if child.report.fileno() >= 0:  # the end may be known before the report was read
-                advance()
-            if child.report.fileno() >= 0:
-                finish()
-            ended(status)
-
-        self._loop.watch(child.report, READ, advance)
-        self._loop.children[child.pid] = reaped
-
-    def _read_report(self, subject: SupervisedContainer | SupervisedExec, child: Child) -> bool | None:
-        """Read a message of a report. False at its end, None if nothing is there yet."""
-        try:
-            received = protocol.receive(child.report)
-        except BlockingIOError:
-            return None
-        except (OSError, protocol.ProtocolError):
-            return False
-        if received is None:
-            return False
-        try:
-            report = launch.read_report(*received)
-        except HostError as error:
-            subject.failure = error
-            return True
-        if isinstance(subject, SupervisedContainer):
-            subject.reported(report)
-            self._watch_outputs(subject)
-        else:
-            subject.report = report
-        return True
-
     # Containers
 
     def _container(self, message: protocol.Message) -> SupervisedContainer:
@@ -189,11 +118,11 @@ class Supervisor:
                     "share processes with", f"container {plan.spec.namespaces.target_id}", "it is not running"
                 )
             target = other.pid
-        container = SupervisedContainer(plan, self._driver, target)
+        container = SupervisedContainer(plan, self._driver, self._loop, target)
         self._containers[container.id] = container
         self._starting[container.id] = answer
-        self._watch_outputs(container)
-        self._watch(
+        reports.follow(
+            self._loop,
             container,
             container.child,
             lambda: self._started(container),
@@ -207,8 +136,6 @@ class Supervisor:
             answer(wire.encode(container.started))
             return
         del self._containers[container.id]
-        for output in container.outputs:
-            self._loop.unwatch(output.fd)
         container.close()
         answer(error=container.failure)
 
@@ -216,30 +143,12 @@ class Supervisor:
         container.pid = 0  # reaped: the number may be another's from now on
         if container.phase is not Phase.RUNNING:
             return
-        for output in container.close_outputs():
-            self._loop.unwatch(output.fd)
+        container.outputs.drain()
         # What has left the container's processes behind (a shared process namespace) ends with it.
         self._kill_until_empty(container, time.monotonic() + _KILL_SECONDS)
         container.finish(status)
-        self._loop.later(_DRAIN_SECONDS, lambda: self._drop_outputs(container))
+        self._loop.later(_DRAIN_SECONDS, container.close)
         self._server.broadcast({"event": "exit", "record": wire.encode(container.exited)})
-
-    def _watch_outputs(self, container: SupervisedContainer) -> None:
-        for output in container.outputs:
-            self._loop.watch(output.fd, READ, self._pump(container, output))
-
-    def _pump(self, container: SupervisedContainer, output: Output) -> Callable[[int], None]:
-        def pump(_: int) -> None:
-            if output in container.outputs and not output.pump():
-                self._loop.unwatch(output.fd)
-                container.drop(output)
-
-        return pump
-
-    def _drop_outputs(self, container: SupervisedContainer) -> None:
-        for output in container.outputs:
-            self._loop.unwatch(output.fd)
-        container.close()
 
     def _kill_until_empty(self, container: SupervisedContainer, until: float) -> None:
         """KILL everything, again and again: a process may fork while it is killed."""
@@ -272,7 +181,7 @@ class Supervisor:
         if container is not None:
             if container.phase is not Phase.EXITED:
                 raise HostError("forget", f"container {container.id}", "it is running")
-            self._drop_outputs(container)
+            container.close()
             del self._containers[container.id]
         answer()
 
@@ -280,73 +189,52 @@ class Supervisor:
         known = [one.state() for one in self._containers.values() if one.phase is not Phase.STARTING]
         answer([wire.encode(state) for state in known])
 
-    # Processes beside containers
+    # Processes beside containers, and who is attached
 
     def _exec(
         self, connection: Connection, message: protocol.Message, descriptors: list[int], answer: Answer
     ) -> None:
+        self._execs.start(self._container(message), connection, message, descriptors, answer)
+
+    def _exec_kill(self, _: Connection, message: protocol.Message, __: list[int], answer: Answer) -> None:
+        self._execs.kill(message["exec"])
+        answer()
+
+    def _attach(
+        self, connection: Connection, message: protocol.Message, descriptors: list[int], answer: Answer
+    ) -> None:
         container = self._container(message)
-        if container.phase is not Phase.RUNNING or container.report is None:
-            raise HostError("exec in", f"container {container.id}", "it is not running")
-        process = wire.decode(ProcessSpec, message["process"])
+        name = f"attach-{next(self._attachment_numbers)}"
         given = iter(descriptors)
-        stdin, stdout, stderr = (next(given) if there else None for there in message["stdio"])
-        stdio = Stdio(stdin, stdout, stderr, tty=process.tty)
-        name = f"exec-{next(self._exec_numbers)}"
-        try:
-            child = self._driver.exec(
-                Target(container.plan, container.pid, container.report), process, stdio, name
-            )
-        except (HostError, OSError):
-            self._driver.end_exec(container.plan, name)
-            raise
-        running = SupervisedExec(name, container, connection, child, answer)
-        self._execs[name] = running
-        self._watch(
-            running,
-            child,
-            lambda: self._exec_started(running),
-            lambda status: self._exec_ended(running, status),
-        )
+        streams = {
+            stream: next(given)
+            for stream, there in zip(("stdin", "stdout", "stderr"), message["stdio"], strict=True)
+            if there
+        }
 
-    def _exec_started(self, process: SupervisedExec) -> None:
-        answer, process.answer = process.answer, None
-        assert answer is not None
-        pty = None if process.report is None else process.report.pty
-        if process.failure is not None:
-            answer(error=process.failure)
-        else:
-            answer(
-                {"exec": process.name, "pid": process.child.pid},
-                descriptors=() if pty is None else (pty,),
-            )
-        if pty is not None:
-            os.close(pty)
+        def ended(reason: str) -> None:
+            self._attachments.pop(name, None)
+            self._server.post(connection, {"event": "attach_end", "attach": name, "reason": reason})
 
-    def _exec_ended(self, process: SupervisedExec, status: int) -> None:
-        process.ended = True
-        del self._execs[process.name]
-        self._driver.end_exec(process.container.plan, process.name)
-        if process.failure is None:
-            code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
-            self._server.post(process.connection, {"event": "exec_exit", "exec": process.name, "code": code})
+        stdin = streams.pop("stdin", None)
+        attachment = container.attach(stdin, streams, ended)
+        if not attachment.is_over:
+            self._attachments[name] = (connection, attachment)
+        answer({"attach": name}, descriptors=() if container.pty is None else (container.pty,))
+
+    def _detach(self, _: Connection, message: protocol.Message, __: list[int], answer: Answer) -> None:
+        if message["attach"] in self._attachments:
+            self._attachments[message["attach"]][1].close()
+        answer()
 
     def _left(self, connection: Connection) -> None:
         """A daemon has gone, and with it those who wait for its execs; and the sandbox, if it was made in vain."""
         if not self._claimed:
             self._end()
-        for process in list(self._execs.values()):
-            if process.connection is connection:
-                self._abandon(process)
-
-    def _abandon(self, process: SupervisedExec) -> None:
-        self._driver.kill_exec(process.container.plan, process.child.pid, process.name)
-
-    def _exec_kill(self, _: Connection, message: protocol.Message, __: list[int], answer: Answer) -> None:
-        process = self._execs.get(message["exec"])
-        if process is not None:
-            self._abandon(process)
-        answer()
+        self._execs.kill_those_of(connection)
+        for owner, attachment in list(self._attachments.values()):
+            if owner is connection:
+                attachment.close()
 
     # The sandbox
 
@@ -361,8 +249,7 @@ class Supervisor:
         self._shut_down(answer, time.monotonic() + _KILL_SECONDS)
 
     def _shut_down(self, answer: Answer, until: float) -> None:
-        for process in self._execs.values():
-            self._abandon(process)
+        self._execs.kill_all()
         emptied = [
             self._driver.kill(container.plan, container.pid)
             for container in self._containers.values()
@@ -399,6 +286,8 @@ _HANDLERS: dict[str, Handler] = {
     "containers": Supervisor._list,  # noqa: SLF001
     "exec": Supervisor._exec,  # noqa: SLF001
     "exec_kill": Supervisor._exec_kill,  # noqa: SLF001
+    "attach": Supervisor._attach,  # noqa: SLF001
+    "detach": Supervisor._detach,  # noqa: SLF001
     "socket": Supervisor._socket,  # noqa: SLF001
     "sysctl": Supervisor._sysctl,  # noqa: SLF001
     "shutdown": Supervisor._shutdown,  # noqa: SLF001

@@ -1,0 +1,117 @@
+"""The processes that a warden runs beside its containers' own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import dataclass
+
+from cri.sandbox import wire
+from cri.sandbox.host import HostError
+from cri.sandbox.spec import ProcessSpec
+from cri.sandbox.warden import reports
+from cri.sandbox.warden.container import Phase, SupervisedContainer
+from cri.sandbox.warden.driver import Driver, Target
+from cri.sandbox.warden.launch import Child, Report, Stdio
+from cri.sandbox.warden.loop import Loop
+from cri.sandbox.warden.protocol import Message
+from cri.sandbox.warden.server import Answer, Connection, Server
+
+
+@dataclass(eq=False)
+class SupervisedExec:
+    """A process beside a container's own."""
+
+    name: str
+    container: SupervisedContainer
+    connection: Connection
+    child: Child
+    answer: Answer
+    report: Report | None = None
+    failure: HostError | None = None
+
+    def reported(self, report: Report) -> None:
+        """Take the child's report over; its terminal comes with it."""
+        self.report = report
+
+
+class Execs:
+    """All of a sandbox. An exec is answered when it has started, and its end is told to the daemon that asked for it."""
+
+    def __init__(self, driver: Driver, loop: Loop, server: Server) -> None:
+        self._driver = driver
+        self._loop = loop
+        self._server = server
+        self._execs: dict[str, SupervisedExec] = {}
+        self._numbers = itertools.count(1)
+
+    def start(
+        self,
+        container: SupervisedContainer,
+        connection: Connection,
+        message: Message,
+        descriptors: list[int],
+        answer: Answer,
+    ) -> None:
+        """Fork a process into a container. Raises HostError."""
+        if container.phase is not Phase.RUNNING or container.report is None:
+            raise HostError("exec in", f"container {container.id}", "it is not running")
+        process = wire.decode(ProcessSpec, message["process"])
+        given = iter(descriptors)
+        stdin, stdout, stderr = (next(given) if there else None for there in message["stdio"])
+        stdio = Stdio(stdin, stdout, stderr, tty=process.tty)
+        name = f"exec-{next(self._numbers)}"
+        try:
+            child = self._driver.exec(
+                Target(container.plan, container.pid, container.report), process, stdio, name
+            )
+        except (HostError, OSError):
+            self._driver.end_exec(container.plan, name)
+            raise
+        running = SupervisedExec(name, container, connection, child, answer)
+        self._execs[name] = running
+        reports.follow(
+            self._loop,
+            running,
+            child,
+            lambda: self._started(running),
+            lambda status: self._ended(running, status),
+        )
+
+    def kill(self, name: str) -> None:
+        """KILL an exec, and what it has started; succeeds on what has ended."""
+        if (process := self._execs.get(name)) is not None:
+            self._kill(process)
+
+    def kill_those_of(self, connection: Connection) -> None:
+        """KILL what a daemon that has gone had asked for."""
+        for process in list(self._execs.values()):
+            if process.connection is connection:
+                self._kill(process)
+
+    def kill_all(self) -> None:
+        """KILL every exec."""
+        for process in self._execs.values():
+            self._kill(process)
+
+    def _kill(self, process: SupervisedExec) -> None:
+        self._driver.kill_exec(process.container.plan, process.child.pid, process.name)
+
+    def _started(self, process: SupervisedExec) -> None:
+        pty = None if process.report is None else process.report.pty
+        if process.failure is not None:
+            process.answer(error=process.failure)
+        else:
+            process.answer(
+                {"exec": process.name, "pid": process.child.pid},
+                descriptors=() if pty is None else (pty,),
+            )
+        if pty is not None:
+            os.close(pty)
+
+    def _ended(self, process: SupervisedExec, status: int) -> None:
+        del self._execs[process.name]
+        self._driver.end_exec(process.container.plan, process.name)
+        if process.failure is None:
+            code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
+            self._server.post(process.connection, {"event": "exec_exit", "exec": process.name, "code": code})

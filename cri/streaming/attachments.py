@@ -1,0 +1,65 @@
+"""A client's streams at a running container's first process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import structlog
+
+from cri.sandbox.host import Attachment, HostError, Warden
+from cri.sandbox.spec import ContainerSpec
+from cri.streaming.plumbing import Plumbing
+from cri.streaming.session import ClientGoneError, CommandSession, Outcome, Streams
+
+log = structlog.get_logger(__name__)
+
+
+async def run_attach(
+    warden: Warden, container: ContainerSpec, streams: Streams, session: CommandSession
+) -> None:
+    """Connect a client to a container until that has ended or the client goes; the container goes on.
+
+    How the container ended is for its status to say: whoever was attached to its end is told of success, as by other
+    runtimes.
+    """
+    try:
+        outcome = await _run(warden, container, streams, session)
+    except ClientGoneError:
+        log.info("client has detached", container=container.id)
+        outcome = Outcome(error="the client has gone")
+    except HostError as error:
+        outcome = Outcome(error=str(error))
+    await session.finish(outcome)
+
+
+async def _run(
+    warden: Warden, container: ContainerSpec, streams: Streams, session: CommandSession
+) -> Outcome:
+    # With a terminal, both outputs are one.
+    plumbing = Plumbing.pipes(session, streams, stderr=not container.process.tty)
+    async with plumbing, contextlib.AsyncExitStack() as end:
+        attachment = await warden.attach(
+            container.id, stdin=plumbing.stdin, stdout=plumbing.stdout, stderr=plumbing.stderr
+        )
+        end.push_async_callback(attachment.close)
+        plumbing.handed_out()
+        if attachment.pty is not None and streams.tty:
+            plumbing.resize_terminal(attachment.pty)
+        plumbing.open()
+        return await _until_ended(attachment, plumbing, session)
+
+
+async def _until_ended(attachment: Attachment, plumbing: Plumbing, session: CommandSession) -> Outcome:
+    ended = asyncio.ensure_future(attachment.wait())
+    gone = asyncio.ensure_future(session.gone())
+    try:
+        await asyncio.wait([ended, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            raise ClientGoneError
+        reason = ended.result()
+        await plumbing.outputs()
+        return Outcome(error=f"detached: {reason}" if reason else "")
+    finally:
+        ended.cancel()
+        gone.cancel()

@@ -1,0 +1,93 @@
+"""From a connection that was upgraded to the session that it carries: one class per kind of session."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from cri.streaming.session import ClientGoneError, CommandSession, ForwardSession, Streams
+from cri.streaming.spdy import commands as spdy_commands
+from cri.streaming.spdy import ports as spdy_ports
+from cri.streaming.spdy.connection import SpdyConnection
+from cri.streaming.websocket import channels as websocket_channels
+from cri.streaming.websocket import ports as websocket_ports
+from cri.streaming.websocket.connection import WebSocketConnection
+from cri.streaming.websocket.tunnel import TUNNEL_PROTOCOL, Tunnel
+from cri.streaming.wire import Wire
+
+
+@dataclass(frozen=True, slots=True)
+class CommandCarrier:
+    """Carries an exec or an attach (`server.Session`)."""
+
+    kind: str
+    streams: Streams
+    serve: Callable[[CommandSession], Awaitable[None]]
+    spdy_protocols: Sequence[str] = spdy_commands.PROTOCOLS
+    websocket_protocols: Sequence[str] = websocket_channels.COMMAND_PROTOCOLS
+
+    async def over_spdy(self, wire: Wire, protocol: str) -> None:
+        """Serve once the client has opened its streams."""
+        async with spdy(wire) as connection:
+            session = await spdy_commands.SpdyCommandSession.open(connection, protocol, self.streams)
+            try:
+                await self.serve(session)
+            finally:
+                await session.close()
+
+    async def over_websocket(self, websocket: WebSocketConnection, protocol: str) -> None:
+        """Serve at once: a WebSocket's channels are there from the beginning."""
+        session = await websocket_channels.ChannelSession.open(websocket, protocol, self.streams)
+        try:
+            await self.serve(session)
+        finally:
+            session.abort()
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardCarrier:
+    """Carries a port-forward (`server.Session`)."""
+
+    ports: Sequence[int]
+    """What was asked for beforehand; clients with channels need it."""
+    serve: Callable[[ForwardSession], Awaitable[None]]
+    kind: str = "portforward"
+    spdy_protocols: Sequence[str] = spdy_ports.PROTOCOLS
+
+    @property
+    def websocket_protocols(self) -> Sequence[str]:
+        """Channels belong to ports in their order, so they are for requests that name some."""
+        return (TUNNEL_PROTOCOL, *(websocket_ports.PROTOCOLS if self.ports else ()))
+
+    async def over_spdy(self, wire: Wire, protocol: str) -> None:
+        """Serve the client's connections."""
+        del protocol  # there is only one
+        async with spdy(wire) as connection:
+            await self.serve(spdy_ports.SpdyForwardSession(connection))
+
+    async def over_websocket(self, websocket: WebSocketConnection, protocol: str) -> None:
+        """Serve the client's connections: SPDY inside of messages, or channels."""
+        if protocol == TUNNEL_PROTOCOL:
+            await self.over_spdy(Tunnel(websocket), protocol)
+            return
+        session = await websocket_ports.PortsSession.open(websocket, protocol, self.ports)
+        try:
+            await self.serve(session)
+        finally:
+            session.abort()
+
+
+@contextlib.asynccontextmanager
+async def spdy(wire: Wire) -> AsyncIterator[SpdyConnection]:
+    """A SPDY connection that reads its client as long as this lasts."""
+    connection = SpdyConnection(wire)
+    reading = asyncio.create_task(connection.run())
+    try:
+        yield connection
+    finally:
+        connection.abort()
+        reading.cancel()
+        with contextlib.suppress(asyncio.CancelledError, ClientGoneError):
+            await reading

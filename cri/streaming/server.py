@@ -1,0 +1,254 @@
+"""The streaming server: URLs with single-use tokens, and behind each of them a session over SPDY or a WebSocket.
+
+It knows who may come, how many, and how a connection becomes a carrier. What a session does is its own affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import ssl
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import structlog
+
+from cri.streaming.grants import Grants
+from cri.streaming.head import Exchange, Head, RefusedError, negotiate
+from cri.streaming.session import ClientGoneError
+from cri.streaming.tls import CertificateFiles
+from cri.streaming.websocket.connection import WebSocketConnection
+from cri.streaming.websocket.handshake import accept
+from cri.streaming.wire import Wire
+
+log = structlog.get_logger(__name__)
+
+SPDY = "SPDY/3.1"
+CONNECTIONS = 1024
+TLS_TIME = 10.0
+"""Seconds for a TLS handshake."""
+
+CANCEL_TIME = 5.0
+"""Seconds that a session may take to clean up after it was cancelled."""
+
+BUFFER = 128 * 1024
+"""asyncio stops reading from a client at twice as many bytes that nobody has taken."""
+
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
+"""A client whose machine is gone is found out in two minutes."""
+
+
+class Session(Protocol):
+    """What a token stands for: a request that was checked, and can be carried out once its client has come."""
+
+    @property
+    def kind(self) -> str:
+        """The first element of the URL's path: `exec`, `attach` or `portforward`."""
+
+    @property
+    def spdy_protocols(self) -> Sequence[str]:
+        """Values of X-Stream-Protocol-Version that are served; `` if clients that send none are, too."""
+
+    @property
+    def websocket_protocols(self) -> Sequence[str]:
+        """Values of Sec-WebSocket-Protocol that are served; `` likewise."""
+
+    async def over_spdy(self, wire: Wire, protocol: str) -> None:
+        """Serve the client; the connection is over when this returns or raises. Cancelled when the server stops."""
+
+    async def over_websocket(self, websocket: WebSocketConnection, protocol: str) -> None:
+        """Serve the client, likewise."""
+
+
+class StreamingServer:
+    """Listens from `start` to `stop`; `offer` makes the URL of a session."""
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        tls: CertificateFiles | None = None,
+        advertise: str = "",
+        connections: int = CONNECTIONS,
+        grants: Grants[Session] | None = None,
+    ) -> None:
+        """Port 0 is a free one. `advertise` is the host in URLs if that is not where the server listens."""
+        self._host = host or "0.0.0.0"
+        self._port = port
+        self._tls = tls
+        self._advertise = advertise
+        self._most = connections
+        self._grants = Grants[Session]() if grants is None else grants
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self._complained = -1.0
+
+    async def start(self) -> None:
+        """Listen. Raises OSError if the address cannot be had, and CertificateError."""
+        loop = asyncio.get_running_loop()
+        if self._tls is not None:
+            await self._tls.context()
+        found = await loop.getaddrinfo(
+            self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, _, _, _, address = found[0]
+        # One address only: a name with several and port 0 would have as many ports, and a URL has one.
+        self._listener = socket.create_server(address, family=family, backlog=256)
+        self._listener.setblocking(False)
+        self._port = self._listener.getsockname()[1]
+        self._accepting = asyncio.create_task(self._accept(self._listener), name="streaming server")
+
+    async def stop(self, grace: float = 0.0) -> None:
+        """Take no more connections; leave those that are there `grace` seconds to end, then cancel them."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.wait([self._accepting])
+        if self._listener is not None:
+            self._listener.close()
+        if self._connections and grace > 0:
+            await asyncio.wait(self._connections, timeout=grace)
+        for task in self._connections:
+            task.cancel()
+        if self._connections:
+            _, stuck = await asyncio.wait(self._connections, timeout=CANCEL_TIME)
+            if stuck:
+                log.error("streaming sessions did not end when the server stopped", count=len(stuck))
+
+    @property
+    def port(self) -> int:
+        """Where the server listens, after `start`."""
+        return self._port
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._connections)
+
+    def offer(self, session: Session) -> str:
+        """A URL under which a client finds the session, once and within a minute. Raises ResourceExhaustedError."""
+        scheme = "http" if self._tls is None else "https"
+        token = self._grants.issue(session)
+        return f"{scheme}://{_in_url(self._advertise or _reachable(self._host))}:{self._port}/{session.kind}/{token}"
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, peer = await loop.sock_accept(listener)
+            except OSError as error:  # no descriptors left, or the client has gone: both pass
+                self._complain("cannot accept a streaming connection", error=str(error))
+                await asyncio.sleep(0.1)
+                continue
+            if len(self._connections) >= self._most:
+                connection.close()
+                self._complain("too many streaming connections, more are closed", limit=self._most)
+                continue
+            task = asyncio.create_task(self._serve(connection, peer[0]), name="streaming connection")
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
+
+    def _complain(self, event: str, **values: object) -> None:
+        if time.monotonic() - self._complained >= 1:
+            self._complained = time.monotonic()
+            log.warning(event, **values)
+
+    async def _serve(self, connection: socket.socket, peer: str) -> None:
+        """Serve a connection from its first byte to its last; whatever goes wrong ends here."""
+        try:
+            reader, writer = await self._open(connection)
+        except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
+            connection.close()
+            log.info("a streaming connection failed before its request", peer=peer, error=str(error))
+            return
+        except BaseException:
+            connection.close()
+            raise
+        try:
+            await self._answer(Exchange(reader, writer), peer)
+        except (ConnectionError, ClientGoneError) as error:
+            log.debug("a streaming client has gone", peer=peer, error=str(error))
+        except Exception:
+            log.exception("a streaming session failed", peer=peer)
+        finally:
+            writer.transport.abort()
+
+    async def _open(self, connection: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        loop = asyncio.get_running_loop()
+        context: ssl.SSLContext | None = None if self._tls is None else await self._tls.context()
+        _tune(connection)
+        reader = asyncio.StreamReader(limit=BUFFER)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await loop.connect_accepted_socket(
+            lambda: protocol,
+            connection,
+            ssl=context,
+            ssl_handshake_timeout=None if context is None else TLS_TIME,
+        )
+        return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+    async def _answer(self, exchange: Exchange, peer: str) -> None:
+        try:
+            head = await exchange.head()
+            session = self._redeem(head)
+            if head.wants("websocket"):
+                headers, protocol = accept(head, session.websocket_protocols)
+            else:
+                protocol = negotiate(head.all("x-stream-protocol-version"), session.spdy_protocols)
+                headers = [("X-Stream-Protocol-Version", protocol)] if protocol else []
+        except RefusedError as refused:
+            log.info("a streaming request was refused", peer=peer, status=refused.status, reason=str(refused))
+            await exchange.refuse(refused)
+            return
+        if head.wants("websocket"):
+            websocket = WebSocketConnection(await exchange.switch("websocket", headers))
+            try:
+                await session.over_websocket(websocket, protocol)
+            finally:
+                websocket.abort()
+        else:
+            await session.over_spdy(await exchange.switch(SPDY, headers), protocol)
+
+    def _redeem(self, head: Head) -> Session:
+        """The session that the request is for. Raises RefusedError, without using up the token if only the request is wrong."""
+        if head.method not in ("GET", "POST"):
+            raise RefusedError(405, "a stream is asked for with GET or POST", [("Allow", "GET, POST")])
+        if not (head.wants("websocket") or head.wants(SPDY)):
+            raise RefusedError(
+                400,
+                f"this is a stream: the client has to ask for an upgrade of the connection to {SPDY} or websocket",
+            )
+        kind, _, token = head.path.removeprefix("/").partition("/")
+        session = self._grants.redeem(token)
+        if session is None or session.kind != kind:
+            raise RefusedError(
+                404,
+                "there is no such stream; its URL is for one use, within a minute of the call that made it",
+            )
+        return session
+
+
+def _tune(connection: socket.socket) -> None:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if (option := getattr(socket, name, None)) is not None:
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _reachable(host: str) -> str:
+    """Where a client of this node (the kubelet is one) finds a server that listens on `host`, which may be a wildcard."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if not address.is_unspecified:
+        return host
+    return "::1" if address.version == 6 else "127.0.0.1"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host.replace('%', '%25')}]" if ":" in host and not host.startswith("[") else host

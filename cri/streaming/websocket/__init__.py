@@ -1,0 +1,1 @@
+"""The WebSocket carrier: frames, channels, and SPDY in a tunnel."""
