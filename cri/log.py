@@ -44,7 +44,7 @@ def configure(level: str = "info", format_: str = "console", stream: TextIO | No
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # Libraries chatter about their own affairs below this.
-    for name in ("asyncio", "aiohttp", "grpc", "sqlalchemy"):
+    for name in ("asyncio", "aiohttp", "grpc", "sqlalchemy", "websockets"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(capture=True)
     structlog.configure(

@@ -152,7 +152,7 @@ async def _serve_rpc(
         images=images,
         network=network,
         stats=stats,
-        streaming=StreamingRequests(pods, streaming, metrics),
+        streaming=StreamingRequests(pods, streaming, metrics, config.streaming.idle_timeout),
         runtime_handlers=config.runtime_handlers,
         config={"toml": configuration.dump(config)},
     )

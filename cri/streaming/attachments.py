@@ -9,6 +9,7 @@ import structlog
 
 from cri.sandbox.host import Attachment, HostError, Warden
 from cri.sandbox.spec import ContainerSpec
+from cri.streaming.activity import Activity
 from cri.streaming.plumbing import Plumbing
 from cri.streaming.session import ClientGoneError, CommandSession, Outcome, Streams
 
@@ -16,15 +17,21 @@ log = structlog.get_logger(__name__)
 
 
 async def run_attach(
-    warden: Warden, container: ContainerSpec, streams: Streams, session: CommandSession
+    warden: Warden,
+    container: ContainerSpec,
+    streams: Streams,
+    session: CommandSession,
+    idle_timeout: float,
 ) -> None:
     """Connect a client to a container until that has ended or the client goes; the container goes on.
+
+    Likewise if nothing moves for `idle_timeout` seconds.
 
     How the container ended is for its status to say: whoever was attached to its end is told of success, as by other
     runtimes.
     """
     try:
-        outcome = await _run(warden, container, streams, session)
+        outcome = await _run(warden, container, streams, session, Activity(idle_timeout))
     except ClientGoneError:
         log.info("client has detached", container=container.id)
         outcome = Outcome(error="the client has gone")
@@ -34,10 +41,14 @@ async def run_attach(
 
 
 async def _run(
-    warden: Warden, container: ContainerSpec, streams: Streams, session: CommandSession
+    warden: Warden,
+    container: ContainerSpec,
+    streams: Streams,
+    session: CommandSession,
+    activity: Activity,
 ) -> Outcome:
     # With a terminal, both outputs are one.
-    plumbing = Plumbing.pipes(session, streams, stderr=not container.process.tty)
+    plumbing = Plumbing.pipes(session, activity, streams, stderr=not container.process.tty)
     async with plumbing, contextlib.AsyncExitStack() as end:
         attachment = await warden.attach(
             container.id, stdin=plumbing.stdin, stdout=plumbing.stdout, stderr=plumbing.stderr
@@ -47,19 +58,24 @@ async def _run(
         if attachment.pty is not None and streams.tty:
             plumbing.resize_terminal(attachment.pty)
         plumbing.open()
-        return await _until_ended(attachment, plumbing, session)
+        return await _until_ended(attachment, plumbing, session, activity)
 
 
-async def _until_ended(attachment: Attachment, plumbing: Plumbing, session: CommandSession) -> Outcome:
+async def _until_ended(
+    attachment: Attachment, plumbing: Plumbing, session: CommandSession, activity: Activity
+) -> Outcome:
     ended = asyncio.ensure_future(attachment.wait())
     gone = asyncio.ensure_future(session.gone())
+    idle = asyncio.ensure_future(activity.ceased())
     try:
-        await asyncio.wait([ended, gone], return_when=asyncio.FIRST_COMPLETED)
-        if not ended.done():
+        await asyncio.wait([ended, gone, idle], return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            reason = ended.result()
+            await plumbing.outputs()
+            return Outcome(error=f"detached: {reason}" if reason else "")
+        if gone.done():
             raise ClientGoneError
-        reason = ended.result()
-        await plumbing.outputs()
-        return Outcome(error=f"detached: {reason}" if reason else "")
+        return Outcome(error=f"detached: nothing had moved for {activity.patience:g} s")
     finally:
-        ended.cancel()
-        gone.cancel()
+        for one in (ended, gone, idle):
+            one.cancel()

@@ -26,7 +26,7 @@ class CommandCarrier:
     streams: Streams
     serve: Callable[[CommandSession], Awaitable[None]]
     spdy_protocols: Sequence[str] = spdy_commands.PROTOCOLS
-    websocket_protocols: Sequence[str] = websocket_channels.COMMAND_PROTOCOLS
+    websocket_protocols: Sequence[str] = websocket_channels.PROTOCOLS
 
     async def over_spdy(self, wire: Wire, protocol: str) -> None:
         """Serve once the client has opened its streams."""
@@ -58,8 +58,8 @@ class ForwardCarrier:
 
     @property
     def websocket_protocols(self) -> Sequence[str]:
-        """Channels belong to ports in their order, so they are for requests that name some."""
-        return (TUNNEL_PROTOCOL, *(websocket_ports.PROTOCOLS if self.ports else ()))
+        """Channels belong to ports in their order, so they are for requests that name some; a channel's number is a byte."""
+        return (TUNNEL_PROTOCOL, *(websocket_ports.PROTOCOLS if 0 < len(self.ports) < 128 else ()))
 
     async def over_spdy(self, wire: Wire, protocol: str) -> None:
         """Serve the client's connections."""

@@ -13,6 +13,7 @@ import structlog
 from cri.sandbox.host import Exec, HostError, Warden
 from cri.sandbox.spec import ContainerSpec, TerminalSize
 from cri.sandbox.translate import exec_process
+from cri.streaming.activity import Activity
 from cri.streaming.plumbing import Plumbing
 from cri.streaming.session import ClientGoneError, CommandSession, Outcome, Streams
 
@@ -29,15 +30,20 @@ HANG_UP_PATIENCE = 10.0
 
 
 async def run_exec(
-    warden: Warden, container: ContainerSpec, argv: Sequence[str], streams: Streams, session: CommandSession
+    warden: Warden,
+    container: ContainerSpec,
+    argv: Sequence[str],
+    streams: Streams,
+    session: CommandSession,
+    idle_timeout: float,
 ) -> None:
     """Run a command for a client until it ends, and tell how it ended.
 
-    If the client goes first, terminal and pipes are closed, which ends most commands (SIGHUP, SIGPIPE, end of stdin);
+    If the client goes first, or nothing moves for `idle_timeout` seconds, terminal and pipes are closed, which ends most commands (SIGHUP, SIGPIPE, end of stdin);
     what is left of it after `HANG_UP_PATIENCE` is killed.
     """
     try:
-        outcome = await _run(warden, container, argv, streams, session)
+        outcome = await _run(warden, container, argv, streams, session, Activity(idle_timeout))
     except ClientGoneError:
         log.info("client of an exec has gone", container=container.id)
         outcome = Outcome(error="the client has gone")
@@ -47,14 +53,19 @@ async def run_exec(
 
 
 async def _run(
-    warden: Warden, container: ContainerSpec, argv: Sequence[str], streams: Streams, session: CommandSession
+    warden: Warden,
+    container: ContainerSpec,
+    argv: Sequence[str],
+    streams: Streams,
+    session: CommandSession,
+    activity: Activity,
 ) -> Outcome:
     process = exec_process(container, list(argv), tty=streams.tty)
     if streams.tty:
         process = replace(process, terminal_size=await _first_size(session))
-        plumbing = Plumbing(session)
+        plumbing = Plumbing(session, activity)
     else:
-        plumbing = Plumbing.pipes(session, streams)
+        plumbing = Plumbing.pipes(session, activity, streams)
     async with plumbing, contextlib.AsyncExitStack() as end:
         running = await warden.exec(
             container.id, process, stdin=plumbing.stdin, stdout=plumbing.stdout, stderr=plumbing.stderr
@@ -64,24 +75,29 @@ async def _run(
         if running.pty is not None:
             plumbing.use_terminal(running.pty)
         plumbing.open()
-        return await _until_ended(running, plumbing, session)
+        return await _until_ended(running, plumbing, session, activity)
 
 
-async def _until_ended(running: Exec, plumbing: Plumbing, session: CommandSession) -> Outcome:
+async def _until_ended(
+    running: Exec, plumbing: Plumbing, session: CommandSession, activity: Activity
+) -> Outcome:
     ended = asyncio.ensure_future(running.wait())
     gone = asyncio.ensure_future(session.gone())
+    idle = asyncio.ensure_future(activity.ceased())
     try:
-        await asyncio.wait([ended, gone], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([ended, gone, idle], return_when=asyncio.FIRST_COMPLETED)
         if ended.done():
             await plumbing.rest(DRAIN_PATIENCE)
             return Outcome(ended.result())
         await plumbing.close()
         _hang_up(running)
         await asyncio.wait([ended], timeout=HANG_UP_PATIENCE)
-        raise ClientGoneError
+        if gone.done():
+            raise ClientGoneError
+        return Outcome(error=f"ended, as nothing had moved for {activity.patience:g} s")
     finally:
-        ended.cancel()
-        gone.cancel()
+        for one in (ended, gone, idle):
+            one.cancel()
 
 
 def _hang_up(running: Exec) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Collection
 import structlog
 
 from cri.sandbox.host import HostError, Warden
+from cri.streaming.activity import Activity
 from cri.streaming.descriptors import Sink, Source
 from cri.streaming.session import ClientGoneError, ForwardedConnection, ForwardSession
 
@@ -28,16 +29,33 @@ class RefusedError(Exception):
 
 
 async def run_forward(
-    warden: Warden, sandbox_id: str, allowed: Collection[int], session: ForwardSession
+    warden: Warden,
+    sandbox_id: str,
+    allowed: Collection[int],
+    session: ForwardSession,
+    idle_timeout: float,
 ) -> None:
-    """Serve a client's connections until it goes. `allowed` are the ports that it asked for, none: any."""
+    """Serve a client's connections until it goes, or nothing moves for `idle_timeout` seconds.
+
+    `allowed` are the ports that it asked for, none: any.
+    """
+    activity = Activity(idle_timeout)
     connections: set[asyncio.Task[None]] = set()
-    try:
+
+    async def serve_all() -> None:
         while (connection := await session.connection()) is not None:
-            task = asyncio.create_task(_serve(warden, sandbox_id, allowed, connection))
+            activity.mark()
+            task = asyncio.create_task(_serve(warden, sandbox_id, allowed, connection, activity))
             connections.add(task)
             task.add_done_callback(connections.discard)
+
+    until = [asyncio.create_task(serve_all()), asyncio.create_task(activity.ceased())]
+    try:
+        done, _ = await asyncio.wait(until, return_when=asyncio.FIRST_COMPLETED)
+        done.pop().result()
     finally:
+        for task in until:
+            task.cancel()
         for task in connections:
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
@@ -45,13 +63,17 @@ async def run_forward(
 
 
 async def _serve(
-    warden: Warden, sandbox_id: str, allowed: Collection[int], connection: ForwardedConnection
+    warden: Warden,
+    sandbox_id: str,
+    allowed: Collection[int],
+    connection: ForwardedConnection,
+    activity: Activity,
 ) -> None:
     try:
         if allowed and connection.port not in allowed:
             raise RefusedError(f"port {connection.port} is none of those that were asked for")  # noqa: TRY301
         with await connect(warden, sandbox_id, connection.port) as inside:
-            await _relay(inside, connection)
+            await _relay(inside, connection, activity)
     except (RefusedError, HostError) as error:
         log.info("port not forwarded", sandbox=sandbox_id, port=connection.port, error=str(error))
         await connection.fail(str(error))
@@ -83,18 +105,20 @@ async def connect(warden: Warden, sandbox_id: str, port: int) -> socket.socket:
     raise RefusedError(f"connect to port {port} in sandbox {sandbox_id}: {', '.join(refusals)}")
 
 
-async def _relay(inside: socket.socket, connection: ForwardedConnection) -> None:
+async def _relay(inside: socket.socket, connection: ForwardedConnection, activity: Activity) -> None:
     """Both directions, each until its own end. Raises ClientGoneError."""
     source, sink = Source(os.dup(inside.fileno())), Sink(os.dup(inside.fileno()))
 
     async def to_client() -> None:
         while data := await source.read():
+            activity.mark()
             await connection.write(data)
         await connection.finish()
 
     async def to_pod() -> None:
         wanted = True
         while data := await connection.read():
+            activity.mark()
             wanted = wanted and await sink.write(
                 data
             )  # what nobody wants must not keep other connections waiting

@@ -12,6 +12,7 @@ from fcntl import ioctl
 from typing import Any, Self
 
 from cri.sandbox.spec import TerminalSize
+from cri.streaming.activity import Activity
 from cri.streaming.descriptors import Sink, Source, pipe
 from cri.streaming.session import ClientGoneError, CommandSession, Output, Streams
 
@@ -22,11 +23,12 @@ class Plumbing:
     As a context manager it closes whatever of it is open in the end.
     """
 
-    def __init__(self, session: CommandSession) -> None:
+    def __init__(self, session: CommandSession, activity: Activity) -> None:
         self.stdin: int | None = None
         self.stdout: int | None = None
         self.stderr: int | None = None
         self._session = session
+        self._activity = activity
         self._sink: Sink | None = None
         self._sources: dict[Output, Source] = {}
         self._stdin_ends = True
@@ -35,9 +37,11 @@ class Plumbing:
         self._outputs: list[asyncio.Task[None]] = []
 
     @classmethod
-    def pipes(cls, session: CommandSession, streams: Streams, *, stderr: bool = True) -> Self:
+    def pipes(
+        cls, session: CommandSession, activity: Activity, streams: Streams, *, stderr: bool = True
+    ) -> Self:
         """With a pipe for each stream that was asked for."""
-        made = cls(session)
+        made = cls(session, activity)
         if streams.stdin:
             made.stdin, writer = pipe()
             made._sink = Sink(writer)
@@ -80,10 +84,6 @@ class Plumbing:
         """Wait until all outputs have ended and the client has them. Raises ClientGoneError."""
         await asyncio.gather(*self._outputs)
 
-    async def stdin_ended(self) -> None:
-        """Wait until the client's stdin has ended, or nobody reads it any more."""
-        await self._tasks[0]
-
     async def rest(self, patience: float) -> None:
         """Wait for what is left of the output of a process that has ended. Raises ClientGoneError.
 
@@ -121,6 +121,7 @@ class Plumbing:
         wanted = True
         with contextlib.suppress(ClientGoneError):  # then that is the end of its stdin
             while data := await self._session.stdin():
+                self._activity.mark()
                 # What nobody wants is read all the same: behind it may come the client's end, or a new terminal size.
                 wanted = wanted and await sink.write(data)
         if self._stdin_ends:
@@ -128,6 +129,7 @@ class Plumbing:
 
     async def _deliver(self, output: Output, source: Source) -> None:
         while data := await source.read():
+            self._activity.mark()
             await self._session.send(output, data)
 
     async def _resize(self) -> None:

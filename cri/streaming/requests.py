@@ -23,10 +23,12 @@ log = structlog.get_logger(__name__)
 class StreamingRequests:
     """What can be asked of pods and containers that takes a connection of its own."""
 
-    def __init__(self, pods: Pods, server: StreamingServer, metrics: Metrics) -> None:
+    def __init__(self, pods: Pods, server: StreamingServer, metrics: Metrics, idle_timeout: float) -> None:
+        """Sessions in which nothing moves for `idle_timeout` seconds are ended."""
         self._pods = pods
         self._server = server
         self._metrics = metrics
+        self._idle_timeout = idle_timeout
 
     def exec(self, request: v1.ExecRequest) -> str:
         """The URL of a command's session. Raises NotFoundError, FailedPreconditionError, InvalidArgumentError."""
@@ -67,7 +69,7 @@ class StreamingRequests:
             await session.finish(Outcome(error=str(error)))
             return
         with self._metrics.streaming_sessions.labels("exec").track_inprogress():
-            await run_exec(warden, container.spec, argv, streams, session)
+            await run_exec(warden, container.spec, argv, streams, session, self._idle_timeout)
 
     async def _attach(self, container_id: str, streams: Streams, session: CommandSession) -> None:
         try:
@@ -76,7 +78,7 @@ class StreamingRequests:
             await session.finish(Outcome(error=str(error)))
             return
         with self._metrics.streaming_sessions.labels("attach").track_inprogress():
-            await run_attach(warden, container.spec, streams, session)
+            await run_attach(warden, container.spec, streams, session, self._idle_timeout)
 
     async def _forward(self, sandbox_id: str, ports: tuple[int, ...], session: ForwardSession) -> None:
         try:
@@ -86,7 +88,7 @@ class StreamingRequests:
             await session.close()
             return
         with self._metrics.streaming_sessions.labels("portforward").track_inprogress():
-            await run_forward(warden, sandbox_id, ports, session)
+            await run_forward(warden, sandbox_id, ports, session, self._idle_timeout)
 
 
 def _streams(what: str, request: v1.ExecRequest | v1.AttachRequest) -> Streams:

@@ -10,8 +10,11 @@ READ_SIZE = 256 * 1024
 WRITE_ROOM = 512 * 1024
 """Bytes that wait for the client before a writer has to wait."""
 
+STALL = 60.0
+"""Seconds without progress after which a client that still has something to read is given up."""
+
 LINGER = 5.0
-"""Seconds in which a client may still read what it was sent last, before the connection is closed."""
+"""Seconds in which a client may close its side, before the connection is closed."""
 
 
 class Wire(Protocol):
@@ -24,7 +27,7 @@ class Wire(Protocol):
         """Send the parts, one after the other, and wait while the client has no room. Raises ConnectionError."""
 
     async def close(self) -> None:
-        """Send what is waiting, then close. Takes up to `LINGER` seconds; nothing sent before is lost to a client that reads."""
+        """Send what is waiting for as long as the client reads, then close, within `LINGER` seconds."""
 
     def abort(self) -> None:
         """Close at once."""
@@ -59,19 +62,35 @@ class SocketWire:
             await self._writer.drain()
         except OSError as error:
             raise ConnectionError(str(error)) from error
+        if self._writer.transport.is_closing():
+            raise ConnectionError("the connection was closed while this was being sent")
 
     async def close(self) -> None:
         """Send what is waiting, and the end; read on until the client has closed, as a reset would take from it what it has not read yet."""
         with contextlib.suppress(OSError, TimeoutError):
+            await self._flush()
             async with asyncio.timeout(LINGER):
                 if self._writer.can_write_eof():
                     self._writer.write_eof()
                     while await self._reader.read(READ_SIZE):
                         pass
-                else:  # TLS: closing sends what is waiting, and close_notify after it
+                else:  # TLS: closing sends close_notify
                     self._writer.close()
                     await self._writer.wait_closed()
         self.abort()
+
+    async def _flush(self) -> None:
+        """Wait as long as the client takes something. Raises OSError, TimeoutError."""
+        transport = self._writer.transport
+        transport.set_write_buffer_limits(high=0)
+        left = -1
+        while (waiting := transport.get_write_buffer_size()) != left:
+            left = waiting
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STALL):
+                    await self._writer.drain()
+                    return
+        raise TimeoutError
 
     def abort(self) -> None:
         """Close at once."""

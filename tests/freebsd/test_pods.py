@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import termios
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cri.api.runtime import v1
 from cri.errors import CRIError
 from cri.sandbox.host import HostError, StartError
 from cri.sandbox.machine import ContainerState, SandboxState
+from cri.sandbox.spec import ProcessSpec, TerminalSize
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]  # an emulated machine is slow
 
@@ -283,6 +285,171 @@ async def test_privileged_and_annotations(machine):
     line = next(line for line in names.splitlines() if f"c{container}" in line)
     assert "allow.mlock" in line.split()
     assert "allow.nochflags" in line.split()
+
+
+class Attached:
+    """Somebody who is attached to a container, with our ends of the streams."""
+
+    async def attach(self, machine, container, *, stdin=True):
+        running, self.warden = machine.pods.running(container)
+        said, self.stdin = os.pipe()
+        self.stdout, heard = os.pipe()
+        try:
+            self.attachment = await self.warden.attach(
+                running.spec.id, stdin=said if stdin else None, stdout=heard, stderr=None
+            )
+        finally:
+            os.close(said)
+            os.close(heard)
+        return self
+
+    def say(self, data):
+        os.write(self.stdin, data)
+
+    async def hear(self, size, seconds=60):
+        """So many bytes, or less at the end."""
+        got = b""
+        async with asyncio.timeout(seconds):
+            while len(got) < size:
+                more = await asyncio.to_thread(os.read, self.stdout, size - len(got))
+                if not more:
+                    break
+                got += more
+        return got
+
+    async def hear_until(self, text, seconds=60):
+        got = b""
+        async with asyncio.timeout(seconds):
+            while text not in got:
+                more = await asyncio.to_thread(os.read, self.stdout, 65536)
+                assert more, got
+                got += more
+        return got
+
+    async def wait(self, seconds=60):
+        async with asyncio.timeout(seconds):
+            return await self.attachment.wait()
+
+    def end_stdin(self):
+        os.close(self.stdin)
+        self.stdin = -1
+
+    async def close(self):
+        await self.attachment.close()
+        for fd in (self.stdin, self.stdout):
+            if fd >= 0:
+                os.close(fd)
+
+
+async def test_attached_ones_talk_to_cat(machine):
+    container = await machine.container(await machine.pod(), "cat", stdin=True)
+    first = await Attached().attach(machine, container)
+    second = await Attached().attach(machine, container)
+    first.say(b"one\n")
+    assert await first.hear(4) == b"one\n"
+    first.end_stdin()
+    second.say(b"two\n")
+    assert await first.hear(4) == b"two\n"
+    assert await second.hear(8) == b"one\ntwo\n"
+    await first.close()
+    second.say(b"three\n")
+    assert await second.hear(6) == b"three\n"
+    assert machine.log(container) == ["stdout F one", "stdout F two", "stdout F three"]
+    await machine.pods.stop_container(container, 0)
+    assert await second.wait() == ""
+    await second.close()
+
+
+async def test_attached_stdin_once_is_the_end(machine):
+    container = await machine.container(await machine.pod(), "cat", stdin=True, stdin_once=True)
+    client = await Attached().attach(machine, container)
+    data = b"0123456789abcdef" * 20_000
+    hearing = asyncio.ensure_future(client.hear(len(data) + 1))
+    await asyncio.to_thread(client.say, data)
+    client.end_stdin()
+    assert await hearing == data
+    assert await client.wait() == ""
+    await client.close()
+    assert (await machine.ended(container)).exit_code == 0
+
+
+async def test_attached_terminal_and_its_size(machine):
+    container = await machine.container(await machine.pod(), "sh", stdin=True, tty=True)
+    client = await Attached().attach(machine, container)
+    for height, width in ((25, 81), (50, 132)):
+        termios.tcsetwinsize(client.attachment.pty, (height, width))
+        client.say(b"stty size\n")
+        await client.hear_until(f"{height} {width}\r\n".encode())
+    client.end_stdin()
+    other = await Attached().attach(machine, container)
+    other.say(b"echo $((40 + 2))\n")
+    await client.hear_until(b"42\r\n")
+    other.say(b"exit 3\n")
+    assert (await machine.ended(container)).exit_code == 3
+    assert await client.wait() == await other.wait() == ""
+    await client.close()
+    await other.close()
+
+
+async def test_an_exec_finds_its_terminal_in_size(machine):
+    container = await machine.container(await machine.pod())
+    running, warden = machine.pods.running(container)
+    process = ProcessSpec(("stty", "size"), tty=True, terminal_size=TerminalSize(132, 43))
+    executed = await warden.exec(running.spec.id, process, stdin=None, stdout=None, stderr=None)
+    assert os.read(executed.pty, 100) == b"43 132\r\n"
+    assert await executed.wait() == 0
+    await executed.close()
+
+
+async def test_attached_but_never_reading(machine):
+    script = "read x; dd if=/dev/zero bs=1m count=8 2>/dev/null | tr '\\0' x"
+    container = await machine.container(await machine.pod(), "sh", "-c", script, stdin=True)
+    idle = await Attached().attach(machine, container)
+    gone = await Attached().attach(machine, container, stdin=False)
+    os.close(gone.stdout)
+    gone.stdout = -1
+    idle.say(b"go\n")
+    assert "it has read nothing for 1 s" in await idle.wait()
+    assert "nobody reads" in await gone.wait()
+    assert (await machine.ended(container)).exit_code == 0
+    assert sum(len(line.split(" ", 2)[2]) for line in machine.log(container)) == 8 << 20
+    await idle.close()
+    await gone.close()
+
+
+async def test_attached_and_slow(machine, directory):
+    expected = b"".join(b"%d\n" % number for number in range(750_000))
+    (directory / "numbers").write_bytes(expected)
+    container = await machine.container(
+        await machine.pod(),
+        *("sh", "-c", "read x; cat /numbers"),
+        stdin=True,
+        mounts=[mount(directory / "numbers", "/numbers", readonly=True)],
+    )
+    client = await Attached().attach(machine, container)
+    client.say(b"go\n")
+    got = b""
+    while piece := await client.hear(256 * 1024):
+        got += piece
+        await asyncio.sleep(0.1)
+    assert got == expected
+    assert await client.wait() == ""
+    await client.close()
+    await machine.ended(container)
+    assert machine.log(container) == [f"stdout F {number}" for number in range(750_000)]
+
+
+async def test_attached_to_a_connection_that_dies(machine):
+    container = await machine.container(await machine.pod(), "cat", stdin=True)
+    client = await Attached().attach(machine, container)
+    await machine.crash()
+    assert await client.hear(1) == b""
+    await machine.start()
+    later = await Attached().attach(machine, container)
+    later.say(b"hello\n")
+    assert await later.hear(6) == b"hello\n"
+    await later.close()
+    await client.close()
 
 
 async def test_terminal(machine):

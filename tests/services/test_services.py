@@ -106,7 +106,7 @@ def grpc_servicer(grpc_run, images):
             images=images,
             network=network,
             stats=stats,
-            streaming=StreamingRequests(pods, server, Metrics()),
+            streaming=StreamingRequests(pods, server, Metrics(), 60),
             runtime_handlers=("linux",),
             config={"key": "value"},
         )

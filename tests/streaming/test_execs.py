@@ -11,9 +11,9 @@ from cri.streaming.execs import run_exec
 from cri.streaming.session import Outcome, Output, Streams
 
 
-async def run(warden, container, streams, client, *argv: str) -> None:
+async def run(warden, container, streams, client, *argv: str, idle_timeout: float = 60) -> None:
     async with asyncio.timeout(20):
-        await run_exec(warden, container, argv, streams, client)
+        await run_exec(warden, container, argv, streams, client, idle_timeout)
 
 
 def shell(script: str) -> tuple[str, ...]:
@@ -156,3 +156,13 @@ async def test_cancelling_leaves_nothing(warden, container, streams, client):
     with pytest.raises(asyncio.CancelledError):
         await running
     assert warden.execs[0].closed
+
+
+async def test_a_session_in_which_nothing_moves_is_ended(warden, container, streams, client):
+    began = asyncio.get_running_loop().time()
+    script = "trap 'exit 0' PIPE; for i in 1 2 3; do echo $i; sleep 0.2; done; cat"
+    await run(warden, container, streams, client, *shell(script), idle_timeout=0.5)
+    assert asyncio.get_running_loop().time() - began > 0.9
+    assert client.output[Output.STDOUT] == b"1\n2\n3\n"
+    assert client.outcome is not None
+    assert "nothing had moved for 0.5 s" in client.outcome.error

@@ -66,7 +66,7 @@ class Session:
 @pytest.fixture
 async def session(warden):
     made = Session()
-    running = asyncio.create_task(run_forward(warden, "s" * 64, (), made))
+    running = asyncio.create_task(run_forward(warden, "s" * 64, (), made, 60))
     yield made
     made.connections.put_nowait(None)
     async with asyncio.timeout(10):
@@ -133,7 +133,7 @@ async def test_a_client_that_goes_in_the_middle(session, echo):
 
 async def test_only_the_ports_that_were_asked_for(warden, echo):
     session = Session()
-    running = asyncio.create_task(run_forward(warden, "s" * 64, (echo,), session))
+    running = asyncio.create_task(run_forward(warden, "s" * 64, (echo,), session, 60))
     allowed, other = session.open(echo, b"x", b""), session.open(1)
     await ends(allowed)
     await ends(other)
@@ -161,9 +161,18 @@ async def test_a_silent_port(session, warden, monkeypatch):
 
 async def test_the_end_of_the_session_ends_its_connections(warden, echo):
     session = Session()
-    running = asyncio.create_task(run_forward(warden, "s" * 64, (), session))
+    running = asyncio.create_task(run_forward(warden, "s" * 64, (), session, 60))
     connection = session.open(echo, b"and then nothing")
     await asyncio.sleep(0.1)
     session.connections.put_nowait(None)
     await running
+    await ends(connection)
+
+
+async def test_a_session_in_which_nothing_moves_is_ended(warden, echo):
+    session = Session()
+    connection = session.open(echo, b"half a")
+    async with asyncio.timeout(5):
+        await run_forward(warden, "s" * 64, (), session, 0.3)
+    assert session.closed
     await ends(connection)

@@ -193,6 +193,8 @@ class SpdyConnection:
             while not self._gone and (data := await self._wire.read()):
                 for frame in self._decoder.feed(data):
                     await self._take(frame)
+                    if self._gone:
+                        return
                     frames += 1
                     if frames % _BURST == 0:
                         await asyncio.sleep(0)

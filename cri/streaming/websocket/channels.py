@@ -11,6 +11,7 @@ from collections import deque
 from websockets.frames import CloseCode
 
 from cri.sandbox.spec import TerminalSize
+from cri.streaming.resizing import terminal_size
 from cri.streaming.session import ClientGoneError, Outcome, Output, Streams
 from cri.streaming.status import error_stream
 from cri.streaming.websocket.codec import ChannelCodec, Piece
@@ -19,7 +20,7 @@ from cri.streaming.websocket.pipe import Pipe
 
 V5 = "v5.channel.k8s.io"
 
-COMMAND_PROTOCOLS = (
+PROTOCOLS = (
     V5,
     "v4.channel.k8s.io",
     "v4.base64.channel.k8s.io",
@@ -168,7 +169,10 @@ class ChannelSession:
         return await self._websocket.fail(CloseCode.PROTOCOL_ERROR, message)
 
     def _resize(self, message: bytes) -> None:
-        size = terminal_size(message)
+        try:
+            size = terminal_size(json.loads(message))
+        except (ValueError, RecursionError):  # nonsense does no harm
+            return
         if size is not None and self._more_sizes:
             self._sizes.append(size)
             self._size_news.set()
@@ -176,14 +180,3 @@ class ChannelSession:
     def _end_sizes(self) -> None:
         self._more_sizes = False
         self._size_news.set()
-
-
-def terminal_size(message: bytes) -> TerminalSize | None:
-    """What a resize message says, `{"Width": 80, "Height": 24}`; None if it makes no sense, which does no harm."""
-    try:
-        fields = json.loads(message)
-        size = TerminalSize(width=fields["Width"], height=fields["Height"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    numbers = (size.width, size.height)
-    return size if all(type(number) is int and 0 < number < 1 << 16 for number in numbers) else None

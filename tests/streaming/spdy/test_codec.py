@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 import time
+import tracemalloc
 import zlib
 from itertools import pairwise
 
@@ -103,7 +104,11 @@ def test_garbage_means_the_same_in_any_split(data: bytes, cuts: list[int]) -> No
     assert decode(split(data, cuts)) == decode([data])
 
 
-@given(st.lists(frames, min_size=1, max_size=8), st.randoms(use_true_random=False), st.lists(st.integers(0, 3000)))
+@given(
+    st.lists(frames, min_size=1, max_size=8),
+    st.randoms(use_true_random=False),
+    st.lists(st.integers(0, 3000)),
+)
 @settings(max_examples=200)
 def test_damaged_frames_mean_the_same_in_any_split(
     sent: list[Frame], chance: random.Random, cuts: list[int]
@@ -215,6 +220,18 @@ def test_empty_and_repeated_names_are_the_streams_fault(texts: tuple[bytes, ...]
 def test_blocks_that_cannot_be_are_refused(data: bytes, reason: str) -> None:
     with pytest.raises(SpdyError, match=reason):
         unzipped(data)
+
+
+def test_a_zip_bomb_is_not_unpacked() -> None:
+    bomb = zipped(bytes(8 << 20))
+    assert len(bomb) < LIMITS.control_frame
+    tracemalloc.start()
+    try:
+        with pytest.raises(SpdyError, match="larger"):
+            unzipped(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_decoding_is_fast() -> None:

@@ -68,8 +68,8 @@ def split(dice: random.Random, stream: bytes) -> list[bytes]:
     return pieces
 
 
-def ours(pieces: list[bytes]) -> tuple[list[tuple[str, bytes]], bool, int]:
-    """Messages and control frames, whether the stream is broken, and how many bytes were kept at most."""
+def ours(pieces: list[bytes]) -> tuple[list[tuple[str, bytes]], bool | None, int]:
+    """Messages and control frames, whether the stream is broken (None: a header has to come first), bytes kept at most."""
     reader = FrameReader(MOST)
     events: list[tuple[str, bytes]] = []
     message = b""
@@ -92,7 +92,8 @@ def ours(pieces: list[bytes]) -> tuple[list[tuple[str, bytes]], bool, int]:
             kept = max(kept, len(reader._kept))
     except ProtocolBreachError:
         return events, True, kept
-    return events, False, kept
+    in_header = reader._frame is None and bool(reader._kept)
+    return events, None if in_header else False, kept
 
 
 def theirs(stream: bytes) -> tuple[list[tuple[str, bytes]], bool]:
@@ -126,8 +127,8 @@ def compare(dice: random.Random) -> None:
         assert expected[: len(events) - 1] == events[:-1], stream
         return
     assert events == expected, stream
-    if expected_broken:
-        assert broken, stream
+    if expected_broken:  # the library may say so before a header that is too long has come to its end
+        assert broken is not False, stream
     # Ours may know that a frame is bad before the library has waited for all of it.
 
 
@@ -153,7 +154,7 @@ class Wire:
 async def drive(dice: random.Random) -> None:
     """One stream through a session that reads some of it."""
     websocket = WebSocketConnection(Wire(split(dice, hostile_bytes(dice))))
-    protocol = dice.choice(channels.COMMAND_PROTOCOLS)
+    protocol = dice.choice(channels.PROTOCOLS)
     streams = Streams(stdin=dice.random() < 0.8, stdout=True, stderr=False, tty=dice.random() < 0.5)
     async with asyncio.timeout(10):
         try:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cri.sandbox.spec import TerminalSize
 from cri.streaming.server import StreamingServer
 from cri.streaming.session import ClientGoneError, Outcome, Output, Streams
-from cri.streaming.websocket.channels import COMMAND_PROTOCOLS, V5, ChannelSession, terminal_size
+from cri.streaming.websocket.channels import PROTOCOLS, V5, ChannelSession
 from cri.streaming.websocket.codec import ChannelCodec
 from cri.streaming.websocket.frames import Fragment
 from cri.streaming.websocket.pipe import LIMIT
@@ -59,7 +59,7 @@ class Text:
         return message[0], message[1:]
 
 
-@pytest.mark.parametrize("protocol", COMMAND_PROTOCOLS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(
     ("outcome", "status", "old"),
     [
@@ -76,7 +76,7 @@ async def test_a_command_by_every_protocol(protocol, outcome, status, old):
     class Session:
         kind = "exec"
         spdy_protocols = ()
-        websocket_protocols = COMMAND_PROTOCOLS
+        websocket_protocols = PROTOCOLS
 
         async def over_websocket(self, websocket, protocol):
             session = await ChannelSession.open(websocket, protocol, TERMINAL)
@@ -245,11 +245,14 @@ async def test_no_sizes_without_a_terminal(peer, begin):
 
 @pytest.mark.parametrize(
     "message",
-    [b"", b"[]", b"{}", b"3", b'{"Width":-1,"Height":2}', b'{"Width":0,"Height":0}', b'{"Width":70000,"Height":1}',
-     b'{"Width":"1","Height":1}', b'{"Width":true,"Height":1}', b"[" * 1000, b"\xff\xfe", b'{"Width":1.5,"Height":1}'],
+    [b"[]", b"{}", b"3", b'{"Width":-1,"Height":2}', b'{"Width":0,"Height":0}', b'{"Width":70000,"Height":1}',
+     b'{"Width":"1","Height":1}', b'{"Width":1.5,"Height":1}', b"[" * 1000, b"\xff\xfe"],
 )  # fmt: skip
-def test_sizes_that_make_no_sense(message):
-    assert terminal_size(message) is None
+async def test_sizes_that_make_no_sense_do_no_harm(peer, begin, message):
+    session = await begin(streams=TERMINAL)
+    peer.say(b"\x04" + message)
+    peer.say(b'\x04{"Width":1,"Height":1}')
+    assert await session.resized() == TerminalSize(1, 1)
 
 
 class Pieces:
