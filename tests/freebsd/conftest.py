@@ -90,6 +90,7 @@ PROGRAMS = (
         "ps",
         "pwd",
         "rm",
+        "sha256",
         "sleep",
     ),
     *("stty", "timeout", "touch", "tr", "tty"),

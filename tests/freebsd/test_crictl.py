@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
+import hashlib
 import http.server
 import importlib.util
 import json
+import os
+import pty
+import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -259,3 +266,160 @@ def test_a_host_port_and_what_keeps_it_from_working_by_crictl(
 
     daemon.crictl("rmp", "--force", pod)
     assert answer("127.0.0.1", 18080, 3) is None
+
+
+class Screen:
+    """A terminal with a program at it."""
+
+    def __init__(self, argv: list[str], rows: int, columns: int) -> None:
+        self._pty, terminal = pty.openpty()
+        self.resize(rows, columns)
+        self._process = subprocess.Popen(
+            argv, stdin=terminal, stdout=terminal, stderr=terminal, process_group=0
+        )
+        os.close(terminal)
+        self._seen = ""
+
+    def resize(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self._pty, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+        if hasattr(self, "_process"):  # it is in no foreground group that the kernel could tell
+            self._process.send_signal(signal.SIGWINCH)
+
+    def type(self, text: str) -> None:
+        os.write(self._pty, text.encode())
+
+    def expect(self, text: str, patience: float = 60) -> None:
+        until = time.monotonic() + patience
+        while text not in self._seen:
+            ready, _, _ = select.select([self._pty], [], [], until - time.monotonic())
+            assert ready, (text, self._seen)
+            self._seen += os.read(self._pty, 4096).decode(errors="replace")
+        self._seen = self._seen.partition(text)[2]
+
+    def end(self) -> int:
+        code = self._process.wait(60)
+        os.close(self._pty)
+        return code
+
+
+@pytest.fixture
+def running(registry: str, daemon: Daemon) -> Callable[..., str]:
+    """Starts containers in one pod, whose id is its attribute."""
+    image = f"{registry}/rescue:latest"
+    daemon.crictl("pull", image)
+    pod_config = daemon.base / "pod.json"
+    pod_config.write_text(
+        json.dumps(
+            {
+                "metadata": {"name": "streams", "namespace": "default", "uid": "u1", "attempt": 0},
+                "log_directory": str(daemon.base / "logs"),
+                "linux": {},
+            }
+        )
+    )
+    pod = daemon.crictl("runp", str(pod_config)).strip()
+
+    def start(name: str, *command: str, **fields: object) -> str:
+        config = {
+            "metadata": {"name": name},
+            "image": {"image": image},
+            "command": command,
+            "log_path": f"{name}.log",
+            "linux": {},
+            **fields,
+        }
+        (daemon.base / "container.json").write_text(json.dumps(config))
+        container = daemon.crictl("create", pod, str(daemon.base / "container.json"), str(pod_config)).strip()
+        daemon.crictl("start", container)
+        return container
+
+    start.pod = pod
+    return start
+
+
+@pytest.mark.parametrize("transport", ["spdy", "websocket"])
+def test_exec_by_crictl(daemon: Daemon, running: Callable[..., str], transport: str):
+    container = running("main", "sleep", "3600")
+    done = daemon.call("exec", "-r", transport, container, "sh", "-c", "echo out; echo err >&2")
+    assert (done.returncode, done.stdout) == (0, "out\n")
+    assert "err" in done.stderr
+    for script, code in (("exit 1", 1), ("kill -9 $$", 137)):
+        done = daemon.call("exec", "-r", transport, container, "sh", "-c", script)
+        assert done.returncode == 1
+        assert f"exit code {code}" in done.stderr or f"exit code: {code}" in done.stderr
+    assert "not found" in daemon.call("exec", "-r", transport, container, "no-such-program").stderr
+
+    data = os.urandom(5_000_000)
+    endpoint = f"unix://{daemon.socket}"
+    words = [CRICTL, "-r", endpoint, "-i", endpoint, "exec", "-i", "-r", transport, container]
+    digest = subprocess.run(
+        [*words, "sha256", "-q"], input=data, capture_output=True, check=True, timeout=300
+    )
+    assert digest.stdout.decode().strip() == hashlib.sha256(data).hexdigest()
+    echoed = subprocess.run([*words, "cat"], input=data, capture_output=True, check=True, timeout=300)
+    assert hashlib.sha256(echoed.stdout).digest() == hashlib.sha256(data).digest()
+
+
+@pytest.mark.parametrize("transport", ["spdy", "websocket"])
+def test_a_terminal_by_crictl(daemon: Daemon, running: Callable[..., str], transport: str):
+    container = running("main", "sleep", "3600")
+    endpoint = f"unix://{daemon.socket}"
+    words = [CRICTL, "-r", endpoint, "-i", endpoint, "exec", "-it", "-r", transport, container]
+    screen = Screen([*words, "stty", "size"], 12, 34)
+    screen.expect("12 34")
+    assert screen.end() == 0
+    screen = Screen([*words, "sh"], 31, 97)
+    screen.expect("# ")
+    screen.type("stty size; tty\r")
+    screen.expect("31 97")
+    screen.expect("/dev/pts/")
+    screen.resize(50, 132)
+    screen.type("while [ \"$(stty size)\" != '50 132' ]; do sleep 1; done; echo re''sized\r")
+    screen.expect("resized")
+    screen.type("echo be''gun; sleep 1000\r")
+    screen.expect("begun")
+    time.sleep(1)  # for the shell to have made `sleep` the foreground job
+    screen.type("\x03")
+    screen.expect("# ")
+    screen.type("echo code $?\r")
+    screen.expect("code 130")
+    screen.type("\x04")
+    assert screen.end() == 0
+
+
+@pytest.mark.parametrize("transport", ["spdy", "websocket"])
+def test_attach_by_crictl(daemon: Daemon, running: Callable[..., str], transport: str):
+    container = running("cat", "sh", "-c", "echo ready; exec cat", stdin=True)
+    words = [CRICTL, "-r", f"unix://{daemon.socket}", "attach", "-r", transport]
+    with contextlib.ExitStack() as end:
+        first, second = (
+            end.enter_context(
+                subprocess.Popen(
+                    [*words, *flags, container], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+                )
+            )
+            for flags in (["-i"], [])
+        )
+        time.sleep(5)  # for both to be attached
+        for line in (b"one\n", b"two\n"):
+            first.stdin.write(line)
+            assert [first.stdout.read(4), second.stdout.read(4)] == [line, line]
+        first.kill()
+        second.kill()
+    assert "Running" in daemon.crictl("ps")
+    assert daemon.crictl("logs", container) == "ready\none\ntwo\n"
+
+
+@pytest.mark.parametrize("transport", ["spdy", "websocket"])
+def test_a_port_by_crictl(daemon: Daemon, running: Callable[..., str], transport: str):
+    running("server", "sh", "-c", SERVER, "4")
+    words = [CRICTL, "-r", f"unix://{daemon.socket}", "port-forward", "-r", transport]
+    with subprocess.Popen(
+        [*words, running.pod, "18081:8080", "18082:9"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as forwarding:
+        for _ in range(5):
+            assert answer("127.0.0.1", 18081) == "hello over IPv4"
+        assert answer("127.0.0.1", 18082, 3) is None
+        forwarding.terminate()
+        said = forwarding.stdout.read().decode()
+    assert "connection refused" in said

@@ -13,6 +13,7 @@ from pathlib import Path
 from cri.sandbox import wire
 from cri.sandbox.host import ContainerState, HostError
 from cri.sandbox.spec import ContainerSpec, ExitRecord, Started
+from cri.sandbox.warden import protocol
 from cri.sandbox.warden.attachments import Attachment
 from cri.sandbox.warden.driver import Driver, Plan
 from cri.sandbox.warden.journal import warn
@@ -117,12 +118,10 @@ class SupervisedContainer:
         if stdin is not None and self._stdin is not None and self._stdin.closed:
             raise HostError("attach to stdin of", f"container {self.id}", self._stdin.closed)
         try:
-            return self.outputs.attachments.attach(
-                self._stdin,
-                None if stdin is None else os.dup(stdin),
-                {name: os.dup(fd) for name, fd in outputs.items()},
-                ended,
-            )
+            copies = iter(protocol.duplicate([fd for fd in (stdin, *outputs.values()) if fd is not None]))
+            source = None if stdin is None else next(copies)
+            ends = dict(zip(outputs, copies, strict=True))
+            return self.outputs.attachments.attach(self._stdin, source, ends, ended)
         except OSError as error:
             raise HostError(
                 "attach to", f"container {self.id}", error.strerror or str(error), error.errno

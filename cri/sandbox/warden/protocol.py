@@ -106,6 +106,18 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
     return message, received
 
 
+def duplicate(descriptors: Sequence[int]) -> list[int]:
+    """Copies of descriptors, close-on-exec. Raises OSError, with none left open."""
+    copies: list[int] = []
+    try:
+        for descriptor in descriptors:
+            copies.append(os.dup(descriptor))  # noqa: PERF401  # what is there must be known when one fails
+    except OSError:
+        close_all(copies)
+        raise
+    return copies
+
+
 def close_all(descriptors: Sequence[int]) -> None:
     """Close descriptors."""
     for descriptor in descriptors:

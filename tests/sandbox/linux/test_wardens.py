@@ -259,6 +259,8 @@ async def test_a_big_message(pod):
 
 
 async def test_bad_messages_are_answered_and_harm_nothing(pod):
+    spec = pod.container("sleep", "100", name="sleeps")
+    await pod.start(spec)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as channel:
         channel.connect(socket_path(pod.spec))
         assert protocol.receive(channel)[0]["hello"] == pod.spec.id
@@ -276,6 +278,12 @@ async def test_bad_messages_are_answered_and_harm_nothing(pod):
             b'{"id": 1, "op": "start"}',
             b'{"id": 1, "op": "signal", "container": {}}',
             b'{"id":1,"op":"exec","container":1}',
+            b'{"id":1,"op":"attach","container":1}',
+            b'{"id":1,"op":"attach","container":"%s","stdio":[true,true,true]}' % spec.id.encode(),
+            b'{"id":1,"op":"attach","container":"%s","stdio":[true]}' % spec.id.encode(),
+            b'{"id":1,"op":"attach","container":"%s","stdio":7}' % spec.id.encode(),
+            b'{"id":1,"op":"detach"}',
+            b'{"id":1,"op":"detach","attach":[]}',
         ]
         bad += [
             b'{"spilled": 1}',

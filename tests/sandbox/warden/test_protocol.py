@@ -144,3 +144,14 @@ def test_a_peer_that_does_not_read_costs_no_message_but_the_last():
             assert message["n"] == number
         with pytest.raises((BlockingIOError, protocol.ProtocolError)):
             protocol.receive(theirs)
+
+
+def test_copies_are_all_or_none():
+    with Path("/dev/null").open() as file:
+        before = open_descriptors()
+        copies = protocol.duplicate([file.fileno(), file.fileno()])
+        assert open_descriptors() == before + 2
+        protocol.close_all(copies)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            protocol.duplicate([file.fileno(), 1_000_000])
+        assert open_descriptors() == before
