@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 
 import structlog
 
@@ -14,6 +15,9 @@ from cri.streaming.plumbing import Plumbing
 from cri.streaming.session import ClientGoneError, CommandSession, Outcome, Streams
 
 log = structlog.get_logger(__name__)
+
+CHUNK = 32 * 1024
+"""Bytes of output to take at a time: little, as a warden lets go of who takes nothing for a second."""
 
 
 async def run_attach(
@@ -48,7 +52,8 @@ async def _run(
     activity: Activity,
 ) -> Outcome:
     # With a terminal, both outputs are one.
-    plumbing = Plumbing.pipes(session, activity, streams, stderr=not container.process.tty)
+    own = replace(streams, stderr=streams.stderr and not container.process.tty)
+    plumbing = Plumbing.pipes(session, activity, own, CHUNK)
     async with plumbing, contextlib.AsyncExitStack() as end:
         attachment = await warden.attach(
             container.id, stdin=plumbing.stdin, stdout=plumbing.stdout, stderr=plumbing.stderr

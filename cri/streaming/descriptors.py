@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 CHUNK = 256 * 1024
-"""Bytes that are read at a time."""
+"""Bytes that are read at a time, where nothing says otherwise."""
 
 _PIPE_SIZE = 1024 * 1024
 _F_SETPIPE_SZ = 1031
@@ -51,11 +51,11 @@ class Source(_Descriptor):
         self._patience: float | None = None
         self._waiting: asyncio.Future[None] | None = None
 
-    async def read(self) -> bytes:
-        """Some bytes; empty at the end. One reader at a time."""
+    async def read(self, limit: int = CHUNK) -> bytes:
+        """At most so many bytes; none at the end. One reader at a time."""
         while True:
             try:
-                data = os.read(self._fd, CHUNK)
+                data = os.read(self._fd, limit)
             except BlockingIOError:
                 patience = self._patience
                 if not await self._readable(patience) and patience is not None:

@@ -13,8 +13,14 @@ from typing import Any, Self
 
 from cri.sandbox.spec import TerminalSize
 from cri.streaming.activity import Activity
-from cri.streaming.descriptors import Sink, Source, pipe
+from cri.streaming.descriptors import CHUNK, Sink, Source, pipe
 from cri.streaming.session import ClientGoneError, CommandSession, Output, Streams
+
+SLOW = 0.2
+"""Seconds for which a client that keeps up never makes a sender wait."""
+
+SIP = 4 * 1024
+"""Bytes of output to take at a time for a client that does not keep up."""
 
 
 class Plumbing:
@@ -23,12 +29,14 @@ class Plumbing:
     As a context manager it closes whatever of it is open in the end.
     """
 
-    def __init__(self, session: CommandSession, activity: Activity) -> None:
+    def __init__(self, session: CommandSession, activity: Activity, chunk: int = CHUNK) -> None:
+        """At most `chunk` bytes of an output are taken at a time."""
         self.stdin: int | None = None
         self.stdout: int | None = None
         self.stderr: int | None = None
         self._session = session
         self._activity = activity
+        self._chunk = chunk
         self._sink: Sink | None = None
         self._sources: dict[Output, Source] = {}
         self._stdin_ends = True
@@ -37,18 +45,16 @@ class Plumbing:
         self._outputs: list[asyncio.Task[None]] = []
 
     @classmethod
-    def pipes(
-        cls, session: CommandSession, activity: Activity, streams: Streams, *, stderr: bool = True
-    ) -> Self:
+    def pipes(cls, session: CommandSession, activity: Activity, streams: Streams, chunk: int = CHUNK) -> Self:
         """With a pipe for each stream that was asked for."""
-        made = cls(session, activity)
+        made = cls(session, activity, chunk)
         if streams.stdin:
             made.stdin, writer = pipe()
             made._sink = Sink(writer)
         if streams.stdout:
             reader, made.stdout = pipe()
             made._sources[Output.STDOUT] = Source(reader)
-        if streams.stderr and stderr:
+        if streams.stderr:
             reader, made.stderr = pipe()
             made._sources[Output.STDERR] = Source(reader)
         return made
@@ -128,9 +134,14 @@ class Plumbing:
             sink.close()
 
     async def _deliver(self, output: Output, source: Source) -> None:
-        while data := await source.read():
+        loop = asyncio.get_running_loop()
+        limit = self._chunk
+        while data := await source.read(limit):
             self._activity.mark()
+            began = loop.time()
             await self._session.send(output, data)
+            # A warden lets go of who takes nothing for a second: for a slow client, take a little and often.
+            limit = self._chunk if loop.time() - began < SLOW else min(self._chunk, SIP)
 
     async def _resize(self) -> None:
         while (size := await self._session.resized()) is not None:

@@ -13,6 +13,9 @@ WRITE_ROOM = 512 * 1024
 STALL = 60.0
 """Seconds without progress after which a client that still has something to read is given up."""
 
+WRITE_STEP = 16 * 1024
+"""Bytes of room that a waiting writer is woken for. A quarter of all of it, as asyncio has it, takes a slow client long."""
+
 LINGER = 5.0
 """Seconds in which a client may close its side, before the connection is closed."""
 
@@ -43,7 +46,7 @@ class SocketWire:
         self._reader = reader
         self._writer = writer
         self._early = early
-        writer.transport.set_write_buffer_limits(high=WRITE_ROOM)
+        writer.transport.set_write_buffer_limits(high=WRITE_ROOM, low=WRITE_ROOM - WRITE_STEP)
 
     async def read(self) -> bytes:
         """Some bytes from the client; empty when it has gone."""

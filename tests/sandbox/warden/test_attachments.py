@@ -362,5 +362,6 @@ def test_a_source_that_cannot_be_waited_for_leaves_nothing_open(loop, pipes, tmp
                 os.fstat(fd)
         assert reasons == []
     else:  # kqueue(2) takes files
+        os.set_blocking(program.reads, False)
         loop.run(lambda: read(program.reads) == b"x")
     assert reader
