@@ -16,6 +16,9 @@ from cri.streaming.session import ClientGoneError, CommandSession, Outcome, Stre
 
 log = structlog.get_logger(__name__)
 
+DRAIN_PATIENCE = 0.5
+"""Seconds to wait for output that is under way to a client that leaves."""
+
 CHUNK = 32 * 1024
 """Bytes of output to take at a time: little, as a warden lets go of who takes nothing for a second."""
 
@@ -29,7 +32,8 @@ async def run_attach(
 ) -> None:
     """Connect a client to a container until that has ended or the client goes; the container goes on.
 
-    Likewise if nothing moves for `idle_timeout` seconds.
+    A client goes by closing its stdin: the detach keys of crictl and kubectl do that. Only where the end of stdin is to
+    reach the program (`stdin_once` without a terminal), the output goes on. Likewise if nothing moves for `idle_timeout` seconds.
 
     How the container ended is for its status to say: whoever was attached to its end is told of success, as by other
     runtimes.
@@ -39,7 +43,7 @@ async def run_attach(
     except ClientGoneError:
         log.info("client has detached", container=container.id)
         outcome = Outcome(error="the client has gone")
-    except HostError as error:
+    except (HostError, OSError) as error:
         outcome = Outcome(error=str(error))
     await session.finish(outcome)
 
@@ -63,24 +67,37 @@ async def _run(
         if attachment.pty is not None and streams.tty:
             plumbing.resize_terminal(attachment.pty)
         plumbing.open()
-        return await _until_ended(attachment, plumbing, session, activity)
+        passed_on = container.process.stdin_once and not container.process.tty
+        return await _until_ended(attachment, plumbing, session, activity, stays=passed_on)
 
 
 async def _until_ended(
-    attachment: Attachment, plumbing: Plumbing, session: CommandSession, activity: Activity
+    attachment: Attachment,
+    plumbing: Plumbing,
+    session: CommandSession,
+    activity: Activity,
+    *,
+    stays: bool,
 ) -> Outcome:
+    """`stays`: the end of stdin is not the client's."""
     ended = asyncio.ensure_future(attachment.wait())
     gone = asyncio.ensure_future(session.gone())
     idle = asyncio.ensure_future(activity.ceased())
+    left = asyncio.ensure_future(plumbing.stdin_ended.wait())
+    ends = [ended, gone, idle] if stays else [ended, gone, idle, left]
     try:
-        await asyncio.wait([ended, gone, idle], return_when=asyncio.FIRST_COMPLETED)
-        if ended.done():
-            reason = ended.result()
-            await plumbing.outputs()
-            return Outcome(error=f"detached: {reason}" if reason else "")
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if gone.done():
             raise ClientGoneError
-        return Outcome(error=f"detached: nothing had moved for {activity.patience:g} s")
+        reason = ended.result() if ended.done() else ""
+        if not ended.done():
+            await attachment.close()
+        rest = asyncio.ensure_future(plumbing.rest(DRAIN_PATIENCE))
+        await asyncio.wait([rest, gone, idle], return_when=asyncio.FIRST_COMPLETED)
+        rest.cancel()
+        if idle.done():
+            reason = reason or f"nothing had moved for {activity.patience:g} s"
+        return Outcome(error=f"detached: {reason}" if reason else "")
     finally:
-        for one in (ended, gone, idle):
+        for one in (ended, gone, idle, left):
             one.cancel()

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from cri.streaming.session import ClientGoneError, CommandSession, ForwardSession, Streams
+from cri.streaming.session import ClientGoneError, CommandSession, ForwardSession, Outcome, Streams
 from cri.streaming.spdy import commands as spdy_commands
 from cri.streaming.spdy import ports as spdy_ports
 from cri.streaming.spdy.connection import SpdyConnection
@@ -16,6 +16,9 @@ from cri.streaming.websocket import ports as websocket_ports
 from cri.streaming.websocket.connection import WebSocketConnection
 from cri.streaming.websocket.tunnel import TUNNEL_PROTOCOL, Tunnel
 from cri.streaming.wire import Wire
+
+LAST_WORDS = 2.0
+"""Seconds for telling a client that its session is over, when the daemon stops or has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class CommandCarrier:
         async with spdy(wire) as connection:
             session = await spdy_commands.SpdyCommandSession.open(connection, protocol, self.streams)
             try:
-                await self.serve(session)
+                await self._serve(session)
             finally:
                 await session.close()
 
@@ -41,9 +44,24 @@ class CommandCarrier:
         """Serve at once: a WebSocket's channels are there from the beginning."""
         session = await websocket_channels.ChannelSession.open(websocket, protocol, self.streams)
         try:
-            await self.serve(session)
+            await self._serve(session)
         finally:
             session.abort()
+
+    async def _serve(self, session: CommandSession) -> None:
+        """Serve, and never leave a client without an outcome: it would take that for success."""
+        try:
+            await self.serve(session)
+        except BaseException as error:
+            why = (
+                "cri-jails is stopping"
+                if isinstance(error, asyncio.CancelledError)
+                else f"internal error ({type(error).__name__}); the log of cri-jails has the details"
+            )
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS):
+                    await session.finish(Outcome(error=why))
+            raise
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ async def run_exec(
     except ClientGoneError:
         log.info("client of an exec has gone", container=container.id)
         outcome = Outcome(error="the client has gone")
-    except HostError as error:
+    except (HostError, OSError) as error:
         outcome = Outcome(error=str(error))
     await session.finish(outcome)
 
@@ -87,7 +87,9 @@ async def _until_ended(
     try:
         await asyncio.wait([ended, gone, idle], return_when=asyncio.FIRST_COMPLETED)
         if ended.done():
-            await plumbing.rest(DRAIN_PATIENCE)
+            rest = asyncio.ensure_future(plumbing.rest(DRAIN_PATIENCE))
+            await asyncio.wait([rest, gone, idle], return_when=asyncio.FIRST_COMPLETED)
+            rest.cancel()
             return Outcome(ended.result())
         await plumbing.close()
         _hang_up(running)

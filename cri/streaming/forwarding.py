@@ -74,7 +74,7 @@ async def _serve(
             raise RefusedError(f"port {connection.port} is none of those that were asked for")  # noqa: TRY301
         with await connect(warden, sandbox_id, connection.port) as inside:
             await _relay(inside, connection, activity)
-    except (RefusedError, HostError) as error:
+    except (RefusedError, HostError, OSError) as error:
         log.info("port not forwarded", sandbox=sandbox_id, port=connection.port, error=str(error))
         await connection.fail(str(error))
     except ClientGoneError:
@@ -106,8 +106,13 @@ async def connect(warden: Warden, sandbox_id: str, port: int) -> socket.socket:
 
 
 async def _relay(inside: socket.socket, connection: ForwardedConnection, activity: Activity) -> None:
-    """Both directions, each until its own end. Raises ClientGoneError."""
-    source, sink = Source(os.dup(inside.fileno())), Sink(os.dup(inside.fileno()))
+    """Both directions, each until its own end. Raises ClientGoneError, OSError."""
+    source = Source(os.dup(inside.fileno()))
+    try:
+        sink = Sink(os.dup(inside.fileno()))
+    except OSError:
+        source.close()
+        raise
 
     async def to_client() -> None:
         while data := await source.read():

@@ -102,22 +102,27 @@ class Exchange:
             raise RefusedError(400, "this is not an HTTP/1.1 request") from None
 
     async def _head(self) -> Head:
-        while (event := self._http.next_event()) is h11.NEED_DATA:
-            data = await self._reader.read(READ_SIZE)
-            if not data:
-                raise ConnectionError("the client left before it had asked for anything")
-            self._http.receive_data(data)
+        event = await self._event()
         assert isinstance(event, h11.Request)
         self._is_head = event.method == b"HEAD"
         if event.http_version != b"1.1":
             raise RefusedError(400, "streaming needs HTTP/1.1")
-        if not isinstance(self._http.next_event(), h11.EndOfMessage):
+        if not isinstance(await self._event(), h11.EndOfMessage):
             raise RefusedError(400, "a request for a stream has no body")
         return Head(
             method=event.method.decode("ascii"),
             path=event.target.decode("ascii").partition("?")[0],
             headers=tuple((key.decode("ascii"), value.decode("latin-1")) for key, value in event.headers),
         )
+
+    async def _event(self) -> object:
+        """What h11 makes of the next bytes. Raises ConnectionError, h11.RemoteProtocolError."""
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            data = await self._reader.read(READ_SIZE)
+            if not data:
+                raise ConnectionError("the client left before it had asked for anything")
+            self._http.receive_data(data)
+        return event
 
     async def refuse(self, refused: RefusedError) -> None:
         """Answer with an error, and end the connection."""

@@ -31,6 +31,8 @@ class Plumbing:
 
     def __init__(self, session: CommandSession, activity: Activity, chunk: int = CHUNK) -> None:
         """At most `chunk` bytes of an output are taken at a time."""
+        self.stdin_ended = asyncio.Event()
+        """The client has ended its stdin, and the process has it all."""
         self.stdin: int | None = None
         self.stdout: int | None = None
         self.stderr: int | None = None
@@ -46,21 +48,24 @@ class Plumbing:
 
     @classmethod
     def pipes(cls, session: CommandSession, activity: Activity, streams: Streams, chunk: int = CHUNK) -> Self:
-        """With a pipe for each stream that was asked for."""
+        """With a pipe for each stream that was asked for. Raises OSError."""
         made = cls(session, activity, chunk)
-        if streams.stdin:
-            made.stdin, writer = pipe()
-            made._sink = Sink(writer)
-        if streams.stdout:
-            reader, made.stdout = pipe()
-            made._sources[Output.STDOUT] = Source(reader)
-        if streams.stderr:
-            reader, made.stderr = pipe()
-            made._sources[Output.STDERR] = Source(reader)
+        with contextlib.ExitStack() as undo:
+            undo.callback(made._close_descriptors)
+            if streams.stdin:
+                made.stdin, writer = pipe()
+                made._sink = Sink(writer)
+            if streams.stdout:
+                reader, made.stdout = pipe()
+                made._sources[Output.STDOUT] = Source(reader)
+            if streams.stderr:
+                reader, made.stderr = pipe()
+                made._sources[Output.STDERR] = Source(reader)
+            undo.pop_all()
         return made
 
     def use_terminal(self, pty: int) -> None:
-        """Be connected to a terminal instead, whose descriptor stays the caller's."""
+        """Be connected to a terminal instead, whose descriptor stays the caller's. Raises OSError."""
         self._sink = Sink(os.dup(pty))
         self._sources[Output.STDOUT] = Source(os.dup(pty))
         # A terminal has no half close; its program is told by the character that its user types.
@@ -68,7 +73,7 @@ class Plumbing:
         self.resize_terminal(pty)
 
     def resize_terminal(self, pty: int) -> None:
-        """Follow the client's terminal with this one."""
+        """Follow the client's terminal with this one. Raises OSError."""
         self._pty = os.dup(pty)
 
     def handed_out(self) -> None:
@@ -87,11 +92,11 @@ class Plumbing:
         self._outputs = [self._start(self._deliver(output, one)) for output, one in self._sources.items()]
 
     async def outputs(self) -> None:
-        """Wait until all outputs have ended and the client has them. Raises ClientGoneError."""
+        """Wait until all outputs have ended, and the client has what it wanted of them."""
         await asyncio.gather(*self._outputs)
 
     async def rest(self, patience: float) -> None:
-        """Wait for what is left of the output of a process that has ended. Raises ClientGoneError.
+        """Wait for what is left of the output of a process that has ended.
 
         What it left behind in the background may hold a pipe open for ever: `patience` seconds of silence are the end.
         """
@@ -104,6 +109,9 @@ class Plumbing:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._close_descriptors()
+
+    def _close_descriptors(self) -> None:
         self.handed_out()
         for end in (self._sink, *self._sources.values()):
             if end is not None:
@@ -130,16 +138,24 @@ class Plumbing:
                 self._activity.mark()
                 # What nobody wants is read all the same: behind it may come the client's end, or a new terminal size.
                 wanted = wanted and await sink.write(data)
+            self.stdin_ended.set()
         if self._stdin_ends:
             sink.close()
 
     async def _deliver(self, output: Output, source: Source) -> None:
         loop = asyncio.get_running_loop()
         limit = self._chunk
+        wanted = True
         while data := await source.read(limit):
             self._activity.mark()
             began = loop.time()
-            await self._session.send(output, data)
+            try:
+                if wanted:
+                    await self._session.send(output, data)
+            except ClientGoneError:
+                wanted = (
+                    False  # it may have given up this output alone, and the process is not to wait for it
+                )
             # A warden lets go of who takes nothing for a second: for a slow client, take a little and often.
             limit = self._chunk if loop.time() - began < SLOW else min(self._chunk, SIP)
 

@@ -6,6 +6,7 @@ It knows who may come, how many, and how a connection becomes a carrier. What a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
 import ssl
@@ -27,11 +28,17 @@ log = structlog.get_logger(__name__)
 
 SPDY = "SPDY/3.1"
 CONNECTIONS = 1024
+UNASKED = 64
+"""Connections that have not brought a token yet. Anybody can make them, and with TLS each costs 300 KiB."""
+
+ASKING_TIME = 0.5
+"""Seconds that a connection has at least for bringing one, however many others want its place."""
+
 TLS_TIME = 10.0
 """Seconds for a TLS handshake."""
 
 CANCEL_TIME = 5.0
-"""Seconds that a session may take to clean up after it was cancelled."""
+"""Seconds that a session may take to clean up after it was cancelled, and once more after its connection was closed."""
 
 BUFFER = 128 * 1024
 """asyncio stops reading from a client at twice as many bytes that nobody has taken."""
@@ -73,6 +80,7 @@ class StreamingServer:
         tls: CertificateFiles | None = None,
         advertise: str = "",
         connections: int = CONNECTIONS,
+        unasked: int = UNASKED,
         grants: Grants[Session] | None = None,
     ) -> None:
         """Port 0 is a free one. `advertise` is the host in URLs if that is not where the server listens."""
@@ -81,10 +89,16 @@ class StreamingServer:
         self._tls = tls
         self._advertise = advertise
         self._most = connections
+        self._most_unasked = unasked
         self._grants = Grants[Session]() if grants is None else grants
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._transports: dict[asyncio.Task[None], asyncio.WriteTransport] = {}
+        self._unasked: dict[asyncio.Task[None], float] = {}
+        """Connections without a token until now, the oldest first, and the time until which they keep their place."""
+        self._place = asyncio.Event()
+        """There are fewer of them."""
         self._complained = -1.0
 
     async def start(self) -> None:
@@ -103,7 +117,10 @@ class StreamingServer:
         self._accepting = asyncio.create_task(self._accept(self._listener), name="streaming server")
 
     async def stop(self, grace: float = 0.0) -> None:
-        """Take no more connections; leave those that are there `grace` seconds to end, then cancel them."""
+        """Take no more connections; leave those that are there `grace` seconds to end, then cancel them.
+
+        A client that neither reads nor closes could keep its session at the goodbye: its connection is closed at last.
+        """
         if self._accepting is not None:
             self._accepting.cancel()
             await asyncio.wait([self._accepting])
@@ -113,6 +130,10 @@ class StreamingServer:
             await asyncio.wait(self._connections, timeout=grace)
         for task in self._connections:
             task.cancel()
+        if self._connections:
+            await asyncio.wait(self._connections, timeout=CANCEL_TIME)
+        for transport in self._transports.values():
+            transport.abort()
         if self._connections:
             _, stuck = await asyncio.wait(self._connections, timeout=CANCEL_TIME)
             if stuck:
@@ -147,9 +168,42 @@ class StreamingServer:
                 connection.close()
                 self._complain("too many streaming connections, more are closed", limit=self._most)
                 continue
+            try:
+                await self._wait_for_place()
+            except BaseException:
+                connection.close()
+                raise
             task = asyncio.create_task(self._serve(connection, peer[0]), name="streaming connection")
             self._connections.add(task)
-            task.add_done_callback(self._connections.discard)
+            self._unasked[task] = loop.time() + ASKING_TIME
+            task.add_done_callback(self._forget)
+
+    async def _wait_for_place(self) -> None:
+        """Wait for a place among those that have not asked yet. Who has had its time is closed for it."""
+        loop = asyncio.get_running_loop()
+        while len(self._unasked) >= self._most_unasked:
+            oldest, end = next(iter(self._unasked.items()))
+            if end <= loop.time():
+                del self._unasked[oldest]
+                oldest.cancel()
+                self._complain(
+                    "too many streaming connections that ask for nothing, the oldest is closed",
+                    limit=self._most_unasked,
+                )
+            else:
+                self._place.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(end):
+                        await self._place.wait()
+
+    def _asked(self, task: asyncio.Task[None]) -> None:
+        self._unasked.pop(task, None)
+        self._place.set()
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._connections.discard(task)
+        self._transports.pop(task, None)
+        self._asked(task)
 
     def _complain(self, event: str, **values: object) -> None:
         if time.monotonic() - self._complained >= 1:
@@ -158,6 +212,8 @@ class StreamingServer:
 
     async def _serve(self, connection: socket.socket, peer: str) -> None:
         """Serve a connection from its first byte to its last; whatever goes wrong ends here."""
+        task = asyncio.current_task()
+        assert task is not None
         try:
             reader, writer = await self._open(connection)
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
@@ -167,8 +223,9 @@ class StreamingServer:
         except BaseException:
             connection.close()
             raise
+        self._transports[task] = writer.transport
         try:
-            await self._answer(Exchange(reader, writer), peer)
+            await self._answer(Exchange(reader, writer), peer, task)
         except (ConnectionError, ClientGoneError) as error:
             log.debug("a streaming client has gone", peer=peer, error=str(error))
         except Exception:
@@ -190,10 +247,11 @@ class StreamingServer:
         )
         return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
-    async def _answer(self, exchange: Exchange, peer: str) -> None:
+    async def _answer(self, exchange: Exchange, peer: str, task: asyncio.Task[None]) -> None:
         try:
             head = await exchange.head()
             session = self._redeem(head)
+            self._asked(task)
             if head.wants("websocket"):
                 headers, protocol = accept(head, session.websocket_protocols)
             else:
@@ -213,7 +271,11 @@ class StreamingServer:
             await session.over_spdy(await exchange.switch(SPDY, headers), protocol)
 
     def _redeem(self, head: Head) -> Session:
-        """The session that the request is for. Raises RefusedError, without using up the token if only the request is wrong."""
+        """The session that the request is for. Raises RefusedError.
+
+        What is no request for any stream leaves the token as it is. Whoever asks for a stream has used it up, even if
+        it is for another kind, or for a protocol that is not served.
+        """
         if head.method not in ("GET", "POST"):
             raise RefusedError(405, "a stream is asked for with GET or POST", [("Allow", "GET, POST")])
         if not (head.wants("websocket") or head.wants(SPDY)):

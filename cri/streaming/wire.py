@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import struct
+import sys
+import termios
 from typing import Protocol
 
 READ_SIZE = 256 * 1024
 WRITE_ROOM = 512 * 1024
 """Bytes that wait for the client before a writer has to wait."""
 
-STALL = 60.0
-"""Seconds without progress after which a client that still has something to read is given up."""
-
 WRITE_STEP = 16 * 1024
 """Bytes of room that a waiting writer is woken for. A quarter of all of it, as asyncio has it, takes a slow client long."""
 
+PATIENCE = 60.0
+"""Seconds in which a client that has something to read may take nothing."""
+
 LINGER = 5.0
-"""Seconds in which a client may close its side, before the connection is closed."""
+"""Seconds in which a client that has everything may close its side, before the connection is closed."""
+
+_POLL = 0.05
+_UNSENT = termios.TIOCOUTQ if sys.platform == "linux" else 0x40046677
+"""The ioctl that tells how much the client's kernel has not acknowledged: SIOCOUTQ of tcp(7), FIONWRITE of FreeBSD."""
 
 
 class Wire(Protocol):
@@ -30,7 +38,7 @@ class Wire(Protocol):
         """Send the parts, one after the other, and wait while the client has no room. Raises ConnectionError."""
 
     async def close(self) -> None:
-        """Send what is waiting for as long as the client reads, then close, within `LINGER` seconds."""
+        """Send what is waiting for as long as the client takes some, then close within `LINGER` seconds."""
 
     def abort(self) -> None:
         """Close at once."""
@@ -40,12 +48,20 @@ class SocketWire:
     """A TCP or TLS connection of the event loop."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, early: bytes = b""
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        early: bytes = b"",
+        patience: float = PATIENCE,
     ) -> None:
-        """`early` is what came with the request's head, and belongs to what follows it."""
+        """`early` is what came with the request's head, and belongs to what follows it.
+
+        A client that takes nothing of what there is for `patience` seconds, or at most twice as long, has gone.
+        """
         self._reader = reader
         self._writer = writer
         self._early = early
+        self._patience = patience
         writer.transport.set_write_buffer_limits(high=WRITE_ROOM, low=WRITE_ROOM - WRITE_STEP)
 
     async def read(self) -> bytes:
@@ -61,39 +77,82 @@ class SocketWire:
     async def write(self, *parts: bytes) -> None:
         """Send the parts. Raises ConnectionError."""
         self._writer.writelines(parts)
-        try:
-            await self._writer.drain()
-        except OSError as error:
-            raise ConnectionError(str(error)) from error
+        unsent = -1
+        while True:
+            try:
+                async with asyncio.timeout(self._patience):
+                    await self._writer.drain()
+                break
+            except TimeoutError:
+                before, unsent = unsent, self._unsent()
+                if unsent == before:
+                    self.abort()
+                    raise ConnectionError(f"the client has taken nothing for {self._patience:g} s") from None
+            except OSError as error:
+                raise ConnectionError(str(error)) from error
         if self._writer.transport.is_closing():
             raise ConnectionError("the connection was closed while this was being sent")
 
     async def close(self) -> None:
-        """Send what is waiting, and the end; read on until the client has closed, as a reset would take from it what it has not read yet."""
-        with contextlib.suppress(OSError, TimeoutError):
-            await self._flush()
+        """Send what is waiting, and the end; read on until the client has closed its side.
+
+        A connection that is closed too early is reset by the next byte that comes from its client (a ping, say), and
+        then the kernel throws away what it has not sent yet.
+        """
+        leaving = asyncio.create_task(self._until_it_leaves())
+        taking = asyncio.create_task(self._until_it_has_everything())
+        try:
+            half_closes = self._writer.can_write_eof()
+            if half_closes:
+                self._writer.write_eof()
+            await asyncio.wait([leaving, taking], return_when=asyncio.FIRST_COMPLETED)
+            if taking.done() and not taking.result():
+                return
             async with asyncio.timeout(LINGER):
-                if self._writer.can_write_eof():
-                    self._writer.write_eof()
-                    while await self._reader.read(READ_SIZE):
-                        pass
-                else:  # TLS: closing sends close_notify
+                if not half_closes:  # TLS: this sends close_notify
                     self._writer.close()
                     await self._writer.wait_closed()
-        self.abort()
+                else:
+                    await leaving
+        except (OSError, TimeoutError):
+            pass  # it has gone, or has had its time
+        finally:
+            leaving.cancel()
+            taking.cancel()
+            await asyncio.gather(leaving, taking, return_exceptions=True)
+            self.abort()
 
-    async def _flush(self) -> None:
-        """Wait as long as the client takes something. Raises OSError, TimeoutError."""
+    async def _until_it_leaves(self) -> None:
+        """Read and drop."""
+        with contextlib.suppress(OSError):
+            while await self._reader.read(READ_SIZE):
+                pass
+
+    async def _until_it_has_everything(self) -> bool:
+        """Wait until nothing is under way any more. False if nothing has moved for too long."""
+        unsent, moved = -1, 0.0
+        loop = asyncio.get_running_loop()
+        quiet = 0
+        # Below TLS is another buffer, which does not tell its size; but it never waits while the kernel's is empty.
+        while quiet < 2:
+            before, unsent = unsent, self._unsent()
+            quiet = 0 if unsent else quiet + 1
+            if unsent != before:
+                moved = loop.time()
+            elif unsent and loop.time() - moved > self._patience:
+                return False
+            await asyncio.sleep(_POLL)
+        return True
+
+    def _unsent(self) -> int:
+        """Bytes that wait here or in the kernel."""
         transport = self._writer.transport
-        transport.set_write_buffer_limits(high=0)
-        left = -1
-        while (waiting := transport.get_write_buffer_size()) != left:
-            left = waiting
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(STALL):
-                    await self._writer.drain()
-                    return
-        raise TimeoutError
+        waiting = transport.get_write_buffer_size()
+        connection = transport.get_extra_info("socket")
+        with contextlib.suppress(OSError, ValueError):  # closed
+            (queued,) = struct.unpack("i", fcntl.ioctl(connection.fileno(), _UNSENT, bytes(4)))
+            waiting += queued
+        return waiting
 
     def abort(self) -> None:
         """Close at once."""

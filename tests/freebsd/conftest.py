@@ -1,6 +1,7 @@
 """These tests run on a FreeBSD kernel, as root; other systems do not even collect them.
 
 `machine` is the node without gRPC: the pods, the driver, wardens, jails and network of a daemon, driven by its own objects.
+`daemon` is the whole of it, on its socket, and `registry` has an image for it.
 `new_jail` makes what the network's own tests have for pods, and `load_pf_conf` lends them the main ruleset of pf(4).
 """
 
@@ -27,6 +28,8 @@ from ipaddress import ip_interface
 from pathlib import Path
 
 import pytest
+
+from .daemon import daemon, registry  # noqa: F401  fixtures
 
 collect_ignore_glob = [] if sys.platform.startswith("freebsd") else ["*"]
 

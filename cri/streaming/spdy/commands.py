@@ -1,34 +1,35 @@
-"""Exec and attach over SPDY: the streams of v1.channel.k8s.io to v4.channel.k8s.io (client-go: tools/remotecommand).
+"""Exec and attach over SPDY: the streams of channel.k8s.io, which is v1, to v4.channel.k8s.io (client-go: tools/remotecommand).
 
 The client opens every stream and says by the header `streamType` what it is for: error, stdin, stdout, stderr, and
-resize since v3. v2 corrected the client, not the protocol. v4 ends with a metav1.Status as JSON on the error stream,
-the versions before with a message for people, or nothing.
+resize since v3. v4 ends with a metav1.Status as JSON on the error stream, the versions before with a message for
+people, or nothing. v1 and v2 differ in the client only: that of v1 never ends stdin, and leaves when the outputs have
+ended, so that the message may come too late for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections import deque
 from typing import Self
 
+import structlog
+
 from cri.sandbox.spec import TerminalSize
-from cri.streaming.resizing import terminal_size
+from cri.streaming.resizing import SizeStream
 from cri.streaming.session import ClientGoneError, Outcome, Output, Streams
 from cri.streaming.spdy.connection import SpdyConnection, SpdyStream
 from cri.streaming.status import error_stream
 
-PROTOCOLS = ("v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "v1.channel.k8s.io", "")
+log = structlog.get_logger(__name__)
+
+PROTOCOLS = ("v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io", "")
 """What clients may ask for, the best first; "" is of those who negotiate nothing."""
 
 _RESIZING = ("v4.channel.k8s.io", "v3.channel.k8s.io")
 
 CREATION_PATIENCE = 30.0
 """Seconds in which a client must have opened its streams; the kubelet's."""
-
-_MAX_SIZE = 1024
-"""Bytes of a terminal's size as JSON."""
 
 
 class SpdyCommandSession:
@@ -68,10 +69,9 @@ class SpdyCommandSession:
                     else:
                         await stream.refuse()
         except TimeoutError:
-            raise ClientGoneError(
-                f"the client has not opened {', '.join(sorted(expected - streams.keys()))} "
-                f"within {CREATION_PATIENCE:.0f} s"
-            ) from None
+            missing = sorted(expected - streams.keys())
+            log.info("a client has not opened its streams", missing=missing, seconds=CREATION_PATIENCE)
+            raise ClientGoneError from None
         return cls(connection, protocol, wanted, streams)
 
     async def stdin(self) -> bytes:
@@ -120,24 +120,11 @@ class SpdyCommandSession:
             await stream.refuse()
 
     async def _read_sizes(self, stream: SpdyStream) -> None:
-        """A stream of JSON objects, `{"Width": 80, "Height": 24}`, one after the other."""
-        text = ""
-        decoder = json.JSONDecoder()
+        sizes = SizeStream()
         with contextlib.suppress(ClientGoneError):
             while data := await stream.read():
-                text = (text + data.decode("ascii", "replace")).lstrip()
-                while text:
-                    try:
-                        value, end = decoder.raw_decode(text)
-                    except ValueError:
-                        break
-                    text = text[end:].lstrip()
-                    self._take(value)
-                text = text[-_MAX_SIZE:] if len(text) > _MAX_SIZE else text
+                if (size := sizes.newest(data)) is not None:
+                    self._sizes.append(size)
+                    self._resized.set()
         self._no_more_sizes = True
         self._resized.set()
-
-    def _take(self, value: object) -> None:
-        if (size := terminal_size(value)) is not None:
-            self._sizes.append(size)
-            self._resized.set()

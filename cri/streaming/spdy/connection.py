@@ -157,7 +157,7 @@ class SpdyConnection:
         """Bytes that the windows allow to send: all there are if the client does not care."""
         room = MAX_WINDOW
         if self._heed.streams:
-            room = stream.send_window.room
+            room = self._initial_send_window + stream.send_window.room
         if self._heed.session:
             room = min(room, self._send_window.room)
         return room
@@ -251,7 +251,7 @@ class SpdyConnection:
                 frame.stream_id,
                 frame.headers.first_values(),
                 buffer=self._limits.stream_buffer,
-                send_window=SendWindow(self._initial_send_window),
+                send_window=SendWindow(),
                 receive_window=ReceiveWindow(self._stream_window),
             )
             stream.received_all = frame.fin
@@ -302,18 +302,18 @@ class SpdyConnection:
             if stream := self._streams.get(frame.stream_id):
                 if not frame.delta:
                     await self._reset(frame.stream_id, ResetStatus.PROTOCOL_ERROR)
-                elif not stream.send_window.grow(frame.delta):
+                elif not stream.send_window.grow(frame.delta, self._initial_send_window):
                     await self._reset(frame.stream_id, ResetStatus.FLOW_CONTROL_ERROR)
         self.windows.fire()
 
     def _take_settings(self, frame: Settings) -> None:
-        """2.6.4: the first value counts; a change concerns all open streams."""
+        """2.6.4: the first value counts. A change concerns all open streams, but none is touched: there may be many."""
         size = next((value for number, value in frame.values if number == INITIAL_WINDOW_SIZE), None)
         if size is None:
             return
         self._heed.streams = True
-        delta, self._initial_send_window = size - self._initial_send_window, size
-        if size > MAX_WINDOW or not all(stream.send_window.grow(delta) for stream in self._streams.values()):
+        self._initial_send_window = size
+        if size > MAX_WINDOW:
             raise SpdyError(f"SETTINGS with windows of {size} bytes")
         self.windows.fire()
 

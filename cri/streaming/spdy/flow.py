@@ -25,9 +25,13 @@ DEFAULT_WINDOW: Final = 64 * 1024
 
 
 class SendWindow:
-    """Room for bytes that the peer has promised to take."""
+    """Room for bytes that the peer has promised to take.
 
-    def __init__(self, size: int) -> None:
+    That of a stream is counted from the size that all streams have to begin with, as SETTINGS changes it for every one
+    that is open: what this has is what was promised beyond it, less what was sent.
+    """
+
+    def __init__(self, size: int = 0) -> None:
         self.room = size
         """Bytes; negative if we sent before we knew that the peer counts, or if it has made its windows smaller."""
 
@@ -35,10 +39,10 @@ class SendWindow:
         """Count bytes that are being sent."""
         self.room -= size
 
-    def grow(self, delta: int) -> bool:
-        """Take more room. False if that makes a window larger than there may be."""
+    def grow(self, delta: int, base: int = 0) -> bool:
+        """Take more room. False if that makes a window, which begins with `base`, larger than there may be."""
         self.room += delta
-        return self.room <= MAX_WINDOW
+        return base + self.room <= MAX_WINDOW
 
 
 class ReceiveWindow:

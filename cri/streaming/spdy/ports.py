@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import structlog
 
@@ -58,59 +59,79 @@ class SpdyForwardedConnection:
             await self._data.ignore()
 
 
+@dataclass(frozen=True, slots=True)
+class _Half:
+    """The first stream of a connection, which waits for the second."""
+
+    stream: SpdyStream
+    kind: str
+    port: int
+    expiry: asyncio.TimerHandle
+
+
 class SpdyForwardSession:
     """All connections of one client (see `session.ForwardSession`)."""
 
     def __init__(self, connection: SpdyConnection) -> None:
         self._connection = connection
-        self._halves: dict[str, dict[str, SpdyStream]] = {}
-        self._expiries: dict[str, asyncio.TimerHandle] = {}
+        self._halves: dict[str, _Half] = {}
         self._refusals: set[asyncio.Task[None]] = set()
 
     async def connection(self) -> SpdyForwardedConnection | None:
         """The next pair of streams."""
         while (stream := await self._connection.accept()) is not None:
             with contextlib.suppress(ClientGoneError):
-                if (pair := await self._pair(stream)) is not None:
-                    return SpdyForwardedConnection(_port(stream.headers) or 0, pair["data"], pair["error"])
+                if (connection := await self._pair(stream)) is not None:
+                    return connection
         return None
 
     async def close(self) -> None:
         """End the session with all its connections."""
-        for expiry in self._expiries.values():
-            expiry.cancel()
+        for half in self._halves.values():
+            half.expiry.cancel()
+        self._halves.clear()
         for refusal in self._refusals:
             refusal.cancel()
         await asyncio.gather(*self._refusals, return_exceptions=True)
         await self._connection.close()
 
-    async def _pair(self, stream: SpdyStream) -> dict[str, SpdyStream] | None:
+    async def _pair(self, stream: SpdyStream) -> SpdyForwardedConnection | None:
+        """The connection whose second stream this is. Raises ClientGoneError if the client has reset it."""
         kind, port = stream.headers.get("streamtype", ""), _port(stream.headers)
         if kind not in ("error", "data") or port is None:
             await stream.refuse()
             return None
         number = _request(stream, kind)
-        half = self._halves.setdefault(number, {})
-        if kind in half or (half and _port(next(iter(half.values())).headers) != port):
+        half = self._halves.get(number)
+        if half is None or half.stream.finished:
+            self._forget(number)
+            # Before anything is waited for: every half that there is has an end.
+            expiry = asyncio.get_running_loop().call_later(PAIR_PATIENCE, self._expire, number)
+            self._halves[number] = _Half(stream, kind, port, expiry)
+            await stream.reply()
+            return None
+        if kind == half.kind or port != half.port:
             await stream.refuse()
             return None
-        half[kind] = stream
-        await stream.reply()
-        if len(half) < 2:
-            loop = asyncio.get_running_loop()
-            self._expiries[number] = loop.call_later(PAIR_PATIENCE, self._expire, number)
-            return None
-        self._expiries.pop(number).cancel()
-        return self._halves.pop(number)
+        self._forget(number)
+        try:
+            await stream.reply()
+        except ClientGoneError:
+            await half.stream.refuse()
+            raise
+        data, error = (stream, half.stream) if kind == "data" else (half.stream, stream)
+        return SpdyForwardedConnection(port, data, error)
+
+    def _forget(self, number: str) -> None:
+        if (half := self._halves.pop(number, None)) is not None:
+            half.expiry.cancel()
 
     def _expire(self, number: str) -> None:
-        del self._expiries[number]
         half = self._halves.pop(number)
         log.info("half a connection of a port-forward expired", request=number)
-        for stream in half.values():
-            refusal = asyncio.create_task(_reset(stream))
-            self._refusals.add(refusal)
-            refusal.add_done_callback(self._refusals.discard)
+        refusal = asyncio.create_task(half.stream.refuse())
+        self._refusals.add(refusal)
+        refusal.add_done_callback(self._refusals.discard)
 
 
 def _port(headers: Mapping[str, str]) -> int | None:
@@ -121,8 +142,3 @@ def _port(headers: Mapping[str, str]) -> int | None:
 def _request(stream: SpdyStream, kind: str) -> str:
     """What both streams of a connection have in common: clients before 1.2 gave no number, but opened error, then data."""
     return stream.headers.get("requestid") or f"stream {stream.id if kind == 'error' else stream.id - 2}"
-
-
-async def _reset(stream: SpdyStream) -> None:
-    with contextlib.suppress(ClientGoneError):
-        await stream.refuse()

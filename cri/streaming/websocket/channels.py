@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import json
 from collections import deque
 
 from websockets.frames import CloseCode
 
 from cri.sandbox.spec import TerminalSize
-from cri.streaming.resizing import terminal_size
+from cri.streaming.resizing import MAX_SIZE, terminal_size
 from cri.streaming.session import ClientGoneError, Outcome, Output, Streams
 from cri.streaming.status import error_stream
 from cri.streaming.websocket.codec import ChannelCodec, Piece
@@ -28,9 +27,6 @@ PROTOCOLS = (
     "base64.channel.k8s.io",
     "",
 )
-
-MAX_RESIZE = 1024
-"""Bytes of a message that tells a terminal's size."""
 
 SIZES_KEPT = 4
 """Sizes that nobody has asked for yet; of more only the newest matter."""
@@ -148,7 +144,7 @@ class ChannelSession:
         if not is_close and piece.channel != Channel.RESIZE:
             return  # nothing else is the client's to write to
         self._small += piece.data
-        if len(self._small) > MAX_RESIZE:
+        if len(self._small) > MAX_SIZE:
             raise await self._breach("a message about a terminal's size, or a channel's end, is too long")
         if piece.last:
             message, self._small = self._small, b""
@@ -169,11 +165,7 @@ class ChannelSession:
         return await self._websocket.fail(CloseCode.PROTOCOL_ERROR, message)
 
     def _resize(self, message: bytes) -> None:
-        try:
-            size = terminal_size(json.loads(message))
-        except (ValueError, RecursionError):  # nonsense does no harm
-            return
-        if size is not None and self._more_sizes:
+        if (size := terminal_size(message)) is not None and self._more_sizes:
             self._sizes.append(size)
             self._size_news.set()
 

@@ -16,6 +16,9 @@ from cri.streaming.websocket.frames import Fragment, ProtocolBreachError
 
 DIGIT = ord("0")
 
+MESSAGE_SIZE = 64 * 1024
+"""Bytes of data that one message of ours has at most: other channels get their turn between them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -70,7 +73,11 @@ class ChannelCodec:
             raise ProtocolBreachError(CloseCode.INVALID_DATA, "a message is not base64") from error
 
     async def send(self, channel: int, data: bytes) -> None:
-        """Send a message on a channel. Raises ClientGoneError."""
+        """Send data on a channel, if there is much of it as several messages. Raises ClientGoneError."""
+        for at in range(0, len(data) or 1, MESSAGE_SIZE):
+            await self._send(channel, data[at : at + MESSAGE_SIZE])
+
+    async def _send(self, channel: int, data: bytes) -> None:
         if self._base64:
             await self._websocket.send(
                 bytes((DIGIT + channel,)), binascii.b2a_base64(data, newline=False), text=True

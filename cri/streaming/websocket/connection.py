@@ -37,6 +37,8 @@ class WebSocketConnection:
 
     def __init__(self, wire: Wire, heartbeat: float = HEARTBEAT) -> None:
         self._wire = wire
+        self._turn = asyncio.Lock()
+        """Of who sends a message: the others wait with nothing in the wire's buffer."""
         self._heartbeat = heartbeat
         self._reader = FrameReader()
         self._received: Iterator[Fragment | Control] = iter(())
@@ -111,18 +113,27 @@ class WebSocketConnection:
 
     async def send(self, *parts: bytes, text: bool = False) -> None:
         """Send a message, given in parts, and wait while the client has no room. Raises ClientGoneError."""
-        if self._closing:
-            raise ClientGoneError("the WebSocket is closed")
         opcode = Opcode.TEXT if text else Opcode.BINARY
         try:
-            await self._wire.write(frame_header(opcode, sum(map(len, parts))), *parts)
+            # Control frames are not kept waiting: they are small, and there is one of a kind at a time.
+            async with self._turn:
+                if self._closing:
+                    raise ClientGoneError("the WebSocket is closed")
+                await self._wire.write(frame_header(opcode, sum(map(len, parts))), *parts)
         except ConnectionError as error:
             self._gone.set()
             raise ClientGoneError("the WebSocket's client has gone") from error
 
-    async def close(self, code: CloseCode = CloseCode.NORMAL_CLOSURE, reason: str = "") -> None:
-        """Send what is waiting, say goodbye, and close. Nobody may be in `receive`. Succeeds if repeated."""
+    async def close(self, code: CloseCode | None = None, reason: str = "") -> None:
+        """Send what is waiting, say goodbye, and close. Nobody may be in `receive`. Succeeds if repeated.
+
+        Without a code the end is a normal one, unless the session is cancelled, which is how a daemon stops.
+        """
         self._gone.set()
+        if code is None:
+            task = asyncio.current_task()
+            leaving = task is not None and task.cancelling()
+            code = CloseCode.GOING_AWAY if leaving else CloseCode.NORMAL_CLOSURE
         await self._end(_close_payload(code, reason))
         await self._wire.close()
 

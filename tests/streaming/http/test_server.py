@@ -102,13 +102,25 @@ async def test_a_wrong_request_does_not_use_up_the_token(server, connect, echo, 
         (request_of(url, V4, upgrade=""), 400),
         (request_of(url, V4, upgrade="h2c"), 400),
         (request_of(url, V4, "Content-Length: 5") + b"hello", 400),
-        (request_of(url, V4, "Transfer-Encoding: chunked"), 400),
+        (request_of(url, V4, "Transfer-Encoding: chunked") + b"5\r\nhello\r\n", 400),
     ]
     for request, status in wrong:
         answer = await (await connect(server)).ask(request)
         assert answer.startswith(b"HTTP/1.1 %d " % status), request
         assert url.rpartition("/")[2].encode() not in answer
     assert (await (await connect(server)).upgrade(request_of(url, V4))).startswith(b"HTTP/1.1 101 ")
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_an_empty_body_in_chunks(server, connect, echo, request_of, together):
+    client = await connect(server)
+    head, body = request_of(server.offer(echo()), V4, "Transfer-Encoding: chunked"), b"0\r\n\r\n"
+    if not together:
+        client.writer.write(head)
+        await asyncio.sleep(0.05)
+    answer = await client.upgrade((head if together else b"") + body + b"early")
+    assert answer.startswith(b"HTTP/1.1 101 ")
+    assert await client.reader.readexactly(5) == b"early"
 
 
 async def test_websocket_upgrade(server, echo):
@@ -245,6 +257,37 @@ async def test_too_many_connections(serve, connect, echo, request_of):
     )
 
 
+async def test_connections_that_ask_for_nothing_make_room(serve, connect, echo, request_of, monkeypatch):
+    monkeypatch.setattr(server_module, "ASKING_TIME", 0.2)
+    server = await serve(unasked=4)
+    asked = await connect(server)
+    await asked.upgrade(request_of(server.offer(echo()), V4))
+    silent = [await connect(server) for _ in range(8)]
+    with capture_logs() as logs:
+        async with asyncio.timeout(5):
+            client = await connect(server)
+            assert (await client.upgrade(request_of(server.offer(echo()), V4))).startswith(b"HTTP/1.1 101 ")
+    assert {entry["event"] for entry in logs} == {
+        "too many streaming connections that ask for nothing, the oldest is closed"
+    }
+    async with asyncio.timeout(1):
+        assert [await one.reader.read() for one in silent[:4]] == [b""] * 4
+    assert not silent[-1].reader.at_eof()
+    assert server.connections <= 2 + 4
+    asked.writer.write(b"still here")
+    assert await asked.reader.readexactly(10) == b"still here"
+
+
+async def test_many_who_ask_at_once_are_all_served(serve, connect, echo, request_of):
+    server = await serve(unasked=4)
+    clients = [await connect(server) for _ in range(100)]
+    async with asyncio.timeout(10):
+        answers = await asyncio.gather(
+            *(client.upgrade(request_of(server.offer(echo()), V4)) for client in clients)
+        )
+    assert all(answer.startswith(b"HTTP/1.1 101 ") for answer in answers)
+
+
 async def test_a_flood_of_requests_for_urls(serve, echo):
     server = await serve(grants=Grants(2))
     server.offer(echo())
@@ -277,6 +320,49 @@ async def test_stop_does_not_wait_for_clients_that_say_nothing(serve, connect):
         await connect(server)
     async with asyncio.timeout(2):
         await server.stop()
+
+
+async def test_no_session_outlives_stop(serve, connect, echo, request_of, monkeypatch):
+    """Who neither reads nor closes was left behind with a session that still said goodbye."""
+    monkeypatch.setattr(server_module, "CANCEL_TIME", 0.2)
+    ended = asyncio.Event()
+
+    class Polite(echo):
+        async def over_spdy(self, wire, protocol):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                while await wire.read():
+                    pass
+                ended.set()
+
+    server = await serve()
+    client = await connect(server)
+    await client.upgrade(request_of(server.offer(Polite()), V4))
+    with capture_logs() as logs:
+        async with asyncio.timeout(3):
+            await server.stop()
+    assert ended.is_set()
+    assert server.connections == 0
+    assert logs == []
+
+
+async def test_a_websocket_is_told_that_the_server_goes(serve, echo):
+    class Polite(echo):
+        async def over_websocket(self, websocket, protocol):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await websocket.close()
+
+    server = await serve()
+    url = server.offer(Polite()).replace("http", "ws")
+    async with websockets.connect(url, subprotocols=["v4.channel.k8s.io"]) as client:
+        stopping = asyncio.create_task(server.stop())
+        with pytest.raises(websockets.ConnectionClosedOK):
+            await client.recv()
+        await stopping
+    assert client.close_code == 1001
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from cri.streaming.session import ClientGoneError
 from cri.streaming.spdy.connection import SpdyConnection
+from cri.streaming.spdy.flow import SendWindow
 from cri.streaming.spdy.frames import (
     INITIAL_WINDOW_SIZE,
     MAX_WINDOW,
@@ -136,6 +137,37 @@ async def test_windows_of_a_client_that_counts_are_waited_for(connect: Connect, 
     await soon(other.write(bytes(100)))
     client.send(WindowUpdate(1, 1 << 20))
     await soon(writing)
+
+
+async def test_a_change_of_all_windows_takes_no_longer_for_many_streams(connect: Connect) -> None:
+    """It looked at each of them: a client could make one read of 256 frames take half a second."""
+    client = await connect()
+    touched = 0
+
+    class Window(SendWindow):
+        def grow(self, delta: int, base: int = 0) -> bool:
+            nonlocal touched
+            touched += 1
+            return super().grow(delta, base)
+
+    for _ in range(50):
+        (await client.open()).send_window = Window()
+    client.send(*(Settings(((INITIAL_WINDOW_SIZE, 1000 + number),)) for number in range(100)), Ping(1))
+    assert Ping(1) in await client.frames()
+    assert touched == 0
+    client.send(WindowUpdate(1, 1))
+    await client.frames()
+    assert touched == 1
+
+
+async def test_a_window_that_settings_and_updates_make_too_large(connect: Connect) -> None:
+    client = await connect()
+    await client.open()
+    await client.frames()
+    client.send(Settings(((INITIAL_WINDOW_SIZE, 0),)), WindowUpdate(1, MAX_WINDOW))
+    assert await client.frames() == []
+    client.send(Settings(((INITIAL_WINDOW_SIZE, 1),)), WindowUpdate(1, 1))
+    assert await client.frames() == [RstStream(1, ResetStatus.FLOW_CONTROL_ERROR)]
 
 
 async def test_the_window_of_the_session_is_waited_for(connect: Connect, data_of: Any) -> None:

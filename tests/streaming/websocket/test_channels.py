@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import random
 import socket
 import struct
 
@@ -221,6 +222,23 @@ async def test_finish_reads_on_so_that_a_client_that_still_sends_can_read(peer, 
     await finishing
     assert b"NonZeroExitCode" in peer.messages()[-1]
     assert peer.wire.closed
+
+
+@pytest.mark.parametrize("protocol", [V4, V4_BASE64])
+async def test_much_output_leaves_turns_to_others(peer, begin, protocol):
+    session = await begin(protocol)
+    out, err = random.randbytes(200_000), random.randbytes(1000)
+    peer.wire.room.clear()
+    sending = asyncio.gather(session.send(Output.STDOUT, out), session.send(Output.STDERR, err))
+    await asyncio.sleep(0.01)
+    peer.wire.room.set()
+    await sending
+    messages = peer.messages()[1:]
+    texts = [message.decode() for message in messages] if "base64" in protocol else messages
+    got = [Text(protocol).get(message) for message in texts]
+    assert b"".join(data for channel, data in got if channel == 1) == out
+    assert [channel for channel, _ in got] == [1, 2, 1, 1, 1]
+    assert max(len(data) for _, data in got) == 64 * 1024
 
 
 async def test_sizes_wait_for_who_asks_and_the_newest_are_kept(peer, begin):

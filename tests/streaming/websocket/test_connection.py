@@ -130,6 +130,61 @@ async def test_sending_waits_for_room(peer, websocket):
     await sending
 
 
+async def test_many_writers_take_turns(peer, websocket):
+    """Each had put its message into the wire's buffer before it waited, so that one stuck client held them all."""
+    peer.wire.room.clear()
+    sending = [asyncio.create_task(websocket.send(b"%3d" % number * 1000)) for number in range(100)]
+    await asyncio.sleep(0.02)
+    assert len(peer.wire.written) < 2 * 3000
+    peer.wire.room.set()
+    await asyncio.gather(*sending)
+    assert peer.messages() == [b"%3d" % number * 1000 for number in range(100)]
+
+
+async def test_a_ping_is_answered_while_messages_wait(peer, websocket):
+    receiving = asyncio.create_task(websocket.receive())
+    peer.wire.room.clear()
+    sending = [asyncio.create_task(websocket.send(b"x")) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    peer.protocol.send_ping(b"?")
+    peer.flush()
+    await peer.until(lambda: any(frame.opcode is Opcode.PONG for frame in peer.got()))
+    for task in (receiving, *sending):
+        task.cancel()
+
+
+async def test_no_message_follows_the_close_frame(peer, websocket):
+    peer.wire.room.clear()
+    sending = [asyncio.create_task(websocket.send(b"x")) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    closing = asyncio.create_task(websocket.close())
+    await asyncio.sleep(0.01)
+    peer.wire.room.set()
+    await closing
+    assert [type(result) for result in await asyncio.gather(*sending, return_exceptions=True)] == [
+        type(None),
+        ClientGoneError,
+        ClientGoneError,
+    ]
+    assert peer.messages() == [b"x"]
+    assert peer.protocol.close_rcvd.code == 1000
+
+
+async def test_a_session_that_is_cancelled_is_going_away(peer, websocket):
+    async def session():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await websocket.close()
+
+    running = asyncio.create_task(session())
+    await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait([running])
+    peer.got()
+    assert peer.protocol.close_rcvd.code == 1001
+
+
 async def test_a_client_that_left_is_found_out_while_nobody_reads(peer):
     websocket = WebSocketConnection(peer.wire, heartbeat=0.02)
     await peer.until(lambda: any(frame.opcode is Opcode.PING for frame in peer.got()))
