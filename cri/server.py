@@ -171,7 +171,7 @@ def streaming_server(config: StreamingConfig) -> StreamingServer:
         if config.cert_file is None or config.key_file is None
         else CertificateFiles(config.cert_file, config.key_file)
     )
-    return StreamingServer(*config.endpoint(), tls=tls)
+    return StreamingServer(*config.endpoint(), tls=tls, patience=config.idle_timeout)
 
 
 def make_host(config: Config) -> Host:

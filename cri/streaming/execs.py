@@ -40,7 +40,8 @@ async def run_exec(
     """Run a command for a client until it ends, and tell how it ended.
 
     If the client goes first, or nothing moves for `idle_timeout` seconds, terminal and pipes are closed, which ends most commands (SIGHUP, SIGPIPE, end of stdin);
-    what is left of it after `HANG_UP_PATIENCE` is killed.
+    one that goes on for `HANG_UP_PATIENCE` is killed with all that it has started. What it leaves behind when it ends stays,
+    as it does after a hangup anywhere (nohup(1)).
     """
     try:
         outcome = await _run(warden, container, argv, streams, session, Activity(idle_timeout))

@@ -20,6 +20,9 @@ log = structlog.get_logger(__name__)
 CONNECT_PATIENCE = 10.0
 """Seconds until a port of the pod counts as silent."""
 
+CHUNK = 64 * 1024
+"""Bytes that each connection may have waiting for its turn at the client."""
+
 LOOPBACK = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 """Where programs in a pod are looked for, as by every runtime: what listens on all addresses is found there too."""
 
@@ -115,7 +118,7 @@ async def _relay(inside: socket.socket, connection: ForwardedConnection, activit
         raise
 
     async def to_client() -> None:
-        while data := await source.read():
+        while data := await source.read(CHUNK):
             activity.mark()
             await connection.write(data)
         await connection.finish()

@@ -144,8 +144,10 @@ class Exchange:
             await wire.write(answer)
         await wire.close()
 
-    async def switch(self, upgrade: str, headers: Headers) -> SocketWire:
+    async def switch(self, upgrade: str, headers: Headers, patience: float) -> SocketWire:
         """Switch to another protocol; what the client has sent of it already is the first that is read.
+
+        A client that takes nothing for `patience` seconds then counts as gone.
 
         Raises ConnectionError.
         """
@@ -155,6 +157,6 @@ class Exchange:
             h11.InformationalResponse(status_code=101, headers=all_headers, reason=_reason(101))
         )
         assert answer is not None
-        wire = SocketWire(self._reader, self._writer, early)
+        wire = SocketWire(self._reader, self._writer, early, patience)
         await wire.write(answer)
         return wire

@@ -16,7 +16,7 @@ from cri.streaming.activity import Activity
 from cri.streaming.descriptors import CHUNK, Sink, Source, pipe
 from cri.streaming.session import ClientGoneError, CommandSession, Output, Streams
 
-SLOW = 0.2
+SLOW = 0.1
 """Seconds for which a client that keeps up never makes a sender wait."""
 
 SIP = 4 * 1024
@@ -144,7 +144,7 @@ class Plumbing:
 
     async def _deliver(self, output: Output, source: Source) -> None:
         loop = asyncio.get_running_loop()
-        limit = self._chunk
+        limit = min(self._chunk, SIP)
         wanted = True
         while data := await source.read(limit):
             self._activity.mark()
@@ -157,7 +157,7 @@ class Plumbing:
                     False  # it may have given up this output alone, and the process is not to wait for it
                 )
             # A warden lets go of who takes nothing for a second: for a slow client, take a little and often.
-            limit = self._chunk if loop.time() - began < SLOW else min(self._chunk, SIP)
+            limit = min(self._chunk, 2 * limit if loop.time() - began < SLOW else SIP)
 
     async def _resize(self) -> None:
         while (size := await self._session.resized()) is not None:

@@ -22,7 +22,7 @@ from cri.streaming.session import ClientGoneError
 from cri.streaming.tls import CertificateFiles
 from cri.streaming.websocket.connection import WebSocketConnection
 from cri.streaming.websocket.handshake import accept
-from cri.streaming.wire import Wire
+from cri.streaming.wire import PATIENCE, Wire
 
 log = structlog.get_logger(__name__)
 
@@ -79,15 +79,20 @@ class StreamingServer:
         *,
         tls: CertificateFiles | None = None,
         advertise: str = "",
+        patience: float = PATIENCE,
         connections: int = CONNECTIONS,
         unasked: int = UNASKED,
         grants: Grants[Session] | None = None,
     ) -> None:
-        """Port 0 is a free one. `advertise` is the host in URLs if that is not where the server listens."""
+        """Port 0 is a free one. `advertise` is the host in URLs if that is not where the server listens.
+
+        Clients that take nothing of what there is for them for `patience` seconds have gone.
+        """
         self._host = host or "0.0.0.0"
         self._port = port
         self._tls = tls
         self._advertise = advertise
+        self._patience = patience
         self._most = connections
         self._most_unasked = unasked
         self._grants = Grants[Session]() if grants is None else grants
@@ -262,13 +267,13 @@ class StreamingServer:
             await exchange.refuse(refused)
             return
         if head.wants("websocket"):
-            websocket = WebSocketConnection(await exchange.switch("websocket", headers))
+            websocket = WebSocketConnection(await exchange.switch("websocket", headers, self._patience))
             try:
                 await session.over_websocket(websocket, protocol)
             finally:
                 websocket.abort()
         else:
-            await session.over_spdy(await exchange.switch(SPDY, headers), protocol)
+            await session.over_spdy(await exchange.switch(SPDY, headers, self._patience), protocol)
 
     def _redeem(self, head: Head) -> Session:
         """The session that the request is for. Raises RefusedError.

@@ -145,14 +145,14 @@ class SocketWire:
         return True
 
     def _unsent(self) -> int:
-        """Bytes that wait here or in the kernel."""
+        """Bytes that wait here or in the kernel. Raises OSError."""
         transport = self._writer.transport
         waiting = transport.get_write_buffer_size()
         connection = transport.get_extra_info("socket")
-        with contextlib.suppress(OSError, ValueError):  # closed
-            (queued,) = struct.unpack("i", fcntl.ioctl(connection.fileno(), _UNSENT, bytes(4)))
-            waiting += queued
-        return waiting
+        if connection is None or connection.fileno() < 0:  # closed
+            return 0
+        (queued,) = struct.unpack("i", fcntl.ioctl(connection.fileno(), _UNSENT, bytes(4)))
+        return waiting + int(queued)
 
     def abort(self) -> None:
         """Close at once."""

@@ -1,4 +1,4 @@
-"""crictl and critest, built by critest-config/build-tools."""
+"""crictl, critest and streamclient, built by critest-config/build-tools."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nodekit.processes import CommandError
 
 
 def build(*tools: str) -> Path:
-    """Return the directory with TOOLS (of crictl, critest), building those that are missing.
+    """Return the directory with TOOLS (of crictl, critest, streamclient), building those that are missing.
 
     Raises:
         CommandError: if the build fails; what it printed stands on standard error.

@@ -23,6 +23,9 @@ PROTOCOLS = ("portforward.k8s.io",)
 PAIR_PATIENCE = 30.0
 """Seconds in which the second stream of a connection must follow the first; the kubelet's."""
 
+MOST_HALVES = 4096
+"""Halves that are kept. Those whose stream lives are fewer, as a client may not open so many; the others are dropped."""
+
 
 class SpdyForwardedConnection:
     """One connection (see `session.ForwardedConnection`)."""
@@ -105,6 +108,7 @@ class SpdyForwardSession:
         half = self._halves.get(number)
         if half is None or half.stream.finished:
             self._forget(number)
+            self._forget_the_dead()
             # Before anything is waited for: every half that there is has an end.
             expiry = asyncio.get_running_loop().call_later(PAIR_PATIENCE, self._expire, number)
             self._halves[number] = _Half(stream, kind, port, expiry)
@@ -125,6 +129,12 @@ class SpdyForwardSession:
     def _forget(self, number: str) -> None:
         if (half := self._halves.pop(number, None)) is not None:
             half.expiry.cancel()
+
+    def _forget_the_dead(self) -> None:
+        """Make sure that a client which opens and resets streams makes nothing grow."""
+        if len(self._halves) >= MOST_HALVES:
+            for number in [number for number, half in self._halves.items() if half.stream.finished]:
+                self._forget(number)
 
     def _expire(self, number: str) -> None:
         half = self._halves.pop(number)

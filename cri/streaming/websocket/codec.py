@@ -17,7 +17,7 @@ from cri.streaming.websocket.frames import Fragment, ProtocolBreachError
 DIGIT = ord("0")
 
 MESSAGE_SIZE = 64 * 1024
-"""Bytes of data that one message of ours has at most: other channels get their turn between them."""
+"""Bytes of data that a message of ours has at most while several channels send: they get their turn between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,10 @@ class ChannelCodec:
             raise ProtocolBreachError(CloseCode.INVALID_DATA, "a message is not base64") from error
 
     async def send(self, channel: int, data: bytes) -> None:
-        """Send data on a channel, if there is much of it as several messages. Raises ClientGoneError."""
-        for at in range(0, len(data) or 1, MESSAGE_SIZE):
-            await self._send(channel, data[at : at + MESSAGE_SIZE])
+        """Send data on a channel, as one message or several. Raises ClientGoneError."""
+        size = MESSAGE_SIZE if self._websocket.busy else max(len(data), 1)
+        for at in range(0, len(data) or 1, size):
+            await self._send(channel, data[at : at + size])
 
     async def _send(self, channel: int, data: bytes) -> None:
         if self._base64:

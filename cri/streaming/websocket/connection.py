@@ -111,6 +111,11 @@ class WebSocketConnection:
             async with asyncio.timeout(1):
                 await self._wire.write(*parts)
 
+    @property
+    def busy(self) -> bool:
+        """Somebody is sending just now."""
+        return self._turn.locked()
+
     async def send(self, *parts: bytes, text: bool = False) -> None:
         """Send a message, given in parts, and wait while the client has no room. Raises ClientGoneError."""
         opcode = Opcode.TEXT if text else Opcode.BINARY

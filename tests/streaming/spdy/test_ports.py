@@ -145,6 +145,20 @@ async def test_a_half_that_the_client_has_reset_is_no_half(forward: Forward) -> 
     assert (await waiting).port == 80
 
 
+async def test_streams_that_are_opened_and_reset_make_nothing_grow(
+    forward: Forward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ports, "MOST_HALVES", 20)
+    waiting = asyncio.create_task(forward.next())
+    await forward.ask(syn(1, "error", "80", "kept"))
+    for number in range(3, 203, 2):
+        await forward.ask(syn(number, "error", "80", str(number)))
+        await forward.ask(RstStream(number, ResetStatus.CANCEL))
+    assert len(forward.session._halves) <= 20
+    forward.client.send(syn(203, "data", "80", "kept"))
+    assert (await waiting).port == 80
+
+
 @pytest.mark.parametrize("first", [True, False])
 async def test_a_stream_that_is_reset_while_its_reply_waits(
     connect: Callable[..., Awaitable[Any]], patience: Callable[[float], None], first: bool

@@ -229,7 +229,11 @@ async def test_much_output_leaves_turns_to_others(peer, begin, protocol):
     session = await begin(protocol)
     out, err = random.randbytes(200_000), random.randbytes(1000)
     peer.wire.room.clear()
-    sending = asyncio.gather(session.send(Output.STDOUT, out), session.send(Output.STDERR, err))
+    sending = asyncio.gather(
+        session.send(Output.STDERR, err),
+        session.send(Output.STDOUT, out),
+        session.send(Output.STDERR, err),
+    )
     await asyncio.sleep(0.01)
     peer.wire.room.set()
     await sending
@@ -237,7 +241,7 @@ async def test_much_output_leaves_turns_to_others(peer, begin, protocol):
     texts = [message.decode() for message in messages] if "base64" in protocol else messages
     got = [Text(protocol).get(message) for message in texts]
     assert b"".join(data for channel, data in got if channel == 1) == out
-    assert [channel for channel, _ in got] == [1, 2, 1, 1, 1]
+    assert [channel for channel, _ in got] == [2, 1, 2, 1, 1, 1]
     assert max(len(data) for _, data in got) == 64 * 1024
 
 
