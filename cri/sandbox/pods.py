@@ -150,17 +150,24 @@ class Pods:
     def running(self, container_id: str) -> tuple[Container, Warden]:
         """A running container and its warden; raises NotFoundError or FailedPreconditionError."""
         container = self.container(container_id)
-        warden = self.sandboxes[container.spec.sandbox_id].warden
-        if container.state is not ContainerState.RUNNING or warden is None:
+        if container.state is not ContainerState.RUNNING:
             raise FailedPreconditionError(f"container {container.id} is {container.state}, not running")
-        return container, warden
+        return container, self._warden(self.sandboxes[container.spec.sandbox_id])
 
     def ready(self, sandbox_id: str) -> tuple[PodSandbox, Warden]:
         """A READY sandbox and its warden; raises NotFoundError or FailedPreconditionError."""
         sandbox = self.sandbox(sandbox_id)
-        if sandbox.state is not SandboxState.READY or sandbox.warden is None:
+        if sandbox.state is not SandboxState.READY:
             raise FailedPreconditionError(f"sandbox {sandbox.id} is {sandbox.state}, not ready")
-        return sandbox, sandbox.warden
+        return sandbox, self._warden(sandbox)
+
+    @staticmethod
+    def _warden(sandbox: PodSandbox) -> Warden:
+        if sandbox.warden is None:
+            raise FailedPreconditionError(
+                f"sandbox {sandbox.id}: the daemon is not connected to its warden; the daemon's log says why"
+            )
+        return sandbox.warden
 
     @staticmethod
     def stop_signal(container: Container) -> int:

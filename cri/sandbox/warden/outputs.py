@@ -17,11 +17,16 @@ _PIPE = 1024 * 1024
 """Bytes that a pipe holds (Linux; FreeBSD decides by itself): how far a program gets while its warden does something else."""
 _DRAIN_AT_EXIT = 64
 """Reads per stream at exit: a background process that writes without end must not hold the exit back."""
-
-
-_LITTLE = 16 * 1024
 _GATHER = 0.001
-"""Seconds between reads of a program that writes little pieces in quick succession: several of them cost as much as one."""
+"""Seconds that a pipe rests between little reads in quick succession.
+
+Many pieces then cost as much as one, and their program is not held up: a pipe holds more than is written meanwhile. What that
+costs is a delay, for the log and for who is attached. A terminal holds a few kilobytes only, and never rests.
+"""
+_LITTLE = 4 * 1024
+"""Bytes; a read of as many was worth its cost."""
+_ALONE = 0.1
+"""Seconds without a word from the other stream, after which a pipe may rest: nobody could tell later what came first."""
 
 
 @dataclass(eq=False, slots=True)
@@ -31,8 +36,12 @@ class _Output:
     fd: int
     name: str
     framer: Framer
+    terminal: bool
     watched: bool = False
     read_at: float = 0.0
+    """When it last had something."""
+    had_little: bool = False
+    """Whether that was `_LITTLE`."""
 
 
 class Outputs:
@@ -51,19 +60,16 @@ class Outputs:
         if hasattr(fcntl, "F_SETPIPE_SZ"):
             with contextlib.suppress(OSError):  # no pipe, or no right to a big one
                 fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE)
-        output = _Output(fd, name, Framer(name))
+        output = _Output(fd, name, Framer(name), os.isatty(fd))
         self._outputs.append(output)
         self.attachments.begin(name)
         self._watch(output)
 
     def drain(self) -> None:
         """Take over what was written so far, in bounded time, whoever is slow; streams that have ended are closed."""
-        for output in tuple(self._outputs):
+        for output in sorted(self._outputs, key=lambda output: output.watched):  # what rests has older content
             for _ in range(_DRAIN_AT_EXIT):
-                data = self._read(output)
-                if not data:
-                    if data is not None:
-                        self._end(output)
+                if not self._take(output):
                     break
 
     def close(self) -> None:
@@ -82,29 +88,45 @@ class Outputs:
             output.watched = False
 
     def _pump(self, output: _Output) -> None:
-        data = self._read(output)
-        if data == b"":
-            self._end(output)
-        elif data is not None and len(data) < _LITTLE:
-            now = time.monotonic()
-            if now - output.read_at < _GATHER:
-                self._unwatch(output)
-                self._loop.later(_GATHER, lambda: self._watch(output))
-            output.read_at = now
+        for other in tuple(self._outputs):
+            if not other.watched:  # it rests, and what it has was printed before what woke us
+                self._take(other)
+        if self._held:
+            return
+        size = self._take(output)
+        if size and not output.terminal:
+            self._rest(output, size)
 
-    def _read(self, output: _Output) -> bytes | None:
-        """Take over what is there: nothing at the end of the stream, None if nothing is there yet."""
-        try:
-            data = os.read(output.fd, _READ)
-        except BlockingIOError:
-            return None
-        except OSError:  # EIO: the last process has closed the terminal
-            return b""
+    def _rest(self, output: _Output, size: int) -> None:
+        """Let a pipe rest that had so many bytes, if it has had little before, too, and is alone."""
+        now = time.monotonic()
+        in_succession = output.had_little and now - output.read_at < _GATHER
+        output.had_little = size < _LITTLE
+        output.read_at = now
+        alone = all(now - other.read_at > _ALONE for other in self._outputs if other is not output)
+        if output.had_little and in_succession and alone:
+            self._unwatch(output)
+            self._loop.later(_GATHER, lambda: self._watch(output))
+
+    def _take(self, output: _Output) -> int:
+        """Pass on what is there, and how much that was; a stream that has ended is closed."""
+        data = self._read(output)
         if data:
             if self._log is not None:
                 self._log.write(output.framer.feed(data, time.time_ns()))
             self.attachments.feed(output.name, data)
-        return data
+        elif data is not None:
+            self._end(output)
+        return len(data or b"")
+
+    def _read(self, output: _Output) -> bytes | None:
+        """What is there: nothing at the end of the stream, None if nothing is there yet."""
+        try:
+            return os.read(output.fd, _READ)
+        except BlockingIOError:
+            return None
+        except OSError:  # EIO: the last process has closed the terminal
+            return b""
 
     def _end(self, output: _Output) -> None:
         """Close a stream; a last line without an end goes to the log."""
