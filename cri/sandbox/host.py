@@ -170,9 +170,10 @@ class Warden(abc.ABC):
         """Connect these descriptors (the caller closes its own copies) to a running container's first process.
 
         From now on its output goes to `stdout` and `stderr` as well as to the log, every byte of it, as long as somebody
-        reads: who takes nothing for a second is let go, so that neither the log nor the process waits for long. What
-        comes from `stdin` goes to the process. Its end is passed on if the container has `stdin_once`; otherwise the
-        process's stdin stays open for others. Any number may be attached. Raises HostError, WardenGoneError.
+        reads: who takes nothing for a second is let go, so that neither the log nor the process waits for long. (A pipe
+        becomes writable by whole pages, so about 4 KiB a second are the least that a reader must take.) What comes from
+        `stdin` goes to the process. Its end is passed on if the container has `stdin_once`; otherwise the process's stdin
+        stays open for others. Many may be attached. Raises HostError, WardenGoneError.
         """
 
     @abc.abstractmethod

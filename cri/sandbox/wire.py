@@ -21,9 +21,15 @@ EXIT_RECORD = "exit.json"
 
 
 def encode(value: Any) -> Any:
-    """A spec as what `json.dumps` takes. Text with surrogate escapes survives, as JSON escapes it."""
+    """A spec as what `json.dumps` takes. Text with surrogate escapes survives, as JSON escapes it.
+
+    A field that is None where that is the default is left out: a warden of an older release may not know it.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: encode(getattr(value, name)) for name in _hints(type(value))}
+        given = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {
+            field.name: encode(item) for field, item in given if item is not None or field.default is not None
+        }
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, tuple | list):

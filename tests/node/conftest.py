@@ -244,7 +244,8 @@ def traces(base: Path, bridge: str) -> list[str]:
     found = [
         f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(base) in line
     ]
-    found += [f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob("**/cri-jails")]
+    # walk passes over what another daemon removes meanwhile.
+    found += [f"cgroup {path}" for path, _, _ in os.walk("/sys/fs/cgroup") if path.endswith("/cri-jails")]
     found += [f"interface {name}" for name in interfaces() if name == bridge]
     found += [f"packet filter {line}" for line in packet_filter() if bridge in line]
     for process in Path("/proc").glob("[0-9]*"):

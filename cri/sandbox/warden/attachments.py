@@ -3,6 +3,9 @@
 What a reader does not take at once waits in a backlog of its own. When that is full, the container's outputs are not read any
 further, so the process waits as it would at a terminal. A reader that goes on gets every byte; one that takes nothing at all for
 `PATIENCE` while somebody waits for it is let go.
+
+A pipe becomes writable by whole pages, so to take something means to take about 4 KiB: who reads less in a second cannot be
+told from who reads nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ BACKLOG = 1024 * 1024
 PATIENCE = 1.0
 """Seconds in which a reader that somebody waits for must take something."""
 
-IDLE = f"it has read nothing for {PATIENCE:g} s while output was waiting; the container's log has everything"
+IDLE = (
+    f"it has taken too little for {PATIENCE:g} s while output was waiting; the container's log has everything"
+)
 UNREAD = "nobody reads its output any more"
 DETACHED = "it was detached"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 from collections import deque
@@ -25,6 +26,8 @@ from cri.sandbox.warden import launch, protocol
 from cri.sandbox.warden.handles import Handle, Handles, Outcome, WardenAttachment, WardenExec
 
 _HELLO_SECONDS = 10.0
+_HAS_STREAMS = 2
+"""The version of the protocol since which a warden attaches and sets the size of a terminal."""
 
 Answer = asyncio.Future[tuple[Any, list[int]]]
 """What the warden answers, and the descriptors that come with it."""
@@ -39,11 +42,13 @@ class WardenClient(Warden):
         self.descriptors: list[int] = []
         """What the warden announced, such as the pod's network namespace; closed with the connection."""
         self.sandbox_id = sandbox_id
+        self.version = protocol.VERSION
+        """Of the protocol, as the warden speaks it."""
         self._channel = channel
         self._lost = lost
         self._loop = asyncio.get_running_loop()
         self._hello: asyncio.Future[None] = self._loop.create_future()
-        self._waiting: dict[int, Answer] = {}
+        self._waiting: dict[object, Answer] = {}
         self._next_number = 1
         self._outbox: deque[tuple[protocol.Message, list[int]]] = deque()
         self._execs = Handles[int]()
@@ -119,6 +124,9 @@ class WardenClient(Warden):
         stderr: int | None,
     ) -> Exec:
         """Start a process inside a running container."""
+        size = process.terminal_size
+        if self.version < _HAS_STREAMS:
+            process = wire.replace(process, terminal_size=None)
         result, pty = await self._open(
             "exec",
             (stdin, stdout, stderr),
@@ -126,6 +134,8 @@ class WardenClient(Warden):
             container=container_id,
             process=wire.encode(process),
         )
+        if self.version < _HAS_STREAMS and pty is not None and size is not None:
+            launch.set_terminal_size(pty, size)
         started = WardenExec(result["exec"], result["pid"], pty, self._execs, self._kill_exec)
         self._keep(result["exec"], started, self._execs)
         return started
@@ -134,6 +144,9 @@ class WardenClient(Warden):
         self, container_id: str, *, stdin: int | None, stdout: int | None, stderr: int | None
     ) -> Attachment:
         """Connect these descriptors to a running container's first process."""
+        if self.version < _HAS_STREAMS:
+            reason = "its pod was started by an older release, which could not do that; make the pod anew"
+            raise HostError("attach to", f"container {container_id}", reason)
         result, pty = await self._open(
             "attach", (stdin, stdout, stderr), self._unwanted_attachment, container=container_id
         )
@@ -283,6 +296,11 @@ class WardenClient(Warden):
                 received = protocol.receive(self._channel)
             except BlockingIOError:
                 return
+            except protocol.DescriptorsLostError as error:
+                if (answer := self._waiting.pop(error.number, None)) is not None:
+                    _refuse(answer)
+                    continue
+                received = None
             except (OSError, protocol.ProtocolError):
                 received = None
             if received is None:
@@ -291,10 +309,12 @@ class WardenClient(Warden):
             self._take(*received)
 
     def _greet(self, version: object) -> None:
-        if version == protocol.VERSION:
+        if isinstance(version, int) and protocol.OLDEST <= version <= protocol.VERSION:
+            self.version = version
             self._hello.set_result(None)
         else:
-            reason = f"it speaks version {version} of the protocol, this release version {protocol.VERSION}; "
+            ours = f"{protocol.OLDEST} to {protocol.VERSION}"
+            reason = f"it speaks version {version} of the protocol, this release versions {ours}; "
             reason += "serve with the release that started it until its pod has ended"
             self._hello.set_exception(HostError("talk to", f"warden of sandbox {self.sandbox_id}", reason))
 
@@ -358,6 +378,13 @@ class WardenClient(Warden):
             f"warden of sandbox {self.sandbox_id}",
             "it has ended, and the sandbox's containers with it",
         )
+
+
+def _refuse(answer: Answer) -> None:
+    """End the waiting for an answer whose terminal or socket did not get here. The warden's copy is closed, which ends its user."""
+    if not answer.done():
+        reason = "the daemon has too many files open"
+        answer.set_exception(HostError("take", "what the warden has opened", reason, errno.EMFILE))
 
 
 def _give_back(answer: Answer, unwanted: Callable[[Any], None]) -> None:

@@ -163,7 +163,8 @@ class SupervisedContainer:
 
     def _make_stdin(self, fd: int) -> Stdin:
         process = self.plan.spec.process
-        return Stdin(self._loop, fd, once=process.stdin_once, terminal=process.tty)
+        name = f"stdin of container {self.id}"
+        return Stdin(self._loop, fd, once=process.stdin_once, terminal=process.tty, name=name)
 
     def _fork(self, target: int) -> Child:
         process = self.plan.spec.process

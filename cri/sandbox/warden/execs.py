@@ -15,7 +15,7 @@ from cri.sandbox.warden.driver import Driver, Target
 from cri.sandbox.warden.launch import Child, Report, Stdio
 from cri.sandbox.warden.loop import Loop
 from cri.sandbox.warden.protocol import Message
-from cri.sandbox.warden.server import Answer, Connection, Server
+from cri.sandbox.warden.server import Answer, Connection, Server, given_streams
 
 
 @dataclass(eq=False)
@@ -57,9 +57,7 @@ class Execs:
         if container.phase is not Phase.RUNNING or container.report is None:
             raise HostError("exec in", f"container {container.id}", "it is not running")
         process = wire.decode(ProcessSpec, message["process"])
-        given = iter(descriptors)
-        stdin, stdout, stderr = (next(given) if there else None for there in message["stdio"])
-        stdio = Stdio(stdin, stdout, stderr, tty=process.tty)
+        stdio = Stdio(**given_streams(message, descriptors), tty=process.tty)
         name = f"exec-{next(self._numbers)}"
         try:
             child = self._driver.exec(
@@ -99,15 +97,21 @@ class Execs:
 
     def _started(self, process: SupervisedExec) -> None:
         pty = None if process.report is None else process.report.pty
+        try:
+            if process.failure is None:
+                process.answer(
+                    {"exec": process.name, "pid": process.child.pid},
+                    descriptors=() if pty is None else (pty,),
+                )
+        except OSError as error:  # nobody would learn of it
+            reason = f"its terminal cannot be passed on: {error.strerror}"
+            process.failure = HostError("exec in", f"container {process.container.id}", reason, error.errno)
+            self._kill(process)
+        finally:
+            if pty is not None:
+                os.close(pty)
         if process.failure is not None:
             process.answer(error=process.failure)
-        else:
-            process.answer(
-                {"exec": process.name, "pid": process.child.pid},
-                descriptors=() if pty is None else (pty,),
-            )
-        if pty is not None:
-            os.close(pty)
 
     def _ended(self, process: SupervisedExec, status: int) -> None:
         del self._execs[process.name]

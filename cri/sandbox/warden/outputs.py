@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
+import sys
 import time
 from dataclasses import dataclass
 
@@ -23,8 +25,8 @@ _GATHER = 0.001
 Many pieces then cost as much as one, and their program is not held up: a pipe holds more than is written meanwhile. What that
 costs is a delay, for the log and for who is attached. A terminal holds a few kilobytes only, and never rests.
 """
-_LITTLE = 4 * 1024
-"""Bytes; a read of as many was worth its cost."""
+_LITTLE = (16 if sys.platform == "linux" else 8) * 1024
+"""Bytes; a read of as many was worth its cost, or (FreeBSD, sys/pipe.h, PIPE_MINDIRECT) its writer waits for the next."""
 _ALONE = 0.1
 """Seconds without a word from the other stream, after which a pipe may rest: nobody could tell later what came first."""
 
@@ -38,10 +40,10 @@ class _Output:
     framer: Framer
     terminal: bool
     watched: bool = False
-    read_at: float = 0.0
+    read_at: float = -math.inf
     """When it last had something."""
-    had_little: bool = False
-    """Whether that was `_LITTLE`."""
+    little_at: float = -math.inf
+    """The same, if that was less than `_LITTLE`."""
 
 
 class Outputs:
@@ -67,7 +69,8 @@ class Outputs:
 
     def drain(self) -> None:
         """Take over what was written so far, in bounded time, whoever is slow; streams that have ended are closed."""
-        for output in sorted(self._outputs, key=lambda output: output.watched):  # what rests has older content
+        # What rests has older content.
+        for output in sorted(self._outputs, key=lambda output: output.watched):
             for _ in range(_DRAIN_AT_EXIT):
                 if not self._take(output):
                     break
@@ -93,25 +96,22 @@ class Outputs:
                 self._take(other)
         if self._held:
             return
+        little_before = output.little_at
         size = self._take(output)
-        if size and not output.terminal:
-            self._rest(output, size)
-
-    def _rest(self, output: _Output, size: int) -> None:
-        """Let a pipe rest that had so many bytes, if it has had little before, too, and is alone."""
-        now = time.monotonic()
-        in_succession = output.had_little and now - output.read_at < _GATHER
-        output.had_little = size < _LITTLE
-        output.read_at = now
-        alone = all(now - other.read_at > _ALONE for other in self._outputs if other is not output)
-        if output.had_little and in_succession and alone:
+        in_succession = 0 < size < _LITTLE and output.read_at - little_before < _GATHER
+        if in_succession and not output.terminal and self._is_alone(output):
             self._unwatch(output)
             self._loop.later(_GATHER, lambda: self._watch(output))
+
+    def _is_alone(self, output: _Output) -> bool:
+        return all(output.read_at - other.read_at > _ALONE for other in self._outputs if other is not output)
 
     def _take(self, output: _Output) -> int:
         """Pass on what is there, and how much that was; a stream that has ended is closed."""
         data = self._read(output)
         if data:
+            output.read_at = time.monotonic()
+            output.little_at = output.read_at if len(data) < _LITTLE else -math.inf
             if self._log is not None:
                 self._log.write(output.framer.feed(data, time.time_ns()))
             self.attachments.feed(output.name, data)

@@ -21,7 +21,12 @@ from typing import Any
 Message = dict[str, Any]
 
 VERSION = 2
-"""Of what daemon and warden say to each other: a warden outlives the daemon that started it, and its release."""
+"""Of what daemon and warden say to each other: a warden outlives the daemon that started it, and its release.
+
+1 has neither attach nor the size of a terminal.
+"""
+OLDEST = 1
+"""The version of the oldest wardens that a daemon can work with: their pods can at least be stopped."""
 MAX_PACKET = 32 * 1024 if sys.platform == "linux" else 4 * 1024
 """Bytes of JSON that go as a packet; below the default send buffer of the system (net.local.seqpacket.maxseqpacket)."""
 MAX_MESSAGE = 32 * 1024 * 1024
@@ -31,12 +36,24 @@ SOCKET_PATH_LIMIT = 107 if sys.platform == "linux" else 103
 """Bytes of a socket's path, without the NUL (sun_path is 108 bytes on Linux, 104 on FreeBSD)."""
 
 _SPILLED = "spilled"
+_ID = "id"
 _ROOM = 1024 * 1024
 """Bytes of a connection's buffers, each way."""
 
 
 class ProtocolError(Exception):
     """The peer sent what is no message; the connection is still usable."""
+
+
+class DescriptorsLostError(ProtocolError):
+    """A message whose descriptors do not fit into this process's table (RLIMIT_NOFILE), or are too many.
+
+    `number` is the message's id, if it has one. On FreeBSD such a message is lost as a whole (unix(4), recvmsg(2)).
+    """
+
+    def __init__(self, number: object) -> None:
+        super().__init__("not all of its descriptors have arrived")
+        self.number = number
 
 
 def encode(message: Message) -> bytes:
@@ -73,7 +90,8 @@ def send(channel: socket.socket, message: Message, descriptors: Sequence[int] = 
         return
     spilled = _spill(data)
     try:
-        _send(channel, encode({_SPILLED: len(data)}), [*descriptors, spilled])
+        header = {_SPILLED: len(data)} | ({_ID: message[_ID]} if _ID in message else {})
+        _send(channel, encode(header), [*descriptors, spilled])
     finally:
         os.close(spilled)
 
@@ -97,7 +115,8 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
             # Bigger than a packet may be, or torn. Linux cuts such a one off, FreeBSD goes on with it.
             _skip_record(channel)
             flags |= socket.MSG_TRUNC
-        message = decode(b"" if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) else data)
+        message = decode(b"" if flags & socket.MSG_TRUNC else data)
+        _check_complete(message, flags)
         if _SPILLED in message:
             message = decode(_read(received, message[_SPILLED]))
     except BaseException:
@@ -149,6 +168,11 @@ def _send(channel: socket.socket, data: bytes, descriptors: Sequence[int]) -> No
     if sent < len(data):
         # FreeBSD 15 fills the room that there is. A peer that lets so much pile up gets no more from us.
         raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+
+def _check_complete(message: Message, flags: int) -> None:
+    if flags & socket.MSG_CTRUNC:
+        raise DescriptorsLostError(message.get(_ID))
 
 
 def _skip_record(channel: socket.socket) -> None:

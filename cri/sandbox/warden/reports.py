@@ -41,11 +41,13 @@ def follow(
         started()
 
     def reaped(status: int) -> None:
-        if child.report.fileno() >= 0:  # the end may be known before the report was read
-            advance()
-        if child.report.fileno() >= 0:
-            finish()
-        ended(status)
+        try:
+            if child.report.fileno() >= 0:  # the end may be known before the report was read
+                advance()
+            if child.report.fileno() >= 0:
+                finish()
+        finally:
+            ended(status)
 
     loop.watch(child.report, READ, advance)
     loop.children[child.pid] = reaped

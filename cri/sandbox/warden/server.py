@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import os
 import socket
 from collections import deque
@@ -14,6 +16,7 @@ from cri.sandbox.warden import launch, protocol
 from cri.sandbox.warden.journal import warn
 from cri.sandbox.warden.loop import READ, WRITE, Loop
 
+_STREAMS = ("stdin", "stdout", "stderr")
 _MAX_OUTBOX = 10_000
 """Messages that wait for a daemon that does not read; then its connection is closed."""
 
@@ -27,9 +30,25 @@ class Connection:
 
 
 Answer = Callable[..., None]
-"""Answers a request: with a result and `descriptors`, or with an `error`."""
+"""Answers a request: with a result and `descriptors`, or with an `error`.
+
+Raises OSError, with nothing answered, if the descriptors cannot be copied.
+"""
 
 Handler = Callable[[Connection, protocol.Message, list[int]], None]
+
+
+def given_streams(message: protocol.Message, descriptors: list[int]) -> dict[str, int]:
+    """The descriptors of a request by the names of the streams that they are for. Raises HostError if it has others."""
+    wanted = message["stdio"]
+    if (
+        not isinstance(wanted, list)
+        or len(wanted) != len(_STREAMS)
+        or sum(map(bool, wanted)) != len(descriptors)
+    ):
+        reason = f"it has {len(descriptors)} descriptors for stdio {wanted!r}"
+        raise HostError("understand", f"request {message.get('op')!r}", reason)
+    return dict(zip(itertools.compress(_STREAMS, wanted), descriptors, strict=True))
 
 
 class Server:
@@ -68,15 +87,22 @@ class Server:
         connection = Connection(channel)
         self._connections.append(connection)
         self._loop.watch(channel, READ, lambda events: self._serve(connection, events))
-        self.post(connection, self._greeting, self.announced)
+        try:
+            self.post(connection, self._greeting, self.announced)
+        except OSError as error:
+            warn(f"greet: {error}")
+            self._disconnect(connection)
 
     def post(
         self, connection: Connection, message: protocol.Message, descriptors: list[int] | None = None
     ) -> None:
-        """Send a message as soon as the daemon takes it; nothing happens if that is gone. The caller keeps its descriptors."""
+        """Send a message as soon as the daemon takes it; nothing happens if that is gone.
+
+        The caller keeps its descriptors. Raises OSError, with nothing sent, if they cannot be copied.
+        """
         if connection not in self._connections:
             return
-        connection.outbox.append((message, [os.dup(fd) for fd in descriptors or ()]))
+        connection.outbox.append((message, protocol.duplicate(descriptors or ())))
         self._flush(connection)
 
     def broadcast(self, message: protocol.Message) -> None:
@@ -121,6 +147,12 @@ class Server:
             return
         except OSError:
             received = None
+        except protocol.DescriptorsLostError as error:
+            failure = HostError(
+                "take", "the request's descriptors", "the warden has too many files open", errno.EMFILE
+            )
+            self.post(connection, {"id": error.number, "error": launch.pack_error(failure)})
+            return
         except protocol.ProtocolError as error:
             failure = HostError("understand", "message", str(error))
             self.post(connection, {"id": None, "error": launch.pack_error(failure)})

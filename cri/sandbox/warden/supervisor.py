@@ -23,7 +23,7 @@ from cri.sandbox.warden.container import Phase, SupervisedContainer, read_plan
 from cri.sandbox.warden.driver import Driver
 from cri.sandbox.warden.execs import Execs
 from cri.sandbox.warden.loop import Loop
-from cri.sandbox.warden.server import Answer, Connection, Server
+from cri.sandbox.warden.server import Answer, Connection, Server, given_streams
 
 SOCKET_NAME = "warden.sock"
 _SIGNAL_INTERVAL = 0.005
@@ -32,6 +32,8 @@ _KILL_INTERVAL = 0.01
 _KILL_SECONDS = 10.0
 _DRAIN_SECONDS = 2.0
 """How long the output of an ended container is still read, if something holds its pipe."""
+_MAX_ATTACHMENTS = 256
+"""Of a pod: each takes up to three descriptors, of which a process may have 1024 by default (RLIMIT_NOFILE)."""
 
 
 def socket_path(spec: SandboxSpec) -> str:
@@ -143,12 +145,14 @@ class Supervisor:
         container.pid = 0  # reaped: the number may be another's from now on
         if container.phase is not Phase.RUNNING:
             return
-        container.outputs.drain()
-        # What has left the container's processes behind (a shared process namespace) ends with it.
-        self._kill_until_empty(container, time.monotonic() + _KILL_SECONDS)
-        container.finish(status)
-        self._loop.later(_DRAIN_SECONDS, container.close)
-        self._server.broadcast({"event": "exit", "record": wire.encode(container.exited)})
+        try:
+            container.outputs.drain()
+        finally:  # no flaw there may keep the end a secret
+            # What has left the container's processes behind (a shared process namespace) ends with it.
+            self._kill_until_empty(container, time.monotonic() + _KILL_SECONDS)
+            container.finish(status)
+            self._loop.later(_DRAIN_SECONDS, container.close)
+            self._server.broadcast({"event": "exit", "record": wire.encode(container.exited)})
 
     def _kill_until_empty(self, container: SupervisedContainer, until: float) -> None:
         """KILL everything, again and again: a process may fork while it is killed."""
@@ -204,13 +208,11 @@ class Supervisor:
         self, connection: Connection, message: protocol.Message, descriptors: list[int], answer: Answer
     ) -> None:
         container = self._container(message)
+        if len(self._attachments) >= _MAX_ATTACHMENTS:
+            reason = f"{_MAX_ATTACHMENTS} clients are attached to its pod's containers already; detach one"
+            raise HostError("attach to", f"container {container.id}", reason)
         name = f"attach-{next(self._attachment_numbers)}"
-        given = iter(descriptors)
-        streams = {
-            stream: next(given)
-            for stream, there in zip(("stdin", "stdout", "stderr"), message["stdio"], strict=True)
-            if there
-        }
+        streams = given_streams(message, descriptors)
 
         def ended(reason: str) -> None:
             self._attachments.pop(name, None)
@@ -220,7 +222,11 @@ class Supervisor:
         attachment = container.attach(stdin, streams, ended)
         if not attachment.is_over:
             self._attachments[name] = (connection, attachment)
-        answer({"attach": name}, descriptors=() if container.pty is None else (container.pty,))
+        try:
+            answer({"attach": name}, descriptors=() if container.pty is None else (container.pty,))
+        except OSError:
+            attachment.close()
+            raise
 
     def _detach(self, _: Connection, message: protocol.Message, __: list[int], answer: Answer) -> None:
         if message["attach"] in self._attachments:

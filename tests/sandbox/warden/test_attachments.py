@@ -319,6 +319,7 @@ def test_what_comes_through_is_what_the_log_has(program, seed, monkeypatch):
         got.extend(b"".join(iter(lambda reader=reader: read(reader), b"")))
         assert data.endswith(bytes(got))
         assert reasons == [""]
+    assert sum(len(got) for _, _, _, got in [*done, *live.values()]) > 64 * 1024
 
 
 def test_stdin_goes_on_when_nobody_reads_the_output(loop, pipes, tmp_path):

@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cri.sandbox.warden.logs import MAX_TEXT, Framer, LogFile, timestamp
@@ -44,6 +44,37 @@ def test_where_the_reads_end_does_not_matter(data, cuts):
     bounds = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     got = b"".join(pieces.feed(data[a:b], 0) for a, b in itertools.pairwise(bounds)) + pieces.flush(0)
     assert got == expected
+
+
+def naive(chunks):
+    """The records of chunks, and what is left: a byte at a time would say the same."""
+    records, rest = b"", b""
+    for data, now in chunks:
+        *ended, last = data.split(b"\n")
+        for text, ends in [*((line, True) for line in ended), (last, False)]:
+            rest += text
+            while len(rest) > MAX_TEXT:
+                records += timestamp(now) + b" stdout P " + rest[:MAX_TEXT] + b"\n"
+                rest = rest[MAX_TEXT:]
+            if ends:
+                records += timestamp(now) + b" stdout F " + rest + b"\n"
+                rest = b""
+    return records, rest
+
+
+near_the_limit = st.builds(
+    lambda parts, more: b"q" * (parts * MAX_TEXT + more), st.integers(1, 4), st.integers(-3, 3)
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.binary(max_size=30) | near_the_limit, max_size=6).map(b"\n".join), max_size=6))
+def test_a_line_is_split_where_it_must_be_and_nowhere_else(texts):
+    framer = Framer("stdout")
+    chunks = [(text, 10**18 + 7 * number) for number, text in enumerate(texts) if text]
+    records, rest = naive(chunks)
+    assert b"".join(framer.feed(data, now) for data, now in chunks) == records
+    assert framer.flush(5) == (timestamp(5) + b" stdout P " + rest + b"\n" if rest else b"")
 
 
 def test_examples():

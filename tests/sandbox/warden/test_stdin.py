@@ -2,9 +2,12 @@
 
 import os
 import random
+import socket
+import struct
 
 import pytest
 
+from cri.sandbox.warden import stdin
 from cri.sandbox.warden.stdin import ENDED_ONCE, NOBODY_READS, PROGRAM_ENDED, Stdin
 
 
@@ -167,3 +170,109 @@ def test_the_end_of_the_program(box):
     assert (box.stdin.closed, ends) == (PROGRAM_ENDED, [1])
     assert box.is_closed()
     box.loop.idle()
+
+
+def fill(fd):
+    """Write until no more fits."""
+    os.set_blocking(fd, False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(fd, b"x" * 65536)
+
+
+def make_busy(box):
+    """Have the program be waited for: it does not read, and its pipe is full."""
+    client, source, _ = box.client()
+    for _ in range(2):
+        fill(client)
+        box.loop.idle(0.02)
+    fill(client)
+    return client, source
+
+
+def test_clients_that_come_and_go_pile_up_no_more_than_a_bit(box, monkeypatch, capfd):
+    monkeypatch.setattr(stdin, "_LAST_WORDS", 200_000)
+    for _ in range(20):
+        client, source, _ = box.client()
+        fill(client)
+        box.stdin.remove(source)
+        os.close(client)
+    assert 200_000 <= len(box.stdin._waiting) < 200_000 + 65536
+    assert "what a client wrote at last is lost" in capfd.readouterr().err
+    before = len(box.stdin._waiting)
+    client, source, _ = box.client()
+    os.close(client)
+    box.stdin.remove(source)
+    assert capfd.readouterr().err == ""
+    assert len(box.stdin._waiting) == before
+
+
+@pytest.mark.parametrize("kind", ["reset", "terminal"])
+def test_a_client_whose_descriptor_fails_is_one_that_ends(box, kind):
+    ends = []
+    if kind == "reset":
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_connection(server.getsockname()) as client,
+        ):
+            peer, _ = server.accept()
+            box.stdin.add(peer.detach(), lambda: ends.append(1))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    else:
+        master, slave = os.openpty()
+        box.stdin.add(master, lambda: ends.append(1))
+        os.close(slave)
+    box.loop.run(lambda: ends, 2)
+    assert box.stdin.closed == ""
+    assert not box.stdin._sources
+
+
+def test_a_source_that_cannot_be_waited_for_is_refused_while_the_program_is_waited_for(box, tmp_path):
+    client, _ = make_busy(box)
+    (tmp_path / "file").write_text("x")
+    file = os.open(tmp_path / "file", os.O_RDONLY)
+    try:
+        box.stdin.add(file, lambda: None)
+    except PermissionError:  # epoll(7); kqueue(2) takes files
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(file)
+    drain(box, 200_000)
+    os.write(client, b"after")
+    box.loop.run(lambda: drain(box, 1).endswith(b"after"))
+    assert box.stdin.closed == ""
+
+
+def test_a_source_that_cannot_be_waited_for_any_more_ends_alone(box, monkeypatch):
+    client, bad = make_busy(box)
+    good, _, _ = box.client()
+    ends = []
+    bad.ended = lambda: ends.append(1)
+    watch = box.loop.watch
+
+    def refuse(file, events, callback):
+        if file == bad.fd:
+            raise PermissionError(1, "Operation not permitted")
+        watch(file, events, callback)
+
+    monkeypatch.setattr(box.loop, "watch", refuse)
+    drain(box, 200_000)
+    box.loop.run(lambda: ends)
+    os.write(good, b"still here")
+    box.loop.run(lambda: drain(box, 1).endswith(b"still here"))
+    with pytest.raises(BrokenPipeError):
+        os.write(client, b"x")
+
+
+def drain(box, size):
+    """What the program reads until nothing more is there."""
+    got = b""
+    os.set_blocking(box.reads, False)
+    while True:
+        try:
+            got += os.read(box.reads, max(size, 1 << 20))
+        except BlockingIOError:
+            box.loop.idle(0.02)
+            try:
+                got += os.read(box.reads, 1 << 20)
+            except BlockingIOError:
+                return got

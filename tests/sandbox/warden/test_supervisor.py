@@ -1,0 +1,114 @@
+"""Children whose end is told whatever else goes wrong."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cri.sandbox.host import HostError
+from cri.sandbox.spec import ContainerSpec, Credentials, ProcessSpec, SandboxSpec
+from cri.sandbox.warden import launch, reports
+from cri.sandbox.warden.container import SupervisedContainer
+from cri.sandbox.warden.driver import Plan
+from cri.sandbox.warden.execs import Execs, SupervisedExec
+from cri.sandbox.warden.launch import Child, Report
+from cri.sandbox.warden.server import Server
+from cri.sandbox.warden.supervisor import Supervisor
+
+
+class Driver:
+    """A kernel for processes that run no program."""
+
+    def __init__(self):
+        self.killed = []
+
+    def start(self, plan, stdio, target):
+        return launch.fork(
+            lambda report: launch.announce(report, Report(Credentials(0, 0), "/")) or os._exit(3)
+        )
+
+    def kill(self, plan, first):
+        return True
+
+    def oom_killed(self, plan, number):
+        return False
+
+    def kill_exec(self, plan, pid, name):
+        self.killed.append(name)
+
+
+class Subject:
+    report = None
+    failure = None
+
+    def reported(self, report):
+        self.report = report
+
+
+@pytest.fixture
+def plan(tmp_path):
+    spec = ContainerSpec(
+        "c", "pod", str(tmp_path), (), ProcessSpec(("true",)), log_path=str(tmp_path / "log")
+    )
+    return Plan(spec, {})
+
+
+def test_the_end_is_told_though_the_start_is_not(loop):
+    child = Driver().start(None, None, 0)
+    ended = []
+
+    def started():
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    reports.follow(loop, Subject(), child, started, ended.append)
+    _, status = os.waitpid(child.pid, 0)
+    with pytest.raises(OSError, match="Too many open files"):
+        loop.children[child.pid](status)
+    assert ended == [3 << 8]
+
+
+def test_the_end_of_a_container_is_told_though_its_output_is_not(plan, tmp_path, monkeypatch):
+    supervisor = Supervisor(SandboxSpec("pod", "pod", "ns", str(tmp_path), str(tmp_path)), Driver())
+    container = SupervisedContainer(plan, Driver(), supervisor._loop, 0)
+    _, status = os.waitpid(container.pid, 0)
+    container.reported(Report(Credentials(0, 0), "/"))
+    container.running()
+
+    def drain():
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(container.outputs, "drain", drain)
+    with pytest.raises(ZeroDivisionError):
+        supervisor._ended(container, status)
+    assert json.loads(Path(tmp_path, "exit.json").read_text())["exit_code"] == 3
+    container.child.report.close()
+    container.close()
+
+
+def test_an_exec_whose_terminal_cannot_be_passed_on_is_killed(loop, plan):
+    driver = Driver()
+    execs = Execs(driver, loop, Server(loop, {}, lambda *_: None, lambda _: None))
+    container = SupervisedContainer(plan, driver, loop, 0)
+    answers = []
+
+    def answer(result=None, *, error=None, descriptors=()):
+        if descriptors:
+            raise OSError(errno.EMFILE, "Too many open files")
+        answers.append(error)
+
+    master, terminal = os.openpty()
+    child = Child(container.pid, container.child.report)
+    report = Report(Credentials(0, 0), "/", master)
+    execs._started(SupervisedExec("exec-1", container, None, child, answer, report))
+    os.close(terminal)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(master)
+    assert driver.killed == ["exec-1"]
+    (error,) = answers
+    assert isinstance(error, HostError)
+    assert str(error) == "exec in container c: its terminal cannot be passed on: Too many open files"
+    os.waitpid(container.pid, 0)
+    child.report.close()
+    container.close()
