@@ -11,6 +11,7 @@ from cri.streaming.session import ClientGoneError, CommandSession, ForwardSessio
 from cri.streaming.spdy import commands as spdy_commands
 from cri.streaming.spdy import ports as spdy_ports
 from cri.streaming.spdy.connection import SpdyConnection
+from cri.streaming.spdy.opening import OpeningSession
 from cri.streaming.websocket import channels as websocket_channels
 from cri.streaming.websocket import ports as websocket_ports
 from cri.streaming.websocket.connection import WebSocketConnection
@@ -28,13 +29,16 @@ class CommandCarrier:
     kind: str
     streams: Streams
     serve: Callable[[CommandSession], Awaitable[None]]
+    early: bool = False
+    """Serve while the client is still opening its streams."""
     spdy_protocols: Sequence[str] = spdy_commands.PROTOCOLS
     websocket_protocols: Sequence[str] = websocket_channels.PROTOCOLS
 
     async def over_spdy(self, wire: Wire, protocol: str) -> None:
-        """Serve once the client has opened its streams."""
+        """Serve once the client has opened its streams, or while it does."""
         async with spdy(wire) as connection:
-            session = await spdy_commands.SpdyCommandSession.open(connection, protocol, self.streams)
+            opening = spdy_commands.SpdyCommandSession.open(connection, protocol, self.streams)
+            session = OpeningSession(opening) if self.early else await opening
             try:
                 await self._serve(session)
             finally:

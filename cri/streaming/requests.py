@@ -37,7 +37,8 @@ class StreamingRequests:
             raise InvalidArgumentError(f"exec in container {container.id}: cmd is empty")
         streams = _streams("exec", request)
         serve = partial(self._exec, container.id, tuple(request.cmd), streams)
-        return self._server.offer(CommandCarrier("exec", streams, serve))
+        # A terminal's size is to be there when its program starts, and comes after the streams.
+        return self._server.offer(CommandCarrier("exec", streams, serve, early=not streams.tty))
 
     def attach(self, request: v1.AttachRequest) -> str:
         """The URL of an attachment. Raises NotFoundError, FailedPreconditionError, InvalidArgumentError."""
