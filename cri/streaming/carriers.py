@@ -7,6 +7,10 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+import structlog
+
+from cri.errors import CRIError
+from cri.sandbox.host import HostError
 from cri.streaming.session import ClientGoneError, CommandSession, ForwardSession, Outcome, Streams
 from cri.streaming.spdy import commands as spdy_commands
 from cri.streaming.spdy import ports as spdy_ports
@@ -18,6 +22,8 @@ from cri.streaming.websocket.connection import WebSocketConnection
 from cri.streaming.websocket.tunnel import TUNNEL_PROTOCOL, Tunnel
 from cri.streaming.wire import Wire
 
+log = structlog.get_logger(__name__)
+
 LAST_WORDS = 2.0
 """Seconds for telling a client that its session is over, when the daemon stops or has failed."""
 
@@ -27,8 +33,10 @@ class CommandCarrier:
     """Carries an exec or an attach (`server.Session`)."""
 
     kind: str
+    container_id: str
     streams: Streams
-    serve: Callable[[CommandSession], Awaitable[None]]
+    serve: Callable[[CommandSession], Awaitable[Outcome]]
+    """Raises ClientGoneError, CRIError, HostError, OSError; the client is told."""
     early: bool = False
     """Serve while the client is still opening its streams."""
     spdy_protocols: Sequence[str] = spdy_commands.PROTOCOLS
@@ -55,7 +63,7 @@ class CommandCarrier:
     async def _serve(self, session: CommandSession) -> None:
         """Serve, and never leave a client without an outcome: it would take that for success."""
         try:
-            await self.serve(session)
+            await session.finish(await self._outcome(session))
         except BaseException as error:
             why = (
                 "cri-jails is stopping"
@@ -66,6 +74,15 @@ class CommandCarrier:
                 async with asyncio.timeout(LAST_WORDS):
                     await session.finish(Outcome(error=why))
             raise
+
+    async def _outcome(self, session: CommandSession) -> Outcome:
+        try:
+            return await self.serve(session)
+        except ClientGoneError:
+            log.info("client has gone", session=self.kind, container=self.container_id)
+            return Outcome(error="the client has gone")
+        except (CRIError, HostError, OSError) as error:
+            return Outcome(error=str(error))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,8 @@ def pipe() -> tuple[int, int]:
     """The ends of a pipe, reader first, with room for much at once where the kernel lets us say so (F_SETPIPE_SZ of fcntl(2))."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
     if sys.platform == "linux":
-        with contextlib.suppress(
-            OSError
-        ):  # more than the node's fs.pipe-max-size: then it is as big as pipes are
+        # More than the node's fs.pipe-max-size? Then it is as big as pipes are.
+        with contextlib.suppress(OSError):
             fcntl.fcntl(writer, _F_SETPIPE_SZ, _PIPE_SIZE)
     return reader, writer
 
@@ -60,9 +59,8 @@ class Source(_Descriptor):
                 patience = self._patience
                 if not await self._readable(patience) and patience is not None:
                     return b""
-            except (
-                OSError
-            ):  # EIO: the last process has closed the terminal; ECONNRESET: the other end is gone
+            except OSError:
+                # EIO: the last process has closed the terminal. ECONNRESET: the other end is gone.
                 return b""
             else:
                 await asyncio.sleep(0)  # a fast writer must not have the loop for itself

@@ -14,6 +14,7 @@ from cri.sandbox.host import HostError, Warden
 from cri.streaming.activity import Activity
 from cri.streaming.descriptors import Sink, Source
 from cri.streaming.session import ClientGoneError, ForwardedConnection, ForwardSession
+from cri.streaming.waiting import first_of, watching
 
 log = structlog.get_logger(__name__)
 
@@ -52,13 +53,12 @@ async def run_forward(
             connections.add(task)
             task.add_done_callback(connections.discard)
 
-    until = [asyncio.create_task(serve_all()), asyncio.create_task(activity.ceased())]
     try:
-        done, _ = await asyncio.wait(until, return_when=asyncio.FIRST_COMPLETED)
-        done.pop().result()
+        async with watching(serve_all(), activity.ceased()) as (serving, idle):
+            await first_of(serving, idle)
+            if serving.done():
+                serving.result()
     finally:
-        for task in until:
-            task.cancel()
         for task in connections:
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
@@ -73,8 +73,7 @@ async def _serve(
     activity: Activity,
 ) -> None:
     try:
-        if allowed and connection.port not in allowed:
-            raise RefusedError(f"port {connection.port} is none of those that were asked for")  # noqa: TRY301
+        _check(connection.port, allowed)
         with await connect(warden, sandbox_id, connection.port) as inside:
             await _relay(inside, connection, activity)
     except (RefusedError, HostError, OSError) as error:
@@ -84,6 +83,11 @@ async def _serve(
         log.debug("client of a forwarded port has gone", sandbox=sandbox_id, port=connection.port)
     finally:
         await connection.close()
+
+
+def _check(port: int, allowed: Collection[int]) -> None:
+    if allowed and port not in allowed:
+        raise RefusedError(f"port {port} is none of those that were asked for")
 
 
 async def connect(warden: Warden, sandbox_id: str, port: int) -> socket.socket:
@@ -127,9 +131,8 @@ async def _relay(inside: socket.socket, connection: ForwardedConnection, activit
         wanted = True
         while data := await connection.read():
             activity.mark()
-            wanted = wanted and await sink.write(
-                data
-            )  # what nobody wants must not keep other connections waiting
+            # What nobody wants is read all the same: it must not keep other connections waiting.
+            wanted = wanted and await sink.write(data)
         with contextlib.suppress(OSError):  # it is not connected any more
             inside.shutdown(socket.SHUT_WR)
 

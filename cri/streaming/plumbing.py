@@ -153,9 +153,8 @@ class Plumbing:
                 if wanted:
                     await self._session.send(output, data)
             except ClientGoneError:
-                wanted = (
-                    False  # it may have given up this output alone, and the process is not to wait for it
-                )
+                # It may have given up this output alone, and the process is not to wait for it.
+                wanted = False
             # A warden lets go of who takes nothing for a second: for a slow client, take a little and often.
             limit = min(self._chunk, 2 * limit if loop.time() - began < SLOW else SIP)
 

@@ -38,7 +38,7 @@ class StreamingRequests:
         streams = _streams("exec", request)
         serve = partial(self._exec, container.id, tuple(request.cmd), streams)
         # A terminal's size is to be there when its program starts, and comes after the streams.
-        return self._server.offer(CommandCarrier("exec", streams, serve, early=not streams.tty))
+        return self._server.offer(CommandCarrier("exec", container.id, streams, serve, early=not streams.tty))
 
     def attach(self, request: v1.AttachRequest) -> str:
         """The URL of an attachment. Raises NotFoundError, FailedPreconditionError, InvalidArgumentError."""
@@ -49,7 +49,7 @@ class StreamingRequests:
                 f"container {container.id} was made without stdin: attach for its output only, or give it stdin: true"
             )
         serve = partial(self._attach, container.id, streams)
-        return self._server.offer(CommandCarrier("attach", streams, serve))
+        return self._server.offer(CommandCarrier("attach", container.id, streams, serve))
 
     def port_forward(self, request: v1.PortForwardRequest) -> str:
         """The URL of a port-forward. Raises NotFoundError, FailedPreconditionError, InvalidArgumentError."""
@@ -63,23 +63,15 @@ class StreamingRequests:
 
     async def _exec(
         self, container_id: str, argv: tuple[str, ...], streams: Streams, session: CommandSession
-    ) -> None:
-        try:
-            container, warden = self._pods.running(container_id)
-        except CRIError as error:
-            await session.finish(Outcome(error=str(error)))
-            return
+    ) -> Outcome:
+        container, warden = self._pods.running(container_id)
         with self._metrics.streaming_sessions.labels("exec").track_inprogress():
-            await run_exec(warden, container.spec, argv, streams, session, self._idle_timeout)
+            return await run_exec(warden, container.spec, argv, streams, session, self._idle_timeout)
 
-    async def _attach(self, container_id: str, streams: Streams, session: CommandSession) -> None:
-        try:
-            container, warden = self._pods.running(container_id)
-        except CRIError as error:
-            await session.finish(Outcome(error=str(error)))
-            return
+    async def _attach(self, container_id: str, streams: Streams, session: CommandSession) -> Outcome:
+        container, warden = self._pods.running(container_id)
         with self._metrics.streaming_sessions.labels("attach").track_inprogress():
-            await run_attach(warden, container.spec, streams, session, self._idle_timeout)
+            return await run_attach(warden, container.spec, streams, session, self._idle_timeout)
 
     async def _forward(self, sandbox_id: str, ports: tuple[int, ...], session: ForwardSession) -> None:
         try:

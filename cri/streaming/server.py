@@ -78,20 +78,18 @@ class StreamingServer:
         port: int = 0,
         *,
         tls: CertificateFiles | None = None,
-        advertise: str = "",
         patience: float = PATIENCE,
         connections: int = CONNECTIONS,
         unasked: int = UNASKED,
         grants: Grants[Session] | None = None,
     ) -> None:
-        """Port 0 is a free one. `advertise` is the host in URLs if that is not where the server listens.
+        """Port 0 is a free one.
 
         Clients that take nothing of what there is for them for `patience` seconds have gone.
         """
         self._host = host or "0.0.0.0"
         self._port = port
         self._tls = tls
-        self._advertise = advertise
         self._patience = patience
         self._most = connections
         self._most_unasked = unasked
@@ -158,7 +156,7 @@ class StreamingServer:
         """A URL under which a client finds the session, once and within a minute. Raises ResourceExhaustedError."""
         scheme = "http" if self._tls is None else "https"
         token = self._grants.issue(session)
-        return f"{scheme}://{_in_url(self._advertise or _reachable(self._host))}:{self._port}/{session.kind}/{token}"
+        return f"{scheme}://{_in_url(_reachable(self._host))}:{self._port}/{session.kind}/{token}"
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()

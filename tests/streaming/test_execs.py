@@ -5,15 +5,16 @@ import hashlib
 
 import pytest
 
+from cri.sandbox.host import StartError
 from cri.sandbox.spec import TerminalSize
 from cri.streaming import execs
 from cri.streaming.execs import run_exec
-from cri.streaming.session import Outcome, Output, Streams
+from cri.streaming.session import ClientGoneError, Outcome, Output, Streams
 
 
 async def run(warden, container, streams, client, *argv: str, idle_timeout: float = 60) -> None:
     async with asyncio.timeout(20):
-        await run_exec(warden, container, argv, streams, client, idle_timeout)
+        client.outcome = await run_exec(warden, container, argv, streams, client, idle_timeout)
 
 
 def shell(script: str) -> tuple[str, ...]:
@@ -36,9 +37,8 @@ async def test_outputs_are_apart(warden, container, streams, client):
 
 
 async def test_a_command_that_is_not_there(warden, container, streams, client):
-    await run(warden, container, streams, client, "no-such-program")
-    assert client.outcome is not None
-    assert "executable file not found" in client.outcome.error
+    with pytest.raises(StartError, match="executable file not found"):
+        await run(warden, container, streams, client, "no-such-program")
 
 
 async def test_much_stdin_arrives_whole_and_its_end_too(warden, container, streams, client):
@@ -128,7 +128,8 @@ async def test_a_terminal_is_hung_up_when_its_client_goes(warden, container, ter
     await client.see(b"ready")
     client.leave()
     began = asyncio.get_running_loop().time()
-    await running
+    with pytest.raises(ClientGoneError):
+        await running
     assert asyncio.get_running_loop().time() - began < 5  # SIGHUP, not patience, has ended it
 
 
@@ -137,7 +138,8 @@ async def test_a_command_ends_with_its_client(warden, container, streams, client
     running = asyncio.create_task(run(warden, container, streams, client, *shell("echo ready; sleep 60")))
     await client.see(b"ready")
     client.leave()
-    await running
+    with pytest.raises(ClientGoneError):
+        await running
     assert warden.execs[0].process.poll() == -9
 
 
@@ -145,7 +147,8 @@ async def test_a_filter_ends_by_the_end_of_stdin_when_its_client_goes(warden, co
     running = asyncio.create_task(run(warden, container, streams, client, *shell("echo ready; cat; exit 7")))
     await client.see(b"ready")
     client.leave()
-    await running
+    with pytest.raises(ClientGoneError):
+        await running
     assert warden.execs[0].process.poll() == 7
 
 

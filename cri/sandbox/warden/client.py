@@ -267,11 +267,16 @@ class WardenClient(Warden):
         number = self._next_number
         self._next_number += 1
         self._waiting[number] = answer
-        self._post({"id": number, "op": operation, **arguments}, descriptors)
+        try:
+            self._post({"id": number, "op": operation, **arguments}, descriptors)
+        except OSError as error:  # they cannot be copied
+            del self._waiting[number]
+            reason = f"its descriptors cannot be passed on: {error.strerror}"
+            answer.set_exception(HostError("ask for", operation, reason, error.errno))
         return answer
 
     def _post(self, message: protocol.Message, descriptors: Sequence[int]) -> None:
-        self._outbox.append((message, [os.dup(fd) for fd in descriptors]))
+        self._outbox.append((message, protocol.duplicate(descriptors)))
         self._flush()
 
     def _flush(self) -> None:

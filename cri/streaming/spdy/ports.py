@@ -58,8 +58,7 @@ class SpdyForwardedConnection:
         for stream in (self._error, self._data):
             with contextlib.suppress(ClientGoneError):
                 await stream.end()
-        with contextlib.suppress(ClientGoneError):
-            await self._data.ignore()
+        await self._data.ignore()
 
 
 @dataclass(frozen=True, slots=True)

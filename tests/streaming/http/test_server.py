@@ -374,8 +374,6 @@ async def test_a_websocket_is_told_that_the_server_goes(serve, echo):
         ({"host": "::"}, "http://[::1]:"),
         ({"host": "::1"}, "http://[::1]:"),
         ({"host": "localhost"}, "http://localhost:"),
-        ({"host": "0.0.0.0", "advertise": "2001:db8::5"}, "http://[2001:db8::5]:"),
-        ({"host": "127.0.0.1", "advertise": "node1"}, "http://node1:"),
     ],
 )
 async def test_urls(echo, options, beginning):

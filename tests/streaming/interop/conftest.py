@@ -18,7 +18,7 @@ from cri.streaming.carriers import CommandCarrier, ForwardCarrier
 from cri.streaming.execs import run_exec
 from cri.streaming.forwarding import run_forward
 from cri.streaming.server import StreamingServer
-from cri.streaming.session import Streams
+from cri.streaming.session import Outcome, Streams
 from cri.streaming.tls import CertificateFiles
 
 REPOSITORY = Path(__file__).parents[3]
@@ -73,7 +73,7 @@ class Node:
         """The URL of a command."""
         streams = Streams(stdin=stdin, stdout=True, stderr=not tty, tty=tty)
         serve = partial(self._exec, argv, streams)
-        return self.server.offer(CommandCarrier("exec", streams, serve))
+        return self.server.offer(CommandCarrier("exec", "container", streams, serve))
 
     def port_forward(self) -> str:
         """The URL of a port-forward to this machine."""
@@ -81,8 +81,8 @@ class Node:
             ForwardCarrier((), lambda session: run_forward(self._warden, "sandbox", (), session, IDLE))
         )
 
-    async def _exec(self, argv: tuple[str, ...], streams: Streams, session: Any) -> None:
-        await run_exec(self._warden, self._container, argv, streams, session, IDLE)
+    async def _exec(self, argv: tuple[str, ...], streams: Streams, session: Any) -> Outcome:
+        return await run_exec(self._warden, self._container, argv, streams, session, IDLE)
 
 
 @pytest.fixture

@@ -80,11 +80,11 @@ async def test_closing_does_not_wait_for_the_client(client):
 async def test_a_carrier_serves_early_only_if_it_is_to(client, early):
     served = asyncio.Event()
 
-    async def serve(session) -> None:
+    async def serve(session) -> Outcome:
         served.set()
-        await session.finish(Outcome())
+        return Outcome()
 
-    carrier = CommandCarrier("exec", STREAMS, serve, early=early)
+    carrier = CommandCarrier("exec", "c", STREAMS, serve, early=early)
     running = asyncio.create_task(carrier.over_spdy(client.connection._wire, V4))
     opens(client, "error")
     await asyncio.sleep(0.1)
