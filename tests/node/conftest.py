@@ -95,7 +95,11 @@ class Client:
     def __init__(self, socket: Path) -> None:
         self._channel = grpc.insecure_channel(
             f"unix:{socket}",
-            options=[("grpc.max_receive_message_length", 16 * 1024 * 1024)],  # as the kubelet
+            options=[
+                ("grpc.max_receive_message_length", 16 * 1024 * 1024),  # as the kubelet
+                # Or the client of a new daemon may be given the connection to one that was killed.
+                ("grpc.use_local_subchannel_pool", 1),
+            ],
         )
 
     def __call__(self, name: str, request: Any, timeout: float = 60.0) -> Any:
