@@ -24,7 +24,8 @@ from cri.runtime_service import RuntimeService
 from cri.sandbox.host import Host, HostError
 from cri.sandbox.node import Node
 from cri.sandbox.pods import Pods
-from cri.sandbox.recovery import recover
+from cri.sandbox.recovery import recover, sweep_often
+from cri.sandbox.trash import Trash
 from cri.sandbox.warden.spawning import Spawner
 from cri.sockets import SocketError, refuse_live
 from cri.state import StateError, StateLock, Store
@@ -111,6 +112,7 @@ async def serve(config: Config) -> None:
             images=images,
             state_dir=config.state_dir,
             runtime_dir=config.runtime_dir,
+            trash=await asyncio.to_thread(Trash, config.state_dir / "removed"),
             runtime_handlers=config.runtime_handlers,
         )
         pods = Pods(node)
@@ -118,6 +120,7 @@ async def serve(config: Config) -> None:
         end.push_async_callback(pods.disconnect)
         watch = asyncio.create_task(_report_lost(lost, pods))
         end.callback(watch.cancel)
+        end.callback(asyncio.create_task(sweep_often(node, pods), name="sweep").cancel)
         await network.reconcile(lambda: list(pods.sandboxes))
         network.watch(lambda: list(pods.sandboxes))
         await images.load()

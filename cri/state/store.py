@@ -68,6 +68,9 @@ class Store:
         self._thread = threading.Thread(target=self._write, name="state-writer", daemon=True)
         self._opened: asyncio.Future[Tables] = self._loop.create_future()
         self._closed = False
+        self.new = False
+        self.rebuilt = ""
+        self.unreadable: dict[Any, Any] = {}
 
     @classmethod
     async def open(cls, path: Path) -> Self:
@@ -116,6 +119,10 @@ class Store:
             raise InternalError(f"cannot record {change}: the state database is closed")
         self._queue.put(change)
         await change.done
+
+    async def follow(self, *, save: Iterable[Record] = (), delete: Iterable[Record] = ()) -> None:
+        """Write down what has happened already; see `apply`."""
+        await self.apply(save=save, delete=delete)
 
     def _view(self, kind: type[R]) -> Mapping[str, R]:
         return MappingProxyType(cast("dict[str, R]", self._tables[kind]))
