@@ -21,8 +21,8 @@ from cri.sandbox.host import (
     DisconnectedError,
     HostError,
     StartError,
+    UnknownContainerError,
     Warden,
-    WardenGoneError,
 )
 from cri.sandbox.machine import CONTAINER_STEPS, ContainerState, check_step
 from cri.sandbox.node import Node
@@ -87,6 +87,8 @@ class Container:
         self._node = node
         self._pod = pod
         self._early_exit: ExitRecord | None = None
+        self._start_failed = ""
+        """Why, once that is so: it counts, and not how what may have been begun has been ended."""
         self._stop: asyncio.Task[None] | None = None
         self._stop_deadline = 0.0
         self._stop_sooner = asyncio.Event()
@@ -177,10 +179,10 @@ class Container:
 
     async def on_exit(self, record: ExitRecord) -> None:
         """Take note of the end that the warden observed."""
-        if self.state is ContainerState.STARTING:
+        if self.state is ContainerState.STARTING and not self._start_failed:
             # The news overtook the answer to `start`, which is about to arrive.
             self._early_exit = record
-        elif self.state in (ContainerState.RUNNING, ContainerState.UNKNOWN):
+        elif self.state in (ContainerState.STARTING, ContainerState.RUNNING, ContainerState.UNKNOWN):
             await self._exit(record)
 
     async def lose(
@@ -289,25 +291,33 @@ class Container:
         except HostError as error:
             raise StartError(error.operation, error.subject, error.reason, error.errno) from error
         with opened as descriptor:
-            if self.state is not ContainerState.STARTING:  # a stop was quicker
-                raise StartError("start", f"container {self.id}", "it was stopped before")
-            return await warden.start(self.spec, descriptor)
+            self._check_wanted()
+            started = await warden.start(self.spec, descriptor)
+        if self.state is not ContainerState.STARTING:
+            # Whoever ended it meanwhile may not have found the process yet.
+            with contextlib.suppress(UnknownContainerError):
+                await warden.kill(self.id)
+            await self._host_stops()
+        self._check_wanted()
+        return started
+
+    def _check_wanted(self) -> None:
+        if self.state is not ContainerState.STARTING:
+            raise StartError("start", f"container {self.id}", "it was stopped meanwhile")
 
     async def _not_started(self, warden: Warden, error: BaseException) -> None:
         """STARTING, or RUNNING if only writing that down has failed, to EXITED; whatever may run of it is killed."""
         if self.state not in (ContainerState.STARTING, ContainerState.RUNNING):
             return  # `lose` or a stop was quicker
-        if not isinstance(error, StartError | WardenGoneError):  # else there is no process
-            log.warning("a start has failed", container=self.id, error=str(error) or repr(error))
-            try:
-                await self._kill(warden, START_KILL_PATIENCE)
-            except Exception:
-                # A process that hangs on its way in ends some time. Until then removal fails, and says why.
-                log.exception("what was begun of a container does not end", container=self.id)
+        self._start_failed = str(error) or type(error).__name__
+        log.info("a start has failed", container=self.id, error=self._start_failed)
+        try:
+            await self._kill(warden, START_KILL_PATIENCE)
+        except Exception:
+            # A process that hangs on its way in ends some time. Until then removal fails, and says why.
+            log.exception("what was begun of a container does not end", container=self.id)
         if self.state in (ContainerState.STARTING, ContainerState.RUNNING):
-            message = str(error) or type(error).__name__
-            record = ExitRecord(self.id, START_ERROR_EXIT_CODE, time.time_ns(), message=message)
-            await self._exit(record, reason="StartError")
+            await self._exit(ExitRecord(self.id, START_ERROR_EXIT_CODE, time.time_ns()))
 
     async def _end(self, stop_signal: int) -> None:
         """The stop itself."""
@@ -315,9 +325,8 @@ class Container:
         if self.state is ContainerState.STARTING and warden is not None:
             await self._kill(warden, START_KILL_PATIENCE)
             if self.state is ContainerState.STARTING:
-                message = "it was stopped before its program had started"
-                record = ExitRecord(self.id, START_ERROR_EXIT_CODE, time.time_ns(), message=message)
-                await self._exit(record, reason="StartError")
+                self._start_failed = "it was stopped before its program had started"
+                await self._exit(ExitRecord(self.id, START_ERROR_EXIT_CODE, time.time_ns()))
             return
         if warden is not None:
             await self._ask_to_end(warden, stop_signal)
@@ -356,8 +365,10 @@ class Container:
                 await _first_of(self.ended, patience=patience)
             except DisconnectedError:
                 raise
-            except HostError as error:  # gone, silent, or it knows nothing of the container
-                log.info("a container is ended by the host", container=self.id, reason=str(error))
+            except UnknownContainerError:
+                log.debug("there is nothing to kill", container=self.id)
+            except HostError as error:  # gone, silent, or not able to
+                log.warning("a container is ended by the host", container=self.id, reason=str(error))
         if self.ended.is_set():
             return
         try:
@@ -369,6 +380,11 @@ class Container:
             ) from error
 
     async def _exit(self, record: ExitRecord, *, reason: str = "") -> None:
+        if self._start_failed:
+            record = ExitRecord(
+                self.id, START_ERROR_EXIT_CODE, record.finished_at, message=self._start_failed
+            )
+            reason = "StartError"
         reason = reason or (
             "OOMKilled" if record.oom_killed else "Error" if record.exit_code else "Completed"
         )

@@ -76,9 +76,8 @@ def lost_container(node: Node, directory: Path, sandboxes: Mapping[str, PodSandb
     try:
         record = _copy(ContainerRecord, directory)
         owner = sandboxes[record.sandbox_id]
-        made = (directory / PLAN_FILE).exists()
-        state = ContainerState.CREATED if made else ContainerState.CREATING
-        container = Container.load(node, record.replace(state=state.value), owner)
+        # If it was not made to its end, its start will fail.
+        container = Container.load(node, record.replace(state=ContainerState.CREATED.value), owner)
     except (OSError, ValueError, KeyError) as error:
         log.warning("a container's directory has no record", directory=str(directory), reason=str(error))
         return None
