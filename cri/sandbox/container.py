@@ -227,6 +227,7 @@ class Container:
         if self._stop is None or self._stop.done():
             self._stop_deadline = deadline
             self._stop = asyncio.create_task(self._end(stop_signal))
+            self._stop.add_done_callback(_retrieve)  # whoever has asked for it may have gone
         elif deadline < self._stop_deadline:
             self._stop_deadline = deadline
             self._stop_sooner.set()
@@ -422,6 +423,11 @@ class Container:
         """What has happened stands, whether or not it can be written down now."""
         if not self.foreign:
             await self._node.store.follow(save=[self.record])
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.debug("a stop has failed", error=str(error))
 
 
 @contextlib.contextmanager

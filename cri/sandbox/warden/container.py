@@ -99,7 +99,7 @@ class SupervisedContainer:
         finished_at = time.time_ns()
         signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         code = 128 + signal if signal else os.waitstatus_to_exitcode(status)
-        oom_killed = code != 0 and self._driver.oom_killed(self.plan, signal)
+        oom_killed = code != 0 and self._was_oom_killed(signal)
         record = ExitRecord(self.id, code, finished_at, signal, oom_killed)
         try:
             wire.write_exit_record(Path(self.plan.spec.directory), record)
@@ -109,6 +109,13 @@ class SupervisedContainer:
         self.phase = Phase.EXITED
         if self._stdin is not None:
             self._stdin.close(PROGRAM_ENDED)
+
+    def _was_oom_killed(self, signal: int) -> bool:
+        try:
+            return self._driver.oom_killed(self.plan, signal)
+        except (HostError, OSError) as error:
+            warn(f"why container {self.id} has ended: {error}")
+            return False
 
     def attach(
         self, stdin: int | None, outputs: Mapping[str, int], ended: Callable[[str], None]

@@ -12,6 +12,7 @@ from cri.sandbox.spec import ProcessSpec
 from cri.sandbox.warden import reports
 from cri.sandbox.warden.container import Phase, SupervisedContainer
 from cri.sandbox.warden.driver import Driver, Target
+from cri.sandbox.warden.journal import warn
 from cri.sandbox.warden.launch import Child, Report, Stdio
 from cri.sandbox.warden.loop import Loop
 from cri.sandbox.warden.protocol import Message
@@ -85,15 +86,21 @@ class Execs:
         """KILL what a daemon that has gone had asked for."""
         for process in list(self._execs.values()):
             if process.connection is connection:
-                self._kill(process)
+                self._kill_if_possible(process)
 
     def kill_all(self) -> None:
         """KILL every exec."""
         for process in self._execs.values():
-            self._kill(process)
+            self._kill_if_possible(process)
 
     def _kill(self, process: SupervisedExec) -> None:
         self._driver.kill_exec(process.container.plan, process.child.pid, process.name)
+
+    def _kill_if_possible(self, process: SupervisedExec) -> None:
+        try:
+            self._kill(process)
+        except (HostError, OSError) as error:  # the others are to be killed all the same
+            warn(f"kill {process.name} of container {process.container.id}: {error}")
 
     def _started(self, process: SupervisedExec) -> None:
         pty = None if process.report is None else process.report.pty
@@ -106,7 +113,7 @@ class Execs:
         except OSError as error:  # nobody would learn of it
             reason = f"its terminal cannot be passed on: {error.strerror}"
             process.failure = HostError("exec in", f"container {process.container.id}", reason, error.errno)
-            self._kill(process)
+            self._kill_if_possible(process)
         finally:
             if pty is not None:
                 os.close(pty)
@@ -115,7 +122,7 @@ class Execs:
 
     def _ended(self, process: SupervisedExec, status: int) -> None:
         del self._execs[process.name]
-        self._driver.end_exec(process.container.plan, process.name)
         if process.failure is None:
             code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
             self._server.post(process.connection, {"event": "exec_exit", "exec": process.name, "code": code})
+        self._driver.end_exec(process.container.plan, process.name)

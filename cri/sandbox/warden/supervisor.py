@@ -25,6 +25,7 @@ from cri.sandbox.warden.attachments import Attachment
 from cri.sandbox.warden.container import Phase, SupervisedContainer, read_plan
 from cri.sandbox.warden.driver import Driver
 from cri.sandbox.warden.execs import Execs
+from cri.sandbox.warden.journal import warn
 from cri.sandbox.warden.loop import Loop
 from cri.sandbox.warden.server import Answer, Connection, Server, given_streams
 
@@ -160,18 +161,26 @@ class Supervisor:
         container.pid = 0  # reaped: the number may be another's from now on
         if container.phase is not Phase.RUNNING:
             return
-        try:
-            container.outputs.drain()
-        finally:  # no flaw there may keep the end a secret
+        with contextlib.ExitStack() as whatever_fails:  # the end is no secret
+            whatever_fails.callback(self._tell_end, container)
+            whatever_fails.callback(self._loop.later, _DRAIN_SECONDS, container.close)
+            whatever_fails.callback(container.finish, status)
             # What has left the container's processes behind (a shared process namespace) ends with it.
-            self._kill_until_empty(container, time.monotonic() + _KILL_SECONDS)
-            container.finish(status)
-            self._loop.later(_DRAIN_SECONDS, container.close)
-            self._server.broadcast({"event": "exit", "record": wire.encode(container.exited)})
+            until = time.monotonic() + _KILL_SECONDS
+            whatever_fails.callback(self._kill_until_empty, container, until)
+            container.outputs.drain()
+
+    def _tell_end(self, container: SupervisedContainer) -> None:
+        self._server.broadcast({"event": "exit", "record": wire.encode(container.exited)})
 
     def _kill_until_empty(self, container: SupervisedContainer, until: float) -> None:
         """KILL everything, again and again: a process may fork while it is killed."""
-        if not self._driver.kill(container.plan, container.pid) and time.monotonic() < until:
+        try:
+            empty = self._driver.kill(container.plan, container.pid)
+        except (HostError, OSError) as error:
+            warn(f"kill what is in container {container.id}: {error}")
+            empty = False
+        if not empty and time.monotonic() < until:
             self._loop.later(_KILL_INTERVAL, lambda: self._kill_until_empty(container, until))
 
     def _signal(self, _: Connection, message: protocol.Message, __: list[int], answer: Answer) -> None:
