@@ -39,6 +39,10 @@ KILL_PATIENCE = 10.0
 START_KILL_PATIENCE = 1.0
 """The same for what was on its way to its program: it has nothing to finish."""
 
+RETRY_PAUSE = 0.5
+RETRY_PAUSE_MAX = 60.0
+"""Seconds between two attempts to give back what an ended container has; doubled from the one to the other."""
+
 LOST_EXIT_CODE = 255
 """Exit code of a container whose true one nobody could observe."""
 
@@ -90,6 +94,8 @@ class Container:
         self._start_failed = ""
         """Why, once that is so: it counts, and not how what may have been begun has been ended."""
         self._stop: asyncio.Task[None] | None = None
+        self._retry: asyncio.Task[None] | None = None
+        self._retry_pause = RETRY_PAUSE
         self._stop_deadline = 0.0
         self._stop_sooner = asyncio.Event()
         if self.state in (ContainerState.EXITED, ContainerState.REMOVING):
@@ -400,11 +406,22 @@ class Container:
         )
         self.ended.set()
         await self._write_down()
+        await self.give_back()
+
+    async def give_back(self) -> None:
+        """Give back what an ended container needs no longer. What fails is tried again, less and less often."""
         try:
             await self._node.host.stop_container(self.spec)
         except Exception as error:
-            # Whatever it was, the container has ended. Removal tries again, and reconciliation after it.
+            # Whatever it was, the container has ended.
             log.warning("resources of an ended container linger", container=self.id, exc_info=error)
+            self._retry = asyncio.create_task(self._give_back_later())
+
+    async def _give_back_later(self) -> None:
+        self._retry_pause = min(self._retry_pause * 2, RETRY_PAUSE_MAX)
+        await asyncio.sleep(self._retry_pause)
+        if self.state is ContainerState.EXITED:
+            await self.give_back()
 
     def _enter(self, to: ContainerState, **values: object) -> None:
         """Step in memory only."""

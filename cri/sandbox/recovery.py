@@ -177,3 +177,5 @@ async def _finish(node: Node, pods: Pods, container: Container) -> None:
         pods.drop_container(container)
     elif container.state is ContainerState.REMOVING:
         await pods.remove_container(container.id)
+    elif container.state is ContainerState.EXITED:
+        await container.give_back()
