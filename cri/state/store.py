@@ -117,6 +117,10 @@ class Store:
         self._queue.put(change)
         await change.done
 
+    async def follow(self, *, save: Iterable[Record] = (), delete: Iterable[Record] = ()) -> None:
+        """Record what has happened already; see `apply`."""
+        await self.apply(save=save, delete=delete)
+
     def _view(self, kind: type[R]) -> Mapping[str, R]:
         return MappingProxyType(cast("dict[str, R]", self._tables[kind]))
 
