@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,8 @@ import structlog
 from cri.errors import InternalError, InvalidArgumentError, NotFoundError
 from cri.images.disk import refusal
 from cri.images.layers import Layers, PullSink, chain_ids
-from cri.images.notes import ImageNotes, check, says
+from cri.images.mending import mend, without_tags_of
+from cri.images.notes import ImageNotes, says
 from cri.images.readings import ContainerLayers, RunnableImages
 from cri.sandbox.host import Snapshotter
 from cri.sandbox.machine import ContainerState
@@ -30,8 +30,6 @@ from registratur import (
     Platform,
     PulledImage,
     Reference,
-    RegistryError,
-    compute_digest,
     pull,
 )
 
@@ -93,7 +91,8 @@ class ImageStore:
             log.error("layers cannot be read; images stay as recorded", error=str(error))  # noqa: TRY400
             return
         notes = await asyncio.to_thread(self._notes.read)
-        await self._mend(notes)
+        for image in await mend(self._store, self._content, self._runnable, notes):
+            await self._drop(image)
         for image in list(self._store.images.values()):
             if missing := [chain_id for chain_id in image.chains if not self.layers.has(chain_id)]:
                 log.warning(
@@ -261,7 +260,7 @@ class ImageStore:
             pinned=known.pinned if known else False,
             pulled_at=time.time_ns(),
         )
-        others = _untagged(self._store.images.values(), image)
+        others = without_tags_of(image, self._store.images.values())
         await asyncio.to_thread(self._runnable.prepare, image)
         try:
             await asyncio.to_thread(self._notes.write, [image, *others])
@@ -342,70 +341,12 @@ class ImageStore:
             chain_id: container for container in running for chain_id in self._of_containers.known(container)
         }
 
-    async def _mend(self, notes: Mapping[str, ImageRecord]) -> None:
-        """Make of each image's record and note one that is sound, or drop the image."""
-        for image_id in {*self._store.images, *notes}:
-            record, note = self._store.images.get(image_id), notes.get(image_id)
-            mended = await asyncio.to_thread(self._mended, record, note)
-            if mended is None:
-                log.error("nothing is known of an image but its id; pull it again", image=image_id)
-                await self._drop(record or notes[image_id])
-            elif mended is not record:
-                log.warning(
-                    "image entered again: its record was lost, or older", image=image_id, tags=mended.tags
-                )
-                await self._store.follow(save=[mended, *_untagged(self._store.images.values(), mended)])
-
-    def _mended(self, record: ImageRecord | None, note: ImageRecord | None) -> ImageRecord | None:
-        """The newer of the two that can be used, with its config; None if none can be. Blocks."""
-        found = [one for one in (record, note) if one is not None]
-        for image in sorted(found, key=lambda one: (_age(one), one is not record)):
-            try:
-                check(image)
-                if image is record:
-                    with contextlib.suppress(
-                        ValueError, RecursionError
-                    ):  # a damaged config: there is another one
-                        self._runnable.prepare(image)
-                        return image
-                mended = image.replace(config=self._config(image.id, record))
-                self._runnable.prepare(mended)
-            except (OSError, RegistryError, ValueError, TypeError, KeyError, RecursionError) as error:
-                log.warning("what is known of an image cannot be used", image=image.id, error=str(error))
-            else:
-                return mended
-        return None
-
-    def _config(self, image_id: str, record: ImageRecord | None) -> str:
-        """An image's config, whose digest the id is: from the content store, or else from its record."""
-        try:
-            return self._content.read(image_id).decode()
-        except (OSError, RegistryError):
-            config = getattr(record, "config", None)
-            if not isinstance(config, str) or compute_digest(config.encode()) != image_id:
-                raise
-            return config
-
     async def _note(self, images: Sequence[ImageRecord]) -> None:
         """Write the notes of images, if the disk takes them."""
         try:
             await asyncio.to_thread(self._notes.write, images)
         except OSError as error:
             log.warning("images have no notes beside the database", error=str(error))
-
-
-def _untagged(images: Iterable[ImageRecord], by: ImageRecord) -> list[ImageRecord]:
-    """The images that lose a tag to another one, without it."""
-    return [
-        image.replace(tags=[tag for tag in image.tags if tag not in by.tags])
-        for image in images
-        if image.id != by.id and not set(by.tags).isdisjoint(image.tags)
-    ]
-
-
-def _age(image: ImageRecord) -> int:
-    """For sorting, the newest first, what says nothing of its age last."""
-    return -image.pulled_at if type(image.pulled_at) is int else 0
 
 
 def _with(names: Sequence[str], name: str | None) -> list[str]:
