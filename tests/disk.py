@@ -36,7 +36,9 @@ class Disk:
 
     def cut(self) -> None:
         """Stop it at once."""
-        subprocess.run(["mount", "-o", "remount,abort", self.mount_point], check=False, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            ["mount", "-o", "remount,abort", self.mount_point], check=False, stderr=subprocess.DEVNULL
+        )
 
     def unmount(self) -> None:
         deadline = time.monotonic() + 20
@@ -46,7 +48,9 @@ class Disk:
 
     def check(self) -> None:
         """As at boot; 1 is: errors were corrected."""
-        assert subprocess.run(["fsck.ext4", "-p", self._file], check=False, capture_output=True).returncode <= 1
+        assert (
+            subprocess.run(["fsck.ext4", "-p", self._file], check=False, capture_output=True).returncode <= 1
+        )
 
     def fill(self) -> None:
         """Write to the last byte of it, whoever may use that."""
@@ -55,10 +59,10 @@ class Disk:
                 with contextlib.suppress(OSError):
                     while True:
                         file.write(bytes(size))
-                        os.fsync(file.fileno())
+                with contextlib.suppress(OSError):
+                    os.fsync(file.fileno())
         with contextlib.suppress(OSError):
             number = 0
             while True:  # what is left of directories
                 (self.mount_point / f"filling{number}").mkdir()
                 number += 1
-

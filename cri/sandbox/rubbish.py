@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ log = structlog.get_logger(__name__)
 
 
 class Rubbish:
-    """Deletes what was renamed aside, one tree after the other, in a thread of its own.
+    """Deletes what was renamed aside, one tree after the other, in a thread that lives as long as there are any.
 
     What is not deleted when the daemon ends must be told by its name, and handed in again by the next one.
     """
@@ -26,32 +25,30 @@ class Rubbish:
         A power cut that undid a rename, but not the deletions, would leave half a tree under its old name.
         """
         self._sync = sync
-        self._queue: queue.Queue[Path] = queue.Queue()
-        self._adding = threading.Lock()
-        self._known: set[Path] = set()
-        self._thread: threading.Thread | None = None
+        self._changing = threading.Condition()
+        self._waiting: list[Path] = []
+        self._doomed: set[Path] = set()
+        self._working = False
 
     def put(self, path: Path) -> bool:
         """Have a tree, or a file of any kind, deleted; returns at once: whether it is news. From any thread."""
-        with self._adding:
-            if path in self._known:
+        with self._changing:
+            if path in self._doomed:
                 return False
-            self._known.add(path)
-            self._queue.put(path)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="rubbish", daemon=True)
-                self._thread.start()
+            self._doomed.add(path)
+            self._waiting.append(path)
+            if not self._working:
+                self._working = True
+                threading.Thread(target=self._work, name="rubbish", daemon=True).start()
         return True
 
     def wait(self) -> None:
         """Wait until all is deleted that was put in. Blocks."""
-        self._queue.join()
+        with self._changing:
+            self._changing.wait_for(lambda: not self._working)
 
     def _work(self) -> None:
-        while True:
-            paths = [self._queue.get()]
-            while not self._queue.empty():
-                paths.append(self._queue.get())
+        while paths := self._take():
             try:
                 self._sync()
             except OSError as error:
@@ -59,10 +56,16 @@ class Rubbish:
             else:
                 for path in paths:
                     self._delete(path)
-            for path in paths:
-                with self._adding:
-                    self._known.discard(path)
-                self._queue.task_done()
+            with self._changing:
+                self._doomed.difference_update(paths)
+
+    def _take(self) -> list[Path]:
+        with self._changing:
+            paths, self._waiting = self._waiting, []
+            if not paths:
+                self._working = False
+                self._changing.notify_all()
+        return paths
 
     def _delete(self, path: Path) -> None:
         try:

@@ -17,7 +17,7 @@ import errno
 import os
 import re
 import secrets
-import weakref
+import threading
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,11 @@ class DirectorySnapshotter(RootSnapshotter):
                     "no directory; put aside, images must be pulled again", path=str(path), now=str(aside)
                 )
         self._sync_filesystem = sync_filesystem
+        self._under_way: set[str] = set()
         self._opened: int | None = None
+        """A descriptor on the filesystem, open while any layer is under way: of a write that failed before a descriptor was
+        opened, its syncfs(2) may not tell."""
+        self._opening = threading.Lock()
         self._shared_sync = SharedSync(self._sync_all)
         self._shared_rename = SharedSync(self._sync_names)
         self._rubbish = Rubbish(self._sync_names)
@@ -127,7 +131,12 @@ class DirectorySnapshotter(RootSnapshotter):
 
     async def begin(self, chain_id: str, parent: str | None) -> Path:
         """An empty directory, or the parent's content, to unpack a layer into."""
-        return await asyncio.to_thread(self._begin, chain_id, parent)
+        self._under_way.add(chain_id)
+        try:
+            return await asyncio.to_thread(self._begin, chain_id, parent)
+        except BaseException:
+            self._end(chain_id)
+            raise
 
     async def commit(self, chain_id: str) -> DiskUsage:
         """Make the unpacked layer permanent: it is on disk before it has its name, and has it, on disk, on return."""
@@ -139,11 +148,15 @@ class DirectorySnapshotter(RootSnapshotter):
             await asyncio.to_thread(sync_tree, begun)
         await asyncio.to_thread(self._name, chain_id)
         await self._shared_rename()
+        self._end(chain_id)
         return usage
 
     async def abort(self, chain_id: str) -> None:
         """Throw a begun layer away."""
-        await asyncio.to_thread(remove_any, self._begun(chain_id))
+        try:
+            await asyncio.to_thread(remove_any, self._begun(chain_id))
+        finally:
+            self._end(chain_id)
 
     async def remove(self, chain_id: str) -> None:
         """Take a committed layer out of sight; it is deleted behind the caller."""
@@ -181,7 +194,9 @@ class DirectorySnapshotter(RootSnapshotter):
     def _begin(self, chain_id: str, parent: str | None) -> Path:
         begun = self._begun(chain_id)
         remove_any(begun)
-        self._open()
+        with self._opening:
+            if self._opened is None:
+                self._opened = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         begun.mkdir(mode=0o700)
         files = begun / FILES
         files.mkdir(mode=0o755)
@@ -229,16 +244,17 @@ class DirectorySnapshotter(RootSnapshotter):
         else:
             self._rubbish.put(doomed)
 
-    def _open(self) -> int:
-        """The directory's descriptor, opened once: a failed write of before a descriptor was opened may not be told it."""
-        if self._opened is None:
-            self._opened = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            weakref.finalize(self, os.close, self._opened)
-        return self._opened
+    def _end(self, chain_id: str) -> None:
+        """A layer is not under way any more."""
+        self._under_way.discard(chain_id)
+        if not self._under_way and self._opened is not None:
+            os.close(self._opened)
+            self._opened = None
 
     def _sync_all(self) -> None:
         assert self._sync_filesystem is not None
-        self._sync_filesystem(self._open())
+        assert self._opened is not None
+        self._sync_filesystem(self._opened)
 
     def _sync_names(self) -> None:
         sync_directory(self._directory)

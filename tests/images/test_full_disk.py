@@ -91,11 +91,20 @@ async def test_a_read_only_disk(images, registry, disk):
         await images.pull(f"{registry.address}/other:1", None)
     await images.remove(f"{registry.address}/app:1")
     assert list(images.images()) == []
-    await images.load()  # what a start does
     subprocess.run(["mount", "-o", "remount,rw", disk.mount_point], check=True)
     await images.collect()
     images.layers._snapshots.wait()
     assert on(disk)[0] == []
+
+
+@pytest.mark.node
+async def test_a_start_on_a_read_only_disk(images, registry, disk):
+    registry.add("app", "1", "hello")
+    await images.pull(f"{registry.address}/app:1", None)
+    subprocess.run(["mount", "-o", "remount,ro", disk.mount_point], check=True)
+    await images.load()
+    images.runnable(f"{registry.address}/app:1")
+    subprocess.run(["mount", "-o", "remount,rw", disk.mount_point], check=True)
 
 
 def caused(error: Exception, cause: Exception) -> Exception:
