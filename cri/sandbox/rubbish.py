@@ -70,7 +70,7 @@ class Rubbish:
     def _delete(self, path: Path) -> None:
         try:
             remove_any(path)
-        except OSError as error:
+        except (OSError, RecursionError) as error:
             log.warning("not deleted; the next start tries again", paths=_text([path]), error=str(error))
 
 

@@ -247,14 +247,21 @@ class DirectorySnapshotter(RootSnapshotter):
     def _end(self, chain_id: str) -> None:
         """A layer is not under way any more."""
         self._under_way.discard(chain_id)
-        if not self._under_way and self._opened is not None:
-            os.close(self._opened)
-            self._opened = None
+        with self._opening:
+            if not self._under_way and self._opened is not None:
+                os.close(self._opened)
+                self._opened = None
 
     def _sync_all(self) -> None:
         assert self._sync_filesystem is not None
-        assert self._opened is not None
-        self._sync_filesystem(self._opened)
+        with self._opening:
+            if self._opened is None:
+                return  # who wanted it has given up
+            fd = os.dup(self._opened)
+        try:
+            self._sync_filesystem(fd)
+        finally:
+            os.close(fd)
 
     def _sync_names(self) -> None:
         sync_directory(self._directory)

@@ -46,9 +46,13 @@ async def images(tmp_path, disk):
     await store.close()
 
 
+def on_snapshots(disk):
+    return [path.name for path in (disk.mount_point / "snapshots/copy").iterdir()]
+
+
 def on(disk):
     """What lies below the disk's directories of images."""
-    layers = [path.name for path in (disk.mount_point / "snapshots/copy").iterdir()]
+    layers = on_snapshots(disk)
     blobs = list((disk.mount_point / "content/blobs").glob("*/*"))
     notes = list((disk.mount_point / "content/images").glob("*"))
     return layers, blobs, notes, list((disk.mount_point / "content/ingest").iterdir())
@@ -65,6 +69,21 @@ async def test_an_image_goes_from_a_full_disk(images, registry, disk):
     assert list(images.images()) == []
     images.layers._snapshots.wait()
     assert on(disk) == ([], [], [], [])
+
+
+@pytest.mark.node
+async def test_a_layer_of_nothing_but_directories_goes_from_a_full_disk(disk):
+    """Removing moves directories up, and so makes names: in the room of those that have gone before."""
+    layers = CopySnapshotter(disk.mount_point)
+    chain_id = "sha256:" + "1" * 64
+    root = await layers.begin(chain_id, None)
+    for number in range(1500):
+        (root / f"{number % 3}" / f"directory-with-a-long-name-{number}" / "inside").mkdir(parents=True)
+    await layers.commit(chain_id)
+    disk.fill()
+    await layers.remove(chain_id)
+    layers.wait()
+    assert on_snapshots(disk) == []
 
 
 @pytest.mark.node

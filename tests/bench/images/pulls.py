@@ -107,7 +107,7 @@ async def pull(directory: Path, address: str, way: str) -> tuple[float, float]:
     store = await Store.open(directory / "state/state.db")
     with contextlib.ExitStack() as patches:
         if way == NOTHING:
-            patches.enter_context(mock.patch("os.fsync", lambda _: None))
+            patches.enter_context(mock.patch("os.fsync", return_value=None))
         async with Client() as client:
             images = ImageStore(
                 store,
