@@ -15,8 +15,9 @@ def remove_tree(directory: str | bytes | Path, *, dir_fd: int | None = None) -> 
     """Remove a directory (relative to the open directory `dir_fd`) with all its content; succeeds if it is gone. Blocks.
 
     Directories are taken up to the top one by one, so neither the stack nor descriptors run out on what a container has
-    nested. No link is followed, and nothing removed of a filesystem that is mounted in there (EBUSY), as far as its
-    device tells. File flags of FreeBSD are cleared before. Raises OSError.
+    nested. (Only where a disk has no room for another name, they are removed in their places.) No link is followed, and
+    nothing removed of a filesystem that is mounted in there (EBUSY), as far as its device tells. File flags of FreeBSD
+    are cleared before. Raises OSError.
     """
     try:
         top = os.open(directory, _DIRECTORY, dir_fd=dir_fd)
@@ -75,6 +76,9 @@ def _move_up(name: str, directory: int, top: int, numbers: Iterator[int]) -> Non
                 lambda new_name=new_name: os.rename(name, new_name, src_dir_fd=directory, dst_dir_fd=top),  # type: ignore[misc]
             )
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                remove_tree(name, dir_fd=directory)  # where it is, which gives the disk room for what comes next
+                return
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise  # else the name is taken
         else:

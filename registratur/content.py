@@ -6,10 +6,15 @@ Layout, that of an OCI image layout (image-layout.md)::
     ingest/<random>         being written; whatever is here after a crash is rubbish
 
 All methods block on the disk: on an event loop, call them through ``asyncio.to_thread``. They may be
-called from several threads and processes at once, except `clean`.
+called from several threads and processes at once, except `clean`. What lies where a blob should be and is no
+regular file (a directory, a FIFO, a link) counts as no blob; it is never waited for, and goes when the blob is
+written or deleted.
 """
 
+import contextlib
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,10 +27,14 @@ class ContentStore:
     """Immutable blobs under `root`; the folders are made when needed, for their owner only."""
 
     def __init__(self, root: Path) -> None:
+        """Blocks. Raises OSError where the folders cannot be made."""
         self.root = root
         self._blobs = root / "blobs"
         self._ingest = root / "ingest"
-        self._ingest.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.put_aside: list[Path] = []
+        """Where those things are now that were in the place of a folder: files, for one. They are nobody's."""
+        for folder in (root, self._ingest):
+            self._make_folder(folder)
 
     def path(self, digest: str) -> Path:
         """Return where a blob is or would be, never outside `root`. Raises InvalidDigestError."""
@@ -34,24 +43,26 @@ class ContentStore:
 
     def has(self, digest: str) -> bool:
         """Say whether a blob is complete here."""
-        return self.path(digest).is_file()
+        try:
+            return stat.S_ISREG(self.path(digest).lstat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def size(self, digest: str) -> int:
         """Return the bytes of a blob. Raises NotFoundError."""
+        fd = self._open(digest)
         try:
-            return self.path(digest).stat().st_size
-        except FileNotFoundError as error:
-            raise self._missing(digest) from error
+            return os.fstat(fd).st_size
+        finally:
+            os.close(fd)
 
     def read(self, digest: str) -> bytes:
         """Return a blob, hashed again: a disk that lost its tail in a crash is noticed here.
 
-        Raises NotFoundError, DigestMismatchError.
+        Raises NotFoundError, DigestMismatchError, OSError.
         """
-        try:
-            data = self.path(digest).read_bytes()
-        except FileNotFoundError as error:
-            raise self._missing(digest) from error
+        with os.fdopen(self._open(digest), "rb") as file:
+            data = file.read()
         _verify(digest, data)
         return data
 
@@ -62,7 +73,8 @@ class ContentStore:
         """
         _verify(digest, data)
         target = self.path(digest)
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (self._blobs, target.parent):
+            self._make_folder(folder)
         descriptor, name = tempfile.mkstemp(dir=self._ingest)
         partial = Path(name)
         try:
@@ -70,15 +82,18 @@ class ContentStore:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
             partial.replace(target)
         except BaseException:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a disk that has become read-only; `clean` comes by
+                partial.unlink(missing_ok=True)
             raise
         _sync_folder(target.parent)
 
     def delete(self, digest: str) -> None:
-        """Forget a blob; one that is not here is fine."""
-        self.path(digest).unlink(missing_ok=True)
+        """Forget a blob; one that is not here is fine. Raises OSError."""
+        _remove(self.path(digest))
 
     def digests(self) -> Iterator[str]:
         """Yield the digests of all blobs, in no order; files that are no blobs are passed over."""
@@ -89,14 +104,48 @@ class ContentStore:
                 continue
 
     def clean(self) -> int:
-        """Remove what a crash left half written; return how many files. Call it before any writer starts."""
+        """Remove what a crash left half written; return how many files. Call it before any writer starts.
+
+        Raises OSError.
+        """
         leftovers = list(self._ingest.iterdir())
         for path in leftovers:
-            path.unlink(missing_ok=True)
+            _remove(path)
         return len(leftovers)
+
+    def _open(self, digest: str) -> int:
+        try:
+            fd = os.open(self.path(digest), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if self.has(digest):
+                raise
+            raise self._missing(digest) from error
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise self._missing(digest)
+        return fd
+
+    def _make_folder(self, folder: Path) -> None:
+        if folder.is_dir():
+            return
+        number = 1
+        if os.path.lexists(folder):
+            while os.path.lexists(aside := folder.with_name(f"{folder.name}.damaged-{number}")):
+                number += 1
+            folder.rename(aside)
+            self.put_aside.append(aside)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _sync_folder(folder.parent)
 
     def _missing(self, digest: str) -> NotFoundError:
         return NotFoundError(f"{digest} is not in the content store {self.root}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _verify(digest: str, data: bytes) -> None:

@@ -183,7 +183,7 @@ class _Source:
         """Return a blob of the store; a damaged one counts as missing and is written again. Blocks."""
         try:
             return self.store.read(digest)
-        except (NotFoundError, DigestMismatchError):
+        except (NotFoundError, DigestMismatchError, OSError):  # OSError: the disk cannot read it
             return None
 
 

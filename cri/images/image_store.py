@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import structlog
 
-from baustelle.bundle import ImageDefaults
-from cri.errors import InvalidArgumentError, NotFoundError
+from cri.errors import InternalError, InvalidArgumentError, NotFoundError
+from cri.images.disk import refusal
 from cri.images.layers import Layers, PullSink, chain_ids
+from cri.images.mending import mend, without_tags_of
+from cri.images.notes import ImageNotes, says
+from cri.images.readings import ContainerLayers, RunnableImages
 from cri.sandbox.host import Snapshotter
+from cri.sandbox.machine import ContainerState
 from cri.sandbox.node import RunnableImage
 from cri.sandbox.shared_work import SharedWork
 from cri.sandbox.spec import DiskUsage
@@ -64,24 +67,43 @@ class ImageStore:
         self._pulls: SharedWork[str] = SharedWork("pull")
         self._removals: SharedWork[None] = SharedWork("remove image")
         self._pulling = 0
+        self._failed = False
+        """Whether a pull has failed since the content was swept."""
+        self._notes = ImageNotes(content.root / "images")
+        self._runnable = RunnableImages()
+        self._of_containers = ContainerLayers()
         self._naming = asyncio.Lock()
         """Held over a read, change and write of records, never over a pull."""
         self._sweeping = asyncio.Lock()
         """Held over a sweep of the content, and over a pull's entry."""
 
     async def load(self) -> None:
-        """Compare the records with what is on disk: an image that lacks a layer is dropped, to be pulled again."""
-        await self.layers.load()
-        await asyncio.to_thread(self._content.clean)
+        """Bring records, notes and what is on disk together. Raises nothing for the sake of one image, or of a disk.
+
+        An image whose record was lost is entered again. One that lacks a layer, or whose config cannot be read, is
+        dropped, to be pulled again.
+        """
+        await self._look_at_content()
+        try:
+            await self.layers.load(await self._running_on())
+        except OSError as error:
+            # That nothing can be read does not mean that nothing is there.
+            log.error("layers cannot be read; images stay as recorded", error=str(error))  # noqa: TRY400
+            return
+        notes = await asyncio.to_thread(self._notes.read)
+        for image in await mend(self._store, self._content, self._runnable, notes):
+            await self._drop(image)
         for image in list(self._store.images.values()):
-            missing = [chain_id for chain_id in image.chains if not self.layers.has(chain_id)]
-            if missing:
+            if missing := [chain_id for chain_id in image.chains if not self.layers.has(chain_id)]:
                 log.warning(
                     "image lost its layers; pull it again", image=image.id, tags=image.tags, missing=missing
                 )
-                await self._store.delete(image)
-        await self.collect()
-        await self._collect_content()
+                await self._drop(image)
+        # Of images that were pulled by a release that wrote none, or whose notes are lost or old.
+        await self._note(
+            [image for image in self._store.images.values() if not says(notes.get(image.id), image)]
+        )
+        await self._clear_away()
 
     def images(self) -> Iterable[ImageRecord]:
         """All images."""
@@ -134,14 +156,7 @@ class ImageStore:
         image = self.find(reference)
         if image is None:
             raise NotFoundError(f"image {reference!r} is not on this node: pull it first")
-        config = json.loads(image.config)
-        return RunnableImage(
-            id=image.id,
-            reference=image.digests[0] if image.digests else image.id,
-            layers=tuple(image.chains),
-            defaults=ImageDefaults.from_config(config),
-            os=str(config.get("os", "")),
-        )
+        return self._runnable.of(image)
 
     def hold(self, layers: Iterable[str]) -> AbstractContextManager[None]:
         """Keep layers until a record says that they are needed."""
@@ -149,15 +164,13 @@ class ImageStore:
 
     async def collect(self) -> None:
         """Give back layers that no image and no container needs any more. Costs nothing where every layer has an image."""
-        needed = {chain_id for image in self._store.images.values() for chain_id in image.chains}
+        needed = self._of_images()
         if self.layers.all_in(needed):
             return
-        for container in self._store.containers.values():
-            spec = json.loads(container.spec)
-            needed.update(spec["layers"])
-            for mount in spec.get("mounts", ()):
-                needed.update(mount.get("image_layers", ()))
-        await self.layers.collect(needed)
+        of_containers = await self._of_containers.read(self._store.containers)
+        if of_containers is not None:
+            # Looked at anew: while specs were read, an image may have come.
+            await self.layers.collect(self._of_images() | of_containers)
 
     def usage(self) -> DiskUsage:
         """What all images take on disk, unpacked."""
@@ -166,6 +179,7 @@ class ImageStore:
     async def settle(self) -> None:
         """Wait for removals; pulls are abandoned, their layers thrown away."""
         await self._removals.settle()
+        await self.layers.settle()
 
     def _by_id(self, word: str) -> ImageRecord | None:
         digits = word.removeprefix("sha256:")
@@ -180,6 +194,25 @@ class ImageStore:
 
     async def _pull(self, reference: Reference, credentials: Credentials | None) -> str:
         began = time.monotonic()
+        try:
+            image = await self._bring(reference, credentials)
+        except Exception as error:
+            self._failed = True
+            await self._sweep_after_failure()
+            directory = self._content.root.parent
+            told = await asyncio.to_thread(refusal, error, f"pull {reference}", directory)
+            if told is None and isinstance(error, OSError):
+                told = InternalError(f"pull {reference}: {error}")
+            if told is None:
+                raise
+            raise told from error
+        await self._sweep_after_failure()  # of another pull, that left it to the last one
+        log.info(
+            "image pulled", image=str(reference), id=image.id, seconds=round(time.monotonic() - began, 3)
+        )
+        return image.id
+
+    async def _bring(self, reference: Reference, credentials: Credentials | None) -> PulledImage:
         async with self._sweeping:
             self._pulling += 1
         try:
@@ -196,10 +229,13 @@ class ImageStore:
                 await self._record(reference, image)
         finally:
             self._pulling -= 1
-        log.info(
-            "image pulled", image=str(reference), id=image.id, seconds=round(time.monotonic() - began, 3)
-        )
-        return image.id
+        return image
+
+    async def _sweep_after_failure(self) -> None:
+        """Give back what a failed pull has brought; its manifests when no other pull is under way."""
+        if self._failed:
+            self._failed = self._pulling > 0
+            await self._clear_away()
 
     async def _record(self, reference: Reference, pulled: PulledImage) -> None:
         """Enter the image, and take its tag from whichever image had it."""
@@ -212,33 +248,57 @@ class ImageStore:
 
     async def _save(self, pulled: PulledImage, config: str, tag: str | None, digest: str) -> None:
         known = self._store.images.get(pulled.id)
-        changed = [
-            ImageRecord(
-                id=pulled.id,
-                manifest=pulled.manifest.digest,
-                tags=_with(known.tags if known else [], tag),
-                digests=_with(known.digests if known else [], digest),
-                size=pulled.size,
-                chains=list(chain_ids(pulled.diff_ids)),
-                config=config,
-                user=pulled.config_json.user,
-                pinned=known.pinned if known else False,
-                pulled_at=time.time_ns(),
-            )
-        ]
-        changed += [
-            image.replace(tags=[other for other in image.tags if other != tag])
-            for image in self._store.images.values()
-            if tag in image.tags and image.id != pulled.id
-        ]
-        await self._store.save(*changed)
+        image = ImageRecord(
+            id=pulled.id,
+            manifest=pulled.manifest.digest,
+            tags=_with(known.tags if known else [], tag),
+            digests=_with(known.digests if known else [], digest),
+            size=pulled.size,
+            chains=list(chain_ids(pulled.diff_ids)),
+            config=config,
+            user=pulled.config_json.user,
+            pinned=known.pinned if known else False,
+            pulled_at=time.time_ns(),
+        )
+        others = without_tags_of(image, self._store.images.values())
+        await asyncio.to_thread(self._runnable.prepare, image)
+        try:
+            await asyncio.to_thread(self._notes.write, [image, *others])
+            await self._store.save(image, *others)
+        except Exception:
+            await self._take_back(image)
+            raise
+
+    async def _take_back(self, image: ImageRecord) -> None:
+        """Make the notes say what the records do, after an image could not be entered."""
+        recorded = self._store.images
+        if image.id not in recorded:
+            await asyncio.to_thread(self._notes.remove, image.id)
+            self._runnable.forget(image)
+        touched = [recorded[image.id]] if image.id in recorded else []
+        await self._note(
+            [*touched, *(one for one in recorded.values() if not set(image.tags).isdisjoint(one.tags))]
+        )
 
     async def _remove(self, image: ImageRecord) -> None:
         async with self._naming:
-            await self._store.delete(image)
+            await self._drop(image)
         log.info("image removed", id=image.id, tags=image.tags)
+        await self._clear_away()
+
+    async def _drop(self, image: ImageRecord) -> None:
+        """Forget an image. A disk that takes nothing, being full or read-only, keeps nobody from it."""
+        await asyncio.to_thread(self._notes.remove, image.id)
+        await self._store.follow(delete=[image])
+        self._runnable.forget(image)
+
+    async def _clear_away(self) -> None:
+        """Give back layers, manifests and configs that nothing needs, as far as the disk lets us."""
         await self.collect()
-        await self._collect_content()
+        try:
+            await self._collect_content()
+        except OSError as error:
+            log.warning("manifests that no image needs stay", error=str(error))
 
     async def _collect_content(self) -> None:
         """Give back manifests and configs that no image needs; a pull under way may be about to need any of them."""
@@ -255,6 +315,38 @@ class ImageStore:
         for digest in list(self._content.digests()):
             if digest not in used:
                 self._content.delete(digest)
+
+    def _of_images(self) -> set[str]:
+        return {chain_id for image in self._store.images.values() for chain_id in image.chains}
+
+    # What a start finds
+
+    async def _look_at_content(self) -> None:
+        try:
+            await asyncio.to_thread(self._content.clean)
+        except OSError as error:
+            log.warning("what was half pulled stays", error=str(error))
+        for path in self._content.put_aside:
+            log.error("no directory of the content store; put aside", now=str(path))
+
+    async def _running_on(self) -> Mapping[str, str]:
+        """The layers that running containers stand on, each with one of them."""
+        running = {
+            container.id: container
+            for container in self._store.containers.values()
+            if container.state == ContainerState.RUNNING
+        }
+        await self._of_containers.read(running)
+        return {
+            chain_id: container for container in running for chain_id in self._of_containers.known(container)
+        }
+
+    async def _note(self, images: Sequence[ImageRecord]) -> None:
+        """Write the notes of images, if the disk takes them."""
+        try:
+            await asyncio.to_thread(self._notes.write, images)
+        except OSError as error:
+            log.warning("images have no notes beside the database", error=str(error))
 
 
 def _with(names: Sequence[str], name: str | None) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
 from typing import Self
@@ -13,11 +13,16 @@ from typing import Self
 import structlog
 
 from baustelle.unpack import Whiteouts, unpack_stream
-from cri.sandbox.host import Snapshotter
+from cri.sandbox.host import HostError, Snapshotter
 from cri.sandbox.spec import DiskUsage
 from registratur import DigestMismatchError
 
 log = structlog.get_logger(__name__)
+
+REMOVAL_PATIENCE = 0.2
+"""Seconds that a caller waits for layers to be out of sight. A rename takes no time, unless a disk or a pool is busy."""
+
+_UNKNOWN = DiskUsage(0, 0)
 
 
 def chain_ids(diff_ids: Sequence[str]) -> tuple[str, ...]:
@@ -45,10 +50,31 @@ class Layers:
         self._held: Counter[str] = Counter()
         self._coming: dict[str, asyncio.Future[bool]] = {}
         self._going: dict[str, asyncio.Task[None]] = {}
+        self._measuring: asyncio.Task[None] | None = None
 
-    async def load(self) -> None:
-        """Find what the snapshotter has."""
-        self._committed = dict(await self._snapshots.chains())
+    async def load(self, running: Mapping[str, str]) -> None:
+        """Find what the snapshotter has. Raises OSError if that cannot be known.
+
+        A layer that may be incomplete is thrown away, as none of its files can be trusted; unless a container runs on it
+        (`running`, layers with a container each), which shows that it is good enough for that.
+        """
+        found = dict(await self._snapshots.chains())
+        for chain_id, reason in (await self._snapshots.doubtful()).items():
+            if (container := running.get(chain_id)) is not None:
+                log.error(
+                    "a layer may be incomplete, but a running container has it; remove that, then pull the image again",
+                    layer=chain_id,
+                    reason=reason,
+                    container=container,
+                )
+                found[chain_id] = None
+            else:
+                log.error("a layer is incomplete; thrown away", layer=chain_id, reason=reason)
+                await self._remove(chain_id)
+        self._committed = {chain_id: usage or _UNKNOWN for chain_id, usage in found.items()}
+        unmeasured = [chain_id for chain_id, usage in found.items() if usage is None]
+        if unmeasured:
+            self._measuring = asyncio.create_task(self._measure(unmeasured))
 
     def has(self, chain_id: str) -> bool:
         """Whether the layer is here, whole."""
@@ -111,23 +137,65 @@ class Layers:
             _check(chain_id, unpacked.diff_id, diff_id)
             self._committed[chain_id] = await self._snapshots.commit(chain_id)
         except BaseException:
-            await asyncio.shield(self._snapshots.abort(chain_id))
+            await asyncio.shield(self._abort(chain_id))
             raise
 
+    async def _abort(self, chain_id: str) -> None:
+        try:
+            await self._snapshots.abort(chain_id)
+        except (
+            OSError,
+            HostError,
+        ) as error:  # of a disk that has become read-only; why the pull failed is told anyway
+            log.warning("an unfinished layer stays until the next start", layer=chain_id, error=str(error))
+
     async def collect(self, needed: Iterable[str]) -> None:
-        """Remove every layer that is neither needed nor held."""
+        """Remove every layer that is neither needed nor held; what takes longer than a moment goes on behind the caller.
+
+        A layer that cannot be removed is told in the log, and tried again with the next call.
+        """
         keep = {*needed, *self._held, *self._coming}
         doomed = [chain_id for chain_id in self._committed if chain_id not in keep]
         for chain_id in doomed:
-            del self._committed[chain_id]
-            self._going[chain_id] = asyncio.create_task(self._snapshots.remove(chain_id))
-        for chain_id in doomed:
-            try:
-                await self._going[chain_id]
-            finally:
-                del self._going[chain_id]
+            usage = self._committed.pop(chain_id)
+            self._going[chain_id] = asyncio.create_task(self._go(chain_id, usage))
         if doomed:
-            log.info("layers removed", count=len(doomed))
+            log.info("layers are being removed", count=len(doomed))
+            await asyncio.wait([self._going[chain_id] for chain_id in doomed], timeout=REMOVAL_PATIENCE)
+
+    async def settle(self) -> None:
+        """Wait until nothing is being removed."""
+        if self._measuring is not None:
+            self._measuring.cancel()
+        while self._going:
+            await asyncio.wait(list(self._going.values()))
+
+    async def _go(self, chain_id: str, usage: DiskUsage) -> None:
+        try:
+            if not await self._remove(chain_id):
+                self._committed[chain_id] = usage
+        finally:
+            del self._going[chain_id]
+
+    async def _remove(self, chain_id: str) -> bool:
+        try:
+            await self._snapshots.remove(chain_id)
+        except (OSError, HostError) as error:
+            log.warning("a layer cannot be removed", layer=chain_id, error=str(error))
+            return False
+        return True
+
+    async def _measure(self, chain_ids: Sequence[str]) -> None:
+        """Find out what layers take whose figures were lost."""
+        for chain_id in chain_ids:
+            try:
+                usage = await self._snapshots.measure(chain_id)
+            except (OSError, HostError) as error:
+                log.warning("a layer cannot be measured", layer=chain_id, error=str(error))
+                continue
+            if chain_id in self._committed:
+                self._committed[chain_id] = usage
+        log.warning("layers were measured anew: their figures were lost", layers=list(chain_ids))
 
 
 def _check(chain_id: str, unpacked: str, expected: str) -> None:

@@ -251,8 +251,16 @@ class Snapshotter(abc.ABC):
     """A layer is unpacked with overlayfs whiteouts instead of applied to its parent's content."""
 
     @abc.abstractmethod
-    async def chains(self) -> Mapping[str, DiskUsage]:
-        """All committed chain ids."""
+    async def chains(self) -> Mapping[str, DiskUsage | None]:
+        """All committed chain ids that are whole, and what each takes; None: to be asked for by `measure`."""
+
+    async def doubtful(self) -> Mapping[str, str]:
+        """Committed chain ids that may be incomplete, each with the reason; as of the last call of `chains`."""
+        return {}
+
+    async def measure(self, chain_id: str) -> DiskUsage:
+        """What a committed layer takes, which was not known. Takes its time."""
+        return (await self.chains()).get(chain_id) or DiskUsage(0, 0)
 
     @abc.abstractmethod
     async def begin(self, chain_id: str, parent: str | None) -> Path:
@@ -260,7 +268,7 @@ class Snapshotter(abc.ABC):
 
     @abc.abstractmethod
     async def commit(self, chain_id: str) -> DiskUsage:
-        """Make the unpacked layer permanent, atomically."""
+        """Make the unpacked layer permanent, atomically: on disk as a whole when this returns."""
 
     @abc.abstractmethod
     async def abort(self, chain_id: str) -> None:
@@ -268,7 +276,7 @@ class Snapshotter(abc.ABC):
 
     @abc.abstractmethod
     async def remove(self, chain_id: str) -> None:
-        """Remove a committed layer; nothing is made from it any more."""
+        """Take a committed layer out of sight; nothing is made from it any more. The deletion may go on behind."""
 
 
 class NetworkStack(abc.ABC):

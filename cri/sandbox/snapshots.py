@@ -1,32 +1,52 @@
 """Unpacked image layers in directories, and roots of containers as whole copies of them: for every system.
 
-<state>/snapshots/<kind>/<chain id>/fs          a committed layer (overlay), or all of its chain (copy)
-<state>/snapshots/<kind>/<chain id>/usage.json
-<state>/snapshots/<kind>/new-<chain id>/        begun and not committed
+<state>/snapshots/<kind>/<chain id>/fs             a committed layer (overlay), or all of its chain (copy)
+<state>/snapshots/<kind>/<chain id>/...            see `cri.sandbox.layer_files`
+<state>/snapshots/<kind>/new-<chain id>/           begun and not committed
+<state>/snapshots/<kind>/new-gone-...-<chain id>/  removed and not deleted
+
+A layer gets its name by a rename, after all of it is on disk: the name is the proof that it is whole. Whatever else lies
+in there is not ours (lost+found of a filesystem that is mounted there) and stays.
 """
 
 from __future__ import annotations
 
 import abc
 import asyncio
-import json
+import errno
+import os
 import re
-from collections.abc import Collection, Mapping
+import secrets
+import threading
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from baustelle.removal import remove_tree
-from cri.sandbox import wire
 from cri.sandbox.copytree import copy_tree, disk_usage
+from cri.sandbox.durable import SharedSync, make_directory, remove_any, sync_directory, sync_tree
 from cri.sandbox.host import HostError, Snapshotter
+from cri.sandbox.layer_files import FILES, SYNCED, USAGE, judge, seal, write_usage
+from cri.sandbox.rubbish import Rubbish
 from cri.sandbox.spec import ContainerSpec, DiskUsage
+
+log = structlog.get_logger(__name__)
 
 BEGUN = "new-"
 """What the names of layers begin with that are not committed."""
 
+GONE = f"{BEGUN}gone-"
+"""What the names of removed layers begin with: to releases that know none such they are unfinished, and go too."""
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 _CHAIN_ID = re.compile(r"[a-z0-9]+:[A-Za-z0-9_-]+")
 """A digest, in letters that a file and a dataset may have in their names."""
+
+_NAME = re.compile(r"[a-z0-9]+-[0-9a-f]{32,}")
+"""A layer's directory: a digest of any algorithm, its colon as a hyphen."""
 
 
 class RootSnapshotter(Snapshotter):
@@ -75,43 +95,98 @@ class RootSnapshotter(Snapshotter):
 
 
 class DirectorySnapshotter(RootSnapshotter):
-    """A directory per chain id, renamed into place when it is complete."""
+    """A directory per chain id, renamed into place when it is complete and on disk."""
 
-    def __init__(self, state: Path) -> None:
-        """Keep layers below `state`."""
+    def __init__(self, state: Path, sync_filesystem: Callable[[int], None] | None = None) -> None:
+        """Keep layers below `state`. Blocks. Raises OSError.
+
+        `sync_filesystem` brings all of a filesystem to disk, given a descriptor on it, and raises OSError if a write has
+        failed since that was opened. Without it each file of a layer is synced by itself, which takes far longer.
+        """
         self._directory = state / "snapshots" / self.kind
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path in (self._directory.parent, self._directory):
+            if (aside := make_directory(path)) is not None:
+                log.error(
+                    "no directory; put aside, images must be pulled again", path=str(path), now=str(aside)
+                )
+        self._sync_filesystem = sync_filesystem
+        self._under_way: set[str] = set()
+        self._opened: int | None = None
+        """A descriptor on the filesystem, open while any layer is under way: of a write that failed before a descriptor was
+        opened, its syncfs(2) may not tell."""
+        self._opening = threading.Lock()
+        self._shared_sync = SharedSync(self._sync_all)
+        self._shared_rename = SharedSync(self._sync_names)
+        self._rubbish = Rubbish(self._sync_names)
+        self._doubtful: dict[str, str] = {}
 
-    async def chains(self) -> Mapping[str, DiskUsage]:
-        """All committed chain ids."""
+    async def chains(self) -> Mapping[str, DiskUsage | None]:
+        """All committed chain ids that are whole."""
         return await asyncio.to_thread(self._chains)
+
+    async def doubtful(self) -> Mapping[str, str]:
+        """The layers that `chains` left out last."""
+        return dict(self._doubtful)
+
+    async def measure(self, chain_id: str) -> DiskUsage:
+        """Measure a layer again."""
+        return await asyncio.to_thread(self._measure, chain_id)
 
     async def begin(self, chain_id: str, parent: str | None) -> Path:
         """An empty directory, or the parent's content, to unpack a layer into."""
-        return await asyncio.to_thread(self._begin, chain_id, parent)
+        self._under_way.add(chain_id)
+        try:
+            return await asyncio.to_thread(self._begin, chain_id, parent)
+        except BaseException:
+            self._end(chain_id)
+            raise
 
     async def commit(self, chain_id: str) -> DiskUsage:
-        """Make the unpacked layer permanent."""
-        return await asyncio.to_thread(self._commit, chain_id)
+        """Make the unpacked layer permanent: it is on disk before it has its name, and has it, on disk, on return."""
+        begun = self._begun(chain_id)
+        usage = await asyncio.to_thread(self._seal, begun)
+        if self._sync_filesystem is not None:
+            await self._shared_sync()
+        else:
+            await asyncio.to_thread(sync_tree, begun)
+        await asyncio.to_thread(self._name, chain_id)
+        await self._shared_rename()
+        self._end(chain_id)
+        return usage
 
     async def abort(self, chain_id: str) -> None:
         """Throw a begun layer away."""
-        await asyncio.to_thread(remove_tree, self._begun(chain_id))
+        try:
+            await asyncio.to_thread(remove_any, self._begun(chain_id))
+        finally:
+            self._end(chain_id)
 
     async def remove(self, chain_id: str) -> None:
-        """Remove a committed layer."""
+        """Take a committed layer out of sight; it is deleted behind the caller."""
         await asyncio.to_thread(self._remove, chain_id)
 
     def remove_unfinished(self) -> list[str]:
-        """Throw away what a daemon that died had begun. Blocks."""
-        found = [path for path in self._directory.iterdir() if path.name.startswith(BEGUN)]
-        for path in found:
-            remove_tree(path)
-        return [f"unfinished layer {path.name.removeprefix(BEGUN)}" for path in found]
+        """Have thrown away what a daemon that died had begun, or begun to remove. Blocks, but not for the deletion."""
+        found = []
+        try:
+            for path in sorted(self._directory.iterdir()):
+                if path.name.startswith(GONE):
+                    if self._rubbish.put(path):
+                        found.append(f"removed layer {path.name.removeprefix(GONE).partition('-')[2]}")
+                elif path.name.startswith(BEGUN):
+                    self._throw_away(path)
+                    found.append(f"unfinished layer {path.name.removeprefix(BEGUN)}")
+        except OSError as error:
+            log.warning("unfinished layers stay", directory=str(self._directory), error=str(error))
+        return found
+
+    def wait(self) -> None:
+        """Wait until what was removed is deleted. Blocks."""
+        self._rubbish.wait()
 
     def layer(self, chain_id: str) -> Path:
         """A committed layer's files. Raises HostError if it is not there."""
-        path = self._directory / name_of_chain(chain_id) / "fs"
+        path = self._directory / name_of_chain(chain_id) / FILES
         if not path.is_dir():
             raise missing_layer(chain_id)
         return path
@@ -121,40 +196,96 @@ class DirectorySnapshotter(RootSnapshotter):
 
     def _begin(self, chain_id: str, parent: str | None) -> Path:
         begun = self._begun(chain_id)
-        remove_tree(begun)
+        remove_any(begun)
+        with self._opening:
+            if self._opened is None:
+                self._opened = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         begun.mkdir(mode=0o700)
-        files = begun / "fs"
+        files = begun / FILES
         files.mkdir(mode=0o755)
         if parent is not None and not self.overlay_whiteouts:
             copy_tree(str(self.layer(parent)), str(files))
         return files
 
-    def _commit(self, chain_id: str) -> DiskUsage:
+    def _seal(self, begun: Path) -> DiskUsage:
+        usage = disk_usage(str(begun / FILES))
+        seal(begun, usage)
+        return usage
+
+    def _name(self, chain_id: str) -> None:
         begun, committed = self._begun(chain_id), self._directory / name_of_chain(chain_id)
-        usage = disk_usage(str(begun / "fs"))
-        (begun / "usage.json").write_text(json.dumps(wire.encode(usage)))
-        if committed.exists():  # somebody else was quicker with the same content
-            remove_tree(begun)
-        else:
-            begun.rename(committed)
+        if os.path.lexists(committed):
+            if not judge(committed).doubt:  # somebody else was quicker with the same content
+                remove_any(begun)
+                return
+            self._throw_away(committed)
+        begun.rename(committed)
+
+    def _measure(self, chain_id: str) -> DiskUsage:
+        usage = disk_usage(str(self.layer(chain_id)))
+        if chain_id not in self._doubtful:  # else the next start would believe in it
+            write_usage(self._directory / name_of_chain(chain_id), usage)
         return usage
 
     def _remove(self, chain_id: str) -> None:
         committed = self._directory / name_of_chain(chain_id)
-        doomed = self._begun(chain_id)
-        remove_tree(doomed)
-        try:
-            committed.rename(doomed)  # first out of sight, as removing takes its time
-        except FileNotFoundError:
-            return
-        remove_tree(doomed)
+        if os.path.lexists(committed):
+            self._throw_away(committed)
 
-    def _chains(self) -> dict[str, DiskUsage]:
-        chains = {}
-        for path in self._directory.iterdir():
-            if not path.name.startswith(BEGUN):
-                usage = wire.decode(DiskUsage, json.loads((path / "usage.json").read_bytes()))
-                chains[chain_of_name(path.name)] = usage
+    def _throw_away(self, path: Path) -> None:
+        doomed = path.with_name(f"{GONE}{secrets.token_hex(4)}-{path.name.removeprefix(BEGUN)}")
+        try:
+            path.rename(doomed)
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            # The directory has no room for a longer name. Without these two nobody takes what is left for a layer.
+            for name in (SYNCED, USAGE):
+                remove_any(path / name)
+            sync_directory(path)
+            remove_any(path)
+        else:
+            self._rubbish.put(doomed)
+
+    def _end(self, chain_id: str) -> None:
+        """A layer is not under way any more."""
+        self._under_way.discard(chain_id)
+        with self._opening:
+            if not self._under_way and self._opened is not None:
+                os.close(self._opened)
+                self._opened = None
+
+    def _sync_all(self) -> None:
+        assert self._sync_filesystem is not None
+        with self._opening:
+            if self._opened is None:
+                return  # who wanted it has given up
+            fd = os.dup(self._opened)
+        try:
+            self._sync_filesystem(fd)
+        finally:
+            os.close(fd)
+
+    def _sync_names(self) -> None:
+        sync_directory(self._directory)
+
+    def _chains(self) -> dict[str, DiskUsage | None]:
+        chains: dict[str, DiskUsage | None] = {}
+        strays = []
+        self._doubtful = {}
+        for path in sorted(self._directory.iterdir()):
+            if path.name.startswith(BEGUN):
+                continue
+            if not is_name_of_chain(path.name):
+                strays.append(path.name)
+                continue
+            judgement = judge(path)
+            if judgement.doubt:
+                self._doubtful[chain_of_name(path.name)] = judgement.doubt
+            else:
+                chains[chain_of_name(path.name)] = judgement.usage
+        if strays:
+            log.warning("no layers of ours; left alone", directory=str(self._directory), names=strays)
         return chains
 
 
@@ -191,6 +322,11 @@ def missing_layer(chain_id: str) -> HostError:
 def chain_of_name(name: str) -> str:
     """The chain id of a directory's or dataset's name."""
     return name.replace("-", ":", 1)
+
+
+def is_name_of_chain(name: str) -> bool:
+    """Whether a directory or a dataset is called after a chain."""
+    return _NAME.fullmatch(name) is not None
 
 
 def name_of_chain(chain_id: str) -> str:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import structlog
+
 from cri.sandbox.freebsd import libzfs
 from cri.sandbox.freebsd.calls import Calls
 from cri.sandbox.freebsd.zfs import ZfsSnapshotter
 from cri.sandbox.host import HostError
 from cri.sandbox.snapshots import CopySnapshotter, RootSnapshotter
+
+log = structlog.get_logger(__name__)
 
 
 def make_snapshotter(state: Path, kind: str, calls: Calls) -> RootSnapshotter:
@@ -19,7 +23,7 @@ def make_snapshotter(state: Path, kind: str, calls: Calls) -> RootSnapshotter:
     """
     kind, _, dataset = kind.partition(":")
     if kind == "copy":
-        return CopySnapshotter(state)
+        return _copies(state, calls)
     if kind not in ("auto", "zfs"):
         raise HostError("use", f'snapshotter "{kind}"', "choose auto, copy or zfs")
     try:
@@ -38,3 +42,15 @@ def make_snapshotter(state: Path, kind: str, calls: Calls) -> RootSnapshotter:
             return CopySnapshotter(state)
         raise HostError("use", 'snapshotter "zfs"', str(error), error.errno) from error
     return ZfsSnapshotter(state, dataset or below.source, library, calls)
+
+
+def _copies(state: Path, calls: Calls) -> CopySnapshotter:
+    """Whole copies. A pool is synced as a whole; UFS has no call that does so and waits, so each file is."""
+    try:
+        below = calls.mount_of(str(state))
+        if below.kind == "zfs":
+            library = libzfs.load()
+            return CopySnapshotter(state, lambda _: library.sync(below.source))
+    except OSError as error:
+        log.info("layers are synced file by file", reason=str(error))
+    return CopySnapshotter(state)

@@ -24,12 +24,24 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from baustelle.removal import remove_tree
+from cri.sandbox.durable import make_directory
 from cri.sandbox.freebsd.calls import MNT_IGNORE, MNT_RDONLY, Calls, Mount
 from cri.sandbox.freebsd.libzfs import OFF, ON, LibZfs, Value
 from cri.sandbox.host import HostError
-from cri.sandbox.snapshots import BEGUN, RootSnapshotter, chain_of_name, missing_layer, name_of_chain
+from cri.sandbox.snapshots import (
+    BEGUN,
+    RootSnapshotter,
+    chain_of_name,
+    is_name_of_chain,
+    missing_layer,
+    name_of_chain,
+)
 from cri.sandbox.spec import ContainerSpec, DiskUsage
+
+log = structlog.get_logger(__name__)
 
 ANNOTATION_QUOTA = "org.cri-jails.quota"
 """How large a container's root may become, its image included: bytes, or with K, M, G, T (powers of 1024)."""
@@ -87,7 +99,9 @@ class ZfsSnapshotter(RootSnapshotter):
         self._zfs = library
         self._calls = calls
         self._directory = Path(os.path.realpath(state), "snapshots", self.kind)
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path in (self._directory.parent, self._directory):
+            if (aside := make_directory(path)) is not None:
+                log.error("no directory; put aside", path=str(path), now=str(aside))
         self._base = f"{dataset}/cri-jails"
         self._layers, self._roots = f"{self._base}/layers", f"{self._base}/containers"
         self._make(self._base, {**_BASE, _STATE: str(state)})
@@ -101,7 +115,7 @@ class ZfsSnapshotter(RootSnapshotter):
 
     # Layers
 
-    async def chains(self) -> Mapping[str, DiskUsage]:
+    async def chains(self) -> Mapping[str, DiskUsage | None]:
         """All committed chain ids."""
         return await asyncio.to_thread(self._chains)
 
@@ -136,18 +150,30 @@ class ZfsSnapshotter(RootSnapshotter):
 
     def remove_unfinished(self) -> list[str]:
         """Throw away what a daemon that died had begun, and what it could not yet destroy. Blocks."""
-        begun = [name for name in self._children(self._layers) if name.startswith(BEGUN)]
-        for name in begun:
-            self._destroy_layer(f"{self._layers}/{name}")
-        self._sweep()
+        begun = []
+        try:
+            for name in self._children(self._layers):
+                if name.startswith(BEGUN):
+                    self._destroy_layer(f"{self._layers}/{name}")
+                    begun.append(name)
+            self._sweep()
+        except OSError as error:
+            log.warning("unfinished layers stay", dataset=self._layers, error=str(error))
         return [f"unfinished layer {name.removeprefix(BEGUN)}" for name in begun]
 
-    def _chains(self) -> dict[str, DiskUsage]:
-        return {
-            chain_of_name(name): _usage(found, found["objects"])
-            for name, found in self._children(self._layers).items()
-            if "objects" in found and not name.startswith((BEGUN, _GONE))
-        }
+    def _chains(self) -> dict[str, DiskUsage | None]:
+        chains: dict[str, DiskUsage | None] = {}
+        strays = []
+        for name, found in self._children(self._layers).items():
+            if name.startswith((BEGUN, _GONE)):
+                continue
+            if "objects" in found and is_name_of_chain(name):
+                chains[chain_of_name(name)] = _usage(found, found["objects"])
+            else:
+                strays.append(name)
+        if strays:
+            log.warning("no layers of ours; left alone", dataset=self._layers, names=strays)
+        return chains
 
     def _begin(self, chain_id: str, parent: str | None) -> Path:
         begun = self._begun(chain_id)
@@ -183,7 +209,7 @@ class ZfsSnapshotter(RootSnapshotter):
         committed = f"{self._layers}/{name}"
         with self._mounting:
             self._unmount([f"{committed}{_READY}"])
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 self._mount_point(committed).rmdir()
             try:
                 self._zfs.rename(committed, f"{self._layers}/{_GONE}{secrets.token_hex(4)}-{name}")
@@ -297,14 +323,17 @@ class ZfsSnapshotter(RootSnapshotter):
         self._unmount([dataset, snapshot])
         _patiently(lambda: self._zfs.destroy_snapshot(snapshot))
         _patiently(lambda: self._zfs.destroy(dataset))
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             self._mount_point(dataset).rmdir()
 
     def _mount_point(self, layer: str) -> Path:
         return self._directory / layer.rpartition("/")[2]
 
     def _mount(self, dataset: str, path: Path, flags: int = 0) -> None:
-        path.mkdir(mode=0o700, exist_ok=True)
+        try:
+            path.mkdir(mode=0o700, exist_ok=True)
+        except FileExistsError:  # as a file, or what not
+            make_directory(path)
         self._calls.mount("zfs", str(path), {"from": dataset}, flags | MNT_IGNORE)
 
     def _mounts(self, datasets: Iterable[str]) -> list[Mount]:
@@ -319,7 +348,15 @@ class ZfsSnapshotter(RootSnapshotter):
 
 def _usage(found: Mapping[str, Any], objects: str | int) -> DiskUsage:
     """What a dataset takes beyond the snapshot that it is a clone of."""
-    return DiskUsage(found["used"], max(0, int(objects) - int(found.get("below", 0))))
+    return DiskUsage(found["used"], max(0, _number(objects) - _number(found.get("below", 0))))
+
+
+def _number(value: str | int) -> int:
+    """A number from a user property, which anybody with the right may have set to anything: 0 then."""
+    try:
+        return int(value)
+    except ValueError:
+        return 0
 
 
 def _objects(path: Path) -> int:

@@ -51,6 +51,7 @@ ffibuilder.cdef(
     int umount2(const char *target, int flags);
     int unshare(int flags);
     int setns(int fd, int type);
+    int syncfs(int fd);
     int cri_prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
     int cri_pivot_root(const char *new_root, const char *put_old);
     int cri_open_tree(int directory, const char *path, unsigned int flags);

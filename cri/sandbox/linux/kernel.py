@@ -116,6 +116,14 @@ def setns(namespace: int, kind: int) -> None:
     _check(lib.setns(namespace, kind), f"namespace {kind:#x}")
 
 
+def sync_filesystem(fd: int) -> None:
+    """Bring all of the filesystem that `fd` is open on to disk (syncfs).
+
+    Raises OSError, also if a write has failed since `fd` was opened (Linux 5.8).
+    """
+    _check(lib.syncfs(fd), f"descriptor {fd}")
+
+
 def die_with_parent(signal: int) -> None:
     """Get `signal` when the parent dies. Lost at the exec of a program with setuid bit or file capabilities."""
     _check(lib.cri_prctl(lib.PR_SET_PDEATHSIG, signal, 0, 0, 0), "parent death signal")

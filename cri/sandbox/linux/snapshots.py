@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from baustelle.removal import remove_tree
+from cri.sandbox.durable import remove_any
 from cri.sandbox.host import HostError
 from cri.sandbox.linux import kernel
 from cri.sandbox.snapshots import CopySnapshotter, DirectorySnapshotter
 from cri.sandbox.spec import ContainerSpec
+
+_PROBE = "probe-"
 
 
 class OverlaySnapshotter(DirectorySnapshotter):
@@ -51,17 +54,30 @@ class OverlaySnapshotter(DirectorySnapshotter):
 def make_snapshotter(state: Path, kind: str) -> DirectorySnapshotter:
     """The snapshotter of a kind; `auto` is overlay where the filesystem of `state` can carry it. Blocks."""
     if kind == "auto":
-        kind = "overlay" if supports_overlay(state) else "copy"
+        kind = _choose(state)
     if kind == "overlay":
-        return OverlaySnapshotter(state)
+        return OverlaySnapshotter(state, kernel.sync_filesystem)
     if kind == "copy":
-        return CopySnapshotter(state)
+        return CopySnapshotter(state, kernel.sync_filesystem)
     raise HostError("use", f'snapshotter "{kind}"', "choose auto, overlay or copy")
 
 
+def _choose(state: Path) -> str:
+    try:
+        return "overlay" if supports_overlay(state) else "copy"
+    except OSError:
+        # A disk that is full, or read-only, cannot be tried. It must not keep a node from starting that has chosen before.
+        for kind in ("overlay", "copy"):
+            if (state / "snapshots" / kind).is_dir():
+                return kind
+        raise
+
+
 def supports_overlay(state: Path) -> bool:
-    """Whether an overlay can have its upper directory in `state`: tries it, with a mount that is nowhere."""
-    with tempfile.TemporaryDirectory(prefix="probe-", dir=state) as folder:
+    """Whether an overlay can have its upper directory in `state`: tries it, with a mount that is nowhere. Raises OSError."""
+    for left in state.glob(f"{_PROBE}*"):  # by a daemon that was killed here
+        remove_any(left)
+    with tempfile.TemporaryDirectory(prefix=_PROBE, dir=state) as folder:
         options: dict[str, str | None] = {}
         opened = []
         for name in ("lower", "upper", "work"):
