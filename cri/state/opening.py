@@ -31,7 +31,7 @@ _HEADER = 100
 DAMAGED = "damaged"
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The disk takes nothing now; all is as it was, and another attempt may go well.
 
     `finding` says what is wrong with the database besides, "" if nothing is.
@@ -42,7 +42,7 @@ class Refused(Exception):
         self.finding = finding
 
 
-class Unusable(Exception):
+class UnusableError(Exception):
     """The file cannot be used as it is. `why` is a word for the name that it gets, the message says more."""
 
     def __init__(self, why: str, reason: str) -> None:
@@ -65,7 +65,7 @@ class Opened:
 
 
 def open_database(path: Path, make_room: Callable[[], bool]) -> Opened:
-    """Open, mend, replace or make the database. Raises Refused, and nothing else for what the disk holds or does.
+    """Open, mend, replace or make the database. Raises RefusedError, and nothing else for what the disk holds or does.
 
     `make_room` frees space, and says whether it could, when the disk turns out to be full.
     """
@@ -74,11 +74,11 @@ def open_database(path: Path, make_room: Callable[[], bool]) -> Opened:
         lost = _clear_companions(path) or _missing_log(path)
         try:
             opened = _open(path, make_room)
-        except Unusable as unusable:
+        except UnusableError as unusable:
             finding = str(unusable)
             return rebuild(path, unusable, unusable.content or salvage_file(path), make_room)
     except (sqlite3.Error, OSError) as error:
-        raise Refused(_words(error), finding) from error
+        raise RefusedError(_words(error), finding) from error
     if lost and not opened.new:
         opened.rebuilt = opened.rebuilt or lost
         log.warning(
@@ -91,10 +91,10 @@ def open_database(path: Path, make_room: Callable[[], bool]) -> Opened:
     return opened
 
 
-def rebuild(path: Path, unusable: Unusable, content: Content, make_room: Callable[[], bool]) -> Opened:
+def rebuild(path: Path, unusable: UnusableError, content: Content, make_room: Callable[[], bool]) -> Opened:
     """Make a new database of this content, put what is there aside, and open the new one.
 
-    Raises Refused, sqlite3.Error, OSError.
+    Raises RefusedError, sqlite3.Error, OSError.
     """
     successor = _successor(path)
 
@@ -128,16 +128,16 @@ def rebuild(path: Path, unusable: Unusable, content: Content, make_room: Callabl
 
 
 def _open(path: Path, make_room: Callable[[], bool]) -> Opened:
-    """Open what is there, if it can be used. Raises Unusable, Refused, sqlite3.Error, OSError."""
+    """Open what is there, if it can be used. Raises UnusableError, RefusedError, sqlite3.Error, OSError."""
     try:
         found = path.lstat()
     except FileNotFoundError:
         return _open_missing(path, make_room)
     if not stat.S_ISREG(found.st_mode):
-        raise Unusable(DAMAGED, f"it is {_type(found.st_mode)}, not a file")
+        raise UnusableError(DAMAGED, f"it is {_type(found.st_mode)}, not a file")
     if not found.st_size:
         if wal.Log.read(read_bytes(Path(f"{path}-wal"))) is not None:
-            raise Unusable(DAMAGED, "it is empty, and only its log has anything")
+            raise UnusableError(DAMAGED, "it is empty, and only its log has anything")
         return _tried(path, make_room, new="it was empty")
     return _tried(path, make_room)
 
@@ -150,7 +150,7 @@ def _open_missing(path: Path, make_room: Callable[[], bool]) -> Opened:
         opened.rebuilt = "an earlier daemon has just rebuilt it"
         return opened
     if wal.Log.read(read_bytes(Path(f"{path}-wal"))) is not None:
-        raise Unusable(DAMAGED, "it is gone, and only its log is there")
+        raise UnusableError(DAMAGED, "it is gone, and only its log is there")
     return _tried(path, make_room, new="there was none")
 
 
@@ -169,14 +169,11 @@ def _try(path: Path, *, new: str) -> Opened:
     database = Database.connect(path)
     frames: int | None = None
     try:
-        if finding := database.finding():
-            raise Unusable(DAMAGED, finding)
-        database.use_log()
         _fit(database)
         content = database.content()
         frames = database.begin()
-    except (sqlite3.Error, StateError, Unusable) as error:
-        unusable = error if isinstance(error, Unusable) else _unusable(error, path)
+    except (sqlite3.Error, StateError, UnusableError) as error:
+        unusable = error if isinstance(error, UnusableError) else _unusable(error, path)
         if unusable is None:
             raise
         # Before the connection is closed: that folds the log into a file that may be damaged, and removes it.
@@ -195,13 +192,16 @@ def _try(path: Path, *, new: str) -> Opened:
 
 
 def _fit(database: Database) -> None:
-    """Bring the tables to what records need. Raises Unusable, StateError."""
+    """Bring what is whole to what records need. Raises UnusableError, StateError, sqlite3.Error."""
+    if finding := database.finding():
+        raise UnusableError(DAMAGED, finding)
+    database.use_log()
     if not database.is_newer:
         database.migrate()
     if misfit := database.misfit():
         if database.is_newer:
-            raise Unusable(f"newer-{database.version}", f"it is of a newer release, and {misfit}")
-        raise Unusable(DAMAGED, misfit)
+            raise UnusableError(f"newer-{database.version}", f"it is of a newer release, and {misfit}")
+        raise UnusableError(DAMAGED, misfit)
     if database.is_newer:
         # Releases only add to the schema (see CHANGELOG.md), so what is not known here is kept, and not touched.
         log.warning(
@@ -211,18 +211,18 @@ def _fit(database: Database) -> None:
         )
 
 
-def _unusable(error: sqlite3.Error | StateError, path: Path) -> Unusable | None:
+def _unusable(error: sqlite3.Error | StateError, path: Path) -> UnusableError | None:
     """What an error says about the file; None if it is the disk that refuses."""
     cause = error.__cause__ if isinstance(error, StateError) else error
     if not isinstance(cause, sqlite3.Error):
-        return Unusable(DAMAGED, str(error))
+        return UnusableError(DAMAGED, str(error))
     if is_locked(cause):
-        return Unusable("locked", f"another process holds it locked ({cause})")
+        return UnusableError("locked", f"another process holds it locked ({cause})")
     if is_refusal(cause):
         # A full or read-only disk says nothing about the file. With another one it may be this file that fails.
         elsewhere = is_full(cause, path) or not _writable(path.parent)
-        return None if elsewhere else Unusable("unreadable", str(cause))
-    return Unusable(DAMAGED, str(error))
+        return None if elsewhere else UnusableError("unreadable", str(cause))
+    return UnusableError(DAMAGED, str(error))
 
 
 def _writable(directory: Path) -> bool:

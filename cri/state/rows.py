@@ -99,9 +99,10 @@ def _understood(kind: type[Record], values: Row) -> Record:
         if isinstance(value, list) and not all(isinstance(one, str) for one in value):
             raise ValueError(f"{name} is a list of other things than text")
         found[name] = value
-    if not _is_name(found["id"]):
+    record = kind.made(found)
+    if not _is_name(record.key):
         raise ValueError("its id is no name of an object")
-    return kind.made(found)
+    return record
 
 
 def _parsed(name: str, value: object) -> object:

@@ -38,7 +38,13 @@ class _Pending(Change):
     """One call of `apply` or `follow`."""
 
     def __init__(
-        self, saved: Sequence[Record], write: Write, done: asyncio.Future[None], number: int, *, followed: bool
+        self,
+        saved: Sequence[Record],
+        write: Write,
+        done: asyncio.Future[None],
+        number: int,
+        *,
+        followed: bool,
     ) -> None:
         super().__init__(write, followed)
         self.saved = saved
@@ -74,7 +80,8 @@ class Store:
         self.unreadable = MappingProxyType(self._content.unreadable)
         self._loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[None] = self._loop.create_future()
-        self._writer = Writer(path, _Owner(self, self._loop), make_room)
+        owner = _Owner(self._loop, self._take, self._fail, self._handled, self._copy)
+        self._writer = Writer(path, owner, make_room)
         self._number = 0
         self._followed: dict[Key, int] = {}
         """By key, the last change that is in memory before the writer has had it."""
@@ -240,22 +247,32 @@ class Store:
 class _Owner:
     """The store, as its writer knows it: calls go over to the event loop."""
 
-    def __init__(self, store: Store, loop: asyncio.AbstractEventLoop) -> None:
-        self._store = store
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        take: Callable[[Content, str, bool], None],
+        fail: Callable[[Exception], None],
+        handle: Callable[[Sequence[_Pending]], None],
+        copy: Callable[[concurrent.futures.Future[Content]], None],
+    ) -> None:
         self._loop = loop
+        self._take = take
+        self._fail = fail
+        self._handle = handle
+        self._copy = copy
 
     def opened(self, content: Content, rebuilt: str, *, new: bool) -> None:
-        self._tell(self._store._take, content, rebuilt, new)
+        self._tell(self._take, content, rebuilt, new)
 
     def failed(self, error: Exception) -> None:
-        self._tell(self._store._fail, error)
+        self._tell(self._fail, error)
 
     def handled(self, changes: Sequence[Change]) -> None:
-        self._tell(self._store._handled, cast("Sequence[_Pending]", changes))
+        self._tell(self._handle, cast("Sequence[_Pending]", changes))
 
     def content(self) -> Content | None:
         found: concurrent.futures.Future[Content] = concurrent.futures.Future()
-        self._tell(self._store._copy, found)
+        self._tell(self._copy, found)
         try:
             return found.result(CONTENT_PATIENCE)
         except TimeoutError:

@@ -27,7 +27,7 @@ from cri.state.database import (
     is_refusal,
     with_room,
 )
-from cri.state.opening import DAMAGED, Refused, Unusable, open_database, rebuild
+from cri.state.opening import DAMAGED, RefusedError, UnusableError, open_database, rebuild
 from cri.state.rows import Content, Key
 from cri.state.salvage import salvage_file
 
@@ -76,7 +76,7 @@ class Writer:
         self._make_room = make_room
         self._queue: queue.SimpleQueue[Change | None] = queue.SimpleQueue()
         self._database: Database | None = None
-        self._unusable: Unusable | None = None
+        self._unusable: UnusableError | None = None
         """Why the database must be made anew of what is in memory, until that is done."""
         self._kept: list[Change] = []
         self._unfolded = False
@@ -115,7 +115,7 @@ class Writer:
     def _open(self) -> None:
         try:
             opened = open_database(self._path, self._make_room)
-        except Refused as refused:
+        except RefusedError as refused:
             self._refused(refused)
             new = not os.path.lexists(self._path)
             rebuilt = "there was none" if new else refused.finding
@@ -174,9 +174,9 @@ class Writer:
             except sqlite3.Error as error:
                 if not is_damage(error):
                     raise
-                self._commit(self._replaced(Unusable(DAMAGED, str(error))), work)
+                self._commit(self._replaced(UnusableError(DAMAGED, str(error))), work)
         except Exception as error:
-            if not isinstance(error, sqlite3.Error | OSError | Refused):
+            if not isinstance(error, sqlite3.Error | OSError | RefusedError):
                 log.exception("the writer of the state database has an error")
             for change in work:
                 change.error = error
@@ -225,19 +225,19 @@ class Writer:
             self._refused(error)
 
     def _usable(self) -> Database:
-        """The database, opened or made anew if need be. Raises Refused, sqlite3.Error, OSError."""
+        """The database, opened or made anew if need be. Raises RefusedError, sqlite3.Error, OSError."""
         if self._database is not None:
             lost = self._database.lost()
-            return self._replaced(Unusable("replaced", lost)) if lost else self._database
+            return self._replaced(UnusableError("replaced", lost)) if lost else self._database
         if time.monotonic() < self._next_attempt:
-            raise Refused(self._reason)
+            raise RefusedError(self._reason)
         self._next_attempt = time.monotonic() + RETRY_SECONDS / 2
         if self._unusable is not None:
             return self._replaced(self._unusable)
         self._database = open_database(self._path, self._make_room).database
         return self._database
 
-    def _replaced(self, unusable: Unusable) -> Database:
+    def _replaced(self, unusable: UnusableError) -> Database:
         """A new database of what is in memory, in place of one that is damaged or gone."""
         self._unusable = unusable
         database, self._database = self._database, None
@@ -248,7 +248,7 @@ class Writer:
                 log.warning("the state database was not closed in order", reason=str(error))
         content = self._owner.content()
         if content is None:
-            raise Refused(str(unusable))
+            raise RefusedError(str(unusable))
         self._database = rebuild(self._path, unusable, content, self._make_room).database
         self._unusable = None
         return self._database

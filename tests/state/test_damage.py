@@ -18,9 +18,7 @@ from cri.state.salvage import salvage
 from tests.state.conftest import sandbox
 
 ALL = 60
-QUICK = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 patches = st.lists(
     st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=600)), min_size=1, max_size=6
@@ -122,9 +120,7 @@ def answer(database: sqlite3.Connection, query: str):
 @given(patches)
 def test_salvage_reads_what_is_whole(killed_state: Path, changes) -> None:
     """A page of 4096 bytes holds about four pods; damage costs pages, not tables."""
-    image = wal.merged(
-        (killed_state / "state.db").read_bytes(), (killed_state / "state.db-wal").read_bytes()
-    )
+    image = wal.merged((killed_state / "state.db").read_bytes(), (killed_state / "state.db-wal").read_bytes())
     assert len(salvage(image)) == 2 * ALL + 6
     data = bytearray(image)
     for place, content in changes:

@@ -263,9 +263,7 @@ async def test_a_record_takes_the_place_of_a_row_that_cannot_be_understood(close
 
 async def test_rows_that_cannot_be_understood_survive_a_rebuild(closed: Path) -> None:
     other = sqlite3.connect(closed)
-    other.executescript(
-        "UPDATE containers SET pid = 'x' WHERE id = 'c1'; PRAGMA wal_checkpoint(TRUNCATE);"
-    )
+    other.executescript("UPDATE containers SET pid = 'x' WHERE id = 'c1'; PRAGMA wal_checkpoint(TRUNCATE);")
     (root,) = other.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'images'").fetchone()
     other.close()
     with closed.open("r+b") as file:
