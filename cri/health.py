@@ -28,6 +28,7 @@ PATIENCE = 2.0
 WATCH_SECONDS = 10.0
 _PROBE = bytes(4096)
 _STILL = "pods can be stopped and removed, and images too"
+_SCARCE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -108,6 +109,8 @@ class NodeHealth:
             try:
                 _write(directory)
             except OSError as error:
+                if error.errno not in _SCARCE:
+                    self._reserve.close()  # so that the disk can be unmounted and mended
                 return _refusal(directory, error)
         # Not before: what is left of a full disk is for what must be written, not for the reserve.
         if not self._reserve.take():

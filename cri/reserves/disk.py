@@ -48,6 +48,9 @@ class DiskReserve:
         What an earlier daemon has left of it is taken over, however full the disk is. Never raises for the disk.
         """
         with self._lock:
+            if self._descriptor is not None and not self._is_ours(self._descriptor):
+                os.close(self._descriptor)
+                self._descriptor, self._held = None, 0
             if self.spent:
                 try:
                     self._take()
@@ -77,7 +80,7 @@ class DiskReserve:
         return True
 
     def close(self) -> None:
-        """Let go of the file, which stays for the next daemon."""
+        """Let go of the file, which stays; `take` takes it over again."""
         with self._lock:
             if self._descriptor is not None:
                 os.close(self._descriptor)
@@ -105,6 +108,15 @@ class DiskReserve:
                 os.ftruncate(self._descriptor, 0)
             raise
         self._held = wanted
+
+    def _is_ours(self, descriptor: int) -> bool:
+        """Whether the file that is held open is the one at its path: it may have been removed, or its disk replaced."""
+        try:
+            return os.path.samestat(self._path.lstat(), os.fstat(descriptor))
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
 
     def _open(self) -> int:
         with contextlib.suppress(FileNotFoundError):

@@ -81,6 +81,7 @@ class Database:
         # NORMAL lets a power loss take the last commits, never the file's integrity. That is enough: a power loss is a
         # reboot, which takes the kernel's side of every record too, and a daemon's death loses nothing.
         self._pragma("synchronous = NORMAL")
+        self._pragma("temp_store = MEMORY")  # else a write may need another file, on another disk
 
     def finding(self) -> str:
         """What is wrong with the file, or ""."""

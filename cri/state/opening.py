@@ -71,7 +71,7 @@ def open_database(path: Path, make_room: Callable[[], bool]) -> Opened:
     """
     finding = ""
     try:
-        lost = _clear_companions(path) or _missing_log(path)
+        finding = lost = _clear_companions(path) or _missing_log(path)
         try:
             opened = _open(path, make_room)
         except UnusableError as unusable:

@@ -16,6 +16,8 @@ from cri.state.records import RECORDS, Record, table
 from cri.state.rows import Content, text
 
 _BLOCK = 64 * 1024
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP)
+"""Nothing, a broken link, a socket, a device that is not there."""
 _MOST_PROBES = 2000
 """Looks into a table between the damaged pages; each takes microseconds."""
 _ROWIDS = (-(2**63), 2**63 - 1)
@@ -23,17 +25,23 @@ _ROWIDS = (-(2**63), 2**63 - 1)
 
 def salvage_file(path: Path) -> Content:
     """What a database and its log hold; neither is changed. A symbolic link is followed, if it leads to anything."""
-    database = read_bytes(path)
-    place = path.resolve() if database else path
-    return salvage(wal.merged(database, read_bytes(Path(f"{place}-wal"))))
+    try:
+        database = read_bytes(path)
+        place = path.resolve() if database else path
+        image = wal.merged(database, read_bytes(Path(f"{place}-wal")))
+    except OSError as error:
+        return Content(losses=[f"it cannot be read: {error.strerror}"])
+    return salvage(image)
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a regular file; zeros where the disk fails, nothing where there is no such file."""
+    """The content of a regular file; zeros where the disk fails, nothing where there is no such file. Raises OSError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return b""
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            return b""
+        raise
     parts = []
     try:
         found = os.fstat(descriptor)
@@ -46,8 +54,6 @@ def read_bytes(path: Path) -> bytes:
                 if error.errno != errno.EIO:
                     raise
                 parts.append(bytes(min(_BLOCK, found.st_size - offset)))
-    except OSError:
-        return b""
     finally:
         os.close(descriptor)
     return b"".join(parts)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -22,13 +22,14 @@ from cri.state.database import (
     Database,
     Write,
     is_damage,
+    is_full,
     is_locked,
     is_no_room,
     is_refusal,
     with_room,
 )
 from cri.state.opening import DAMAGED, RefusedError, UnusableError, open_database, rebuild
-from cri.state.rows import Content, Key
+from cri.state.rows import Content, Key, row
 from cri.state.salvage import salvage_file
 
 log = structlog.get_logger(__name__)
@@ -79,6 +80,8 @@ class Writer:
         self._unusable: UnusableError | None = None
         """Why the database must be made anew of what is in memory, until that is done."""
         self._kept: list[Change] = []
+        self._all_known = False
+        """All that was in the database is known."""
         self._unfolded = False
         self._next_attempt = 0.0
         self._reason = ""
@@ -118,12 +121,15 @@ class Writer:
         except RefusedError as refused:
             self._refused(refused)
             new = not os.path.lexists(self._path)
-            rebuilt = "there was none" if new else refused.finding
-            self._owner.opened(salvage_file(self._path), rebuilt, new=new)
+            content = salvage_file(self._path)
+            rebuilt = "there was none" if new else refused.finding or "; ".join(content.losses)
+            self._all_known = not content.losses
+            self._owner.opened(content, rebuilt, new=new)
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to the caller of `open`
             self._owner.failed(error)
         else:
             self._database = opened.database
+            self._all_known = True
             self._owner.opened(opened.content, opened.rebuilt, new=opened.new)
 
     def _gather(self) -> tuple[list[Change], bool]:
@@ -162,7 +168,7 @@ class Writer:
                 self._database.finish()
             except sqlite3.Error as error:
                 log.warning("the state database was not closed in order", reason=str(error))
-            self._database.close()
+            self._let_go()
 
     def _handle(self, changes: Sequence[Change]) -> None:
         """Write what was kept, and then the changes; each has its error afterwards, or none."""
@@ -181,6 +187,8 @@ class Writer:
             for change in work:
                 change.error = error
             self._refused(error)
+            if is_refusal(error) and not is_full(error, self._path):
+                self._let_go()  # so that the disk can be unmounted and mended
         self._kept = _to_keep(work)
         if self._kept and not self.problem:
             self._refused(self._kept[0].error)
@@ -234,18 +242,50 @@ class Writer:
         self._next_attempt = time.monotonic() + RETRY_SECONDS / 2
         if self._unusable is not None:
             return self._replaced(self._unusable)
-        self._database = open_database(self._path, self._make_room).database
+        return self._reopened()
+
+    def _reopened(self) -> Database:
+        """The database, which could not be opened at first, or was closed for the sake of its disk; made to hold what is true.
+
+        That may be more than was kept: a disk that fails can lose what was written just before.
+        """
+        content = self._owner.content()
+        if content is None:
+            raise RefusedError(self._reason)
+        opened = open_database(self._path, self._make_room)
+        rows: dict[Key, dict[str, Any] | None] = {
+            (type(record), record.key): row(record) for record in content.records()
+        }
+        others = [(type(record), record.key) for record in opened.content.records()]
+        others = [key for key in others if key not in rows]
+        if self._all_known:
+            rows.update(dict.fromkeys(others))
+        elif others:  # it could not be read, so nobody can say that they are gone
+            log.error(
+                "the state database can be read now, and has records that this daemon did not know of",
+                records=[f"{kind.kind} {key}" for kind, key in others],
+                remedy="restart the daemon to have them looked after",
+            )
+        try:
+            with_room(lambda: opened.database.write([Write(rows)]), self._path, self._make_room)
+        except BaseException:
+            opened.database.close()
+            raise
+        self._database = opened.database
         return self._database
 
-    def _replaced(self, unusable: UnusableError) -> Database:
-        """A new database of what is in memory, in place of one that is damaged or gone."""
-        self._unusable = unusable
+    def _let_go(self) -> None:
         database, self._database = self._database, None
         if database is not None:
             try:
                 database.close()
             except sqlite3.Error as error:
                 log.warning("the state database was not closed in order", reason=str(error))
+
+    def _replaced(self, unusable: UnusableError) -> Database:
+        """A new database of what is in memory, in place of one that is damaged or gone."""
+        self._unusable = unusable
+        self._let_go()
         content = self._owner.content()
         if content is None:
             raise RefusedError(str(unusable))

@@ -22,11 +22,14 @@ class SmallDisk:
     def __init__(self, base: Path) -> None:
         self.root = base / "disk"
         self.root.mkdir()
-        image = base / "image"
-        with image.open("wb") as file:
+        self._image = base / "image"
+        with self._image.open("wb") as file:
             file.truncate(64 * MIB)
-        subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
-        subprocess.run(["mount", "-o", "loop", image, self.root], check=True)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", self._image], check=True)
+        self._mount()
+
+    def _mount(self) -> None:
+        subprocess.run(["mount", "-o", "loop", self._image, self.root], check=True)
 
     def fill(self) -> None:
         """Take every byte, first by large files and then by small ones."""
@@ -51,6 +54,11 @@ class SmallDisk:
 
     def remount(self, options: str) -> None:
         subprocess.run(["mount", "-o", f"remount,{options}", self.root], check=True)
+
+    def mount_anew(self) -> None:
+        """As an operator does after an error; nobody may have a file on it open."""
+        subprocess.run(["umount", self.root], check=True)
+        self._mount()
 
     def close(self) -> None:
         subprocess.run(["umount", self.root], check=True)

@@ -136,4 +136,3 @@ def test_the_limit_is_raised_and_what_it_was_is_told() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout == "(100, 300) (300, 300) (300, 300)\n"
-    assert callable(raise_limit)

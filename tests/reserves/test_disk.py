@@ -48,11 +48,13 @@ def test_the_next_daemon_takes_it_over(reserve: DiskReserve, tmp_path: Path) -> 
     again.close()
 
 
-def test_it_frees_its_room_though_somebody_has_removed_the_file(
-    reserve: DiskReserve, tmp_path: Path
-) -> None:
+def test_it_frees_its_room_though_somebody_has_removed_the_file(reserve: DiskReserve, tmp_path: Path) -> None:
     (tmp_path / "reserve").unlink()
     assert reserve.give_up()
+    assert reserve.take()
+    (tmp_path / "reserve").unlink()
+    assert reserve.take()
+    assert allocated(tmp_path / "reserve") >= 2 * MIB
 
 
 @pytest.mark.parametrize("kind", ["directory", "fifo", "link", "empty", "sparse", "short"])

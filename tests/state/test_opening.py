@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import sqlite3
 import subprocess
@@ -329,3 +331,27 @@ async def test_opening_is_quick(left: Path) -> None:
     assert len(again.containers) == ALL + 1000
     await again.close()
     print(f"{taken:.3f} s of processor time for 1000 containers")
+
+
+async def test_out_of_descriptors_at_the_start(left: Path, monkeypatch) -> None:
+    """Nothing can be read then, and so nothing is known to be gone."""
+    monkeypatch.setattr("cri.state.writer.RETRY_SECONDS", 0.1)
+    real = os.open
+
+    def refuse(path, *arguments, **named):
+        if "state.db" in str(path):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(path, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        store = await Store.open(left)
+    assert (store.new, "cannot be read" in store.rebuilt, bool(store.problem)) == (False, True, True)
+    async with asyncio.timeout(5):
+        while store.problem:
+            await asyncio.sleep(0.02)
+    await store.save(sandbox("new"))
+    await store.close()
+    again = await Store.open(left)
+    assert len(again.sandboxes) == ALL + 1
+    await again.close()
