@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cri.errors import ResourceExhaustedError
-from cri.reserves import DescriptorReserve, raise_limit
+from cri.reserves import DescriptorReserve
 from cri.reserves.descriptors import reserve_size
 
 
