@@ -29,6 +29,7 @@ _CONTAINER_STATE = {
     ContainerState.STARTING: v1.ContainerState.CONTAINER_CREATED,
     ContainerState.RUNNING: v1.ContainerState.CONTAINER_RUNNING,
     ContainerState.EXITED: v1.ContainerState.CONTAINER_EXITED,
+    ContainerState.UNKNOWN: v1.ContainerState.CONTAINER_UNKNOWN,
     ContainerState.REMOVING: v1.ContainerState.CONTAINER_EXITED,
 }
 

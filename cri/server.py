@@ -27,7 +27,8 @@ from cri.runtime_service import RuntimeService
 from cri.sandbox.host import Host, HostError
 from cri.sandbox.node import Node
 from cri.sandbox.pods import Pods
-from cri.sandbox.recovery import recover
+from cri.sandbox.recovery import recover, sweep_often
+from cri.sandbox.trash import Trash
 from cri.sandbox.warden.spawning import Spawner
 from cri.sockets import SocketError, refuse_live
 from cri.state import StateError, StateLock, Store
@@ -128,12 +129,15 @@ async def serve(config: Config) -> None:
             images=images,
             state_dir=config.state_dir,
             runtime_dir=config.runtime_dir,
+            trash=await asyncio.to_thread(Trash, config.state_dir / "removed"),
             runtime_handlers=config.runtime_handlers,
+            spare_descriptors=descriptors.lent,
         )
         pods = Pods(node)
         await _recover(node, pods, health)
         end.push_async_callback(pods.disconnect)
         _keep(end, _report_lost(lost, pods))
+        _keep(end, sweep_often(node, pods))
         try:
             await network.reconcile(lambda: list(pods.sandboxes))
         except Exception:
@@ -287,7 +291,7 @@ async def _export(metrics: Metrics, endpoint: tuple[str, int], end: contextlib.A
     try:
         await exporter.start(*endpoint)
     except OSError as error:
-        log.error(  # noqa: TRY400 - it is told in full
+        log.error(
             "no metrics are served",
             address=":".join(map(str, endpoint)),
             reason=str(error),

@@ -67,14 +67,14 @@ class DescriptorReserve:
     def demand(self, what: str) -> None:
         """Refuse to make something new while descriptors are needed to get rid of the old.
 
-        Raises ResourceExhaustedError, which names `what`, unless the reserve is whole or lent to somebody who needs
-        little of it.
+        Raises ResourceExhaustedError, which names `what`, unless there are as many as the reserve should have: in it, or
+        free while it is lent, which may be for as long as a container takes to stop.
         """
         with self._lock:
-            if self._borrowers:
-                return
             self._refill()
             missing = self._count - len(self._held)
+            if self._borrowers:
+                self._free()
         if missing:
             soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             raise ResourceExhaustedError(

@@ -8,17 +8,22 @@ import json
 import os
 import signal as signals
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import structlog
 
-from baustelle.removal import remove_tree
 from cri.api.runtime import v1
 from cri.errors import FailedPreconditionError, InternalError
-from cri.sandbox import wire
-from cri.sandbox.host import HostError, StartError, Warden, WardenGoneError
+from cri.sandbox import configs, container_log, record_files, wire
+from cri.sandbox.host import (
+    DisconnectedError,
+    HostError,
+    StartError,
+    UnknownContainerError,
+    Warden,
+)
 from cri.sandbox.machine import CONTAINER_STEPS, ContainerState, check_step
 from cri.sandbox.node import Node
 from cri.sandbox.spec import ContainerSpec, Credentials, ExitRecord, Resources, Started
@@ -28,16 +33,28 @@ from cri.threads import in_own_thread
 
 log = structlog.get_logger(__name__)
 
-KILL_PATIENCE = 30.0
-"""Seconds until a container that does not end after KILL is reported as stuck (in an uninterruptible wait)."""
+KILL_PATIENCE = 10.0
+"""Seconds after KILL until the host looks itself whether anything of the container is left."""
 
-WARDEN_PATIENCE = 10.0
-"""Seconds that a warden may take to pass a signal on."""
+START_KILL_PATIENCE = 1.0
+"""The same for what was on its way to its program: it has nothing to finish."""
 
 LOST_EXIT_CODE = 255
 """Exit code of a container whose true one nobody could observe."""
 
 START_ERROR_EXIT_CODE = 128
+
+_ALIVE = (ContainerState.CREATED, ContainerState.STARTING, ContainerState.RUNNING, ContainerState.UNKNOWN)
+
+
+class Pod(Protocol):
+    """What a container knows of its sandbox."""
+
+    warden: Warden | None
+
+    @property
+    def log_directory(self) -> str:
+        """Where the pod's logs are, as its config says."""
 
 
 class Container:
@@ -53,17 +70,25 @@ class Container:
         record: ContainerRecord,
         spec: ContainerSpec,
         config: v1.ContainerConfig,
-        warden: Callable[[], Warden | None],
+        pod: Pod,
+        *,
+        foreign: str = "",
     ) -> None:
         self.record = record
         self.spec = spec
         self.config = config
+        self.restored = False
+        """Its record was lost or damaged, and what is here now is to be written down."""
+        self.foreign = foreign
+        """Why its record cannot be understood, if so: it is left as it is, and the container can only be ended."""
         self.ended = asyncio.Event()
         self.encoded: bytes | None = None
         """The list item, encoded; None after a change (see `cri.encode`)."""
         self._node = node
-        self._warden = warden
+        self._pod = pod
         self._early_exit: ExitRecord | None = None
+        self._start_failed = ""
+        """Why, once that is so: it counts, and not how what may have been begun has been ended."""
         self._stop: asyncio.Task[None] | None = None
         self._stop_deadline = 0.0
         self._stop_sooner = asyncio.Event()
@@ -71,10 +96,13 @@ class Container:
             self.ended.set()
 
     @classmethod
-    def load(cls, node: Node, record: ContainerRecord, warden: Callable[[], Warden | None]) -> Self:
-        """The container of a record that an earlier daemon wrote."""
-        spec = wire.decode(ContainerSpec, json.loads(record.spec))
-        return cls(node, record, spec, v1.ContainerConfig.parse(record.config), warden)
+    def load(cls, node: Node, record: ContainerRecord, pod: Pod) -> Self:
+        """The container of a record that an earlier daemon wrote. Raises ValueError if that cannot be understood."""
+        spec = wire.loads(ContainerSpec, record.spec)
+        if record.credentials is not None:
+            wire.decode(Credentials, record.credentials)
+        ContainerState(record.state)
+        return cls(node, record, spec, configs.parse(v1.ContainerConfig, record.config), pod)
 
     @property
     def id(self) -> str:
@@ -95,10 +123,10 @@ class Container:
     async def create(self) -> None:
         """CREATING to CREATED: root filesystem and limits are made. Leaves nothing behind if it fails."""
         directory = Path(self.spec.directory)
-        async with UndoStack(f"create container {self.id}") as undo:
-            undo.push("record", lambda: self._node.store.delete(self.record))
+        async with UndoStack(f"create container {self.id}", self._node.spare_descriptors) as undo:
+            undo.push("record", lambda: self._node.store.follow(delete=[self.record]))
             await self._node.store.save(self.record)
-            undo.push("directory", lambda: asyncio.to_thread(remove_tree, directory))
+            undo.push("directory", lambda: self._node.trash.take(directory))
             await in_own_thread(self._make_directories, directory)
             undo.push("container", lambda: self._node.host.remove_container(self.spec))
             await self._node.host.create_container(self.spec)
@@ -107,30 +135,32 @@ class Container:
     async def start(self) -> None:
         """CREATED to RUNNING. A process that cannot be started leaves the container EXITED with reason StartError.
 
-        STARTING is never written down: if the daemon dies meanwhile, the warden knows (see `recovery`). Raises
-        FailedPreconditionError in any other state, StartError with the reason otherwise.
+        STARTING is never written down: if the daemon dies meanwhile, the warden knows (see `recovery`). Whatever is raised
+        on the way, STARTING is left again, and no process stays. Raises FailedPreconditionError in any other state.
         """
         if self.state is not ContainerState.CREATED:
             raise FailedPreconditionError(
                 f"container {self.id} is {self.state}: only a created container can start"
             )
-        warden = self._warden()
+        if self.foreign:
+            raise FailedPreconditionError(f"container {self.id} cannot start: {self.foreign}; make it anew")
+        warden = self._pod.warden
         if warden is None:
             raise FailedPreconditionError(
                 f"container {self.id}: its sandbox {self.spec.sandbox_id} is not ready"
             )
         self._enter(ContainerState.STARTING)
         try:
-            started = await warden.start(self.spec)
-        except (StartError, WardenGoneError) as error:
-            if ContainerState(self.record.state) is ContainerState.STARTING:  # else `lose` was quicker
-                record = ExitRecord(self.id, START_ERROR_EXIT_CODE, time.time_ns(), message=str(error))
-                await self._exit(record, reason="StartError")
+            await self.began(await self._start(warden))
+        except DisconnectedError:
+            raise  # the daemon ends; what becomes of the process is the warden's to tell the next one
+        except BaseException as error:
+            # To its end, even if this task is cancelled meanwhile, or for that very reason.
+            await asyncio.shield(asyncio.ensure_future(self._not_started(warden, error)))
             raise
-        await self.began(started)
 
     async def began(self, started: Started) -> None:
-        """STARTING to RUNNING, as the warden tells it; not if the warden was lost right after."""
+        """STARTING to RUNNING, as the warden tells it; not if the container has been ended meanwhile."""
         if self.state is not ContainerState.STARTING:
             return
         await self._step(
@@ -149,38 +179,49 @@ class Container:
 
     async def on_exit(self, record: ExitRecord) -> None:
         """Take note of the end that the warden observed."""
-        if self.state is ContainerState.STARTING:
+        if self.state is ContainerState.STARTING and not self._start_failed:
             # The news overtook the answer to `start`, which is about to arrive.
             self._early_exit = record
-        elif self.state is ContainerState.RUNNING:
+        elif self.state in (ContainerState.STARTING, ContainerState.RUNNING, ContainerState.UNKNOWN):
             await self._exit(record)
 
-    async def lose(self) -> None:
-        """Take note that the warden is gone: the exit record on disk is the last word, if there is one."""
-        if self.state not in (ContainerState.CREATED, ContainerState.STARTING, ContainerState.RUNNING):
+    async def lose(
+        self, why: str = "the sandbox's warden ended before it could record the exit code"
+    ) -> None:
+        """Take note that nobody watches the container any more: the exit record on disk is the last word, if there is one.
+
+        `why` is what is said where there is none. No process of it is left.
+        """
+        if self.state not in _ALIVE:
             return
-        record = await asyncio.to_thread(wire.read_exit_record, Path(self.spec.directory))
+        try:
+            record = await in_own_thread(wire.read_exit_record, Path(self.spec.directory))
+        except (OSError, ValueError) as error:
+            log.error("an exit record cannot be read", container=self.id, error=str(error))
+            why, record = f"its exit record cannot be read: {error}", None
+            damaged = True
+        else:
+            damaged = False
         state = ContainerState(self.record.state)  # as it is now: somebody else may have been quicker
-        if state not in (ContainerState.CREATED, ContainerState.STARTING, ContainerState.RUNNING):
+        if state not in _ALIVE:
             return
         if state is ContainerState.CREATED:
-            if record is None:
+            if record is None and not damaged:
                 return
             self._enter(ContainerState.STARTING)  # an earlier daemon died before it could say so
         if record is not None:
             await self._exit(record)
         else:
-            message = "the sandbox's warden ended before it could record the exit code"
-            await self._exit(
-                ExitRecord(self.id, LOST_EXIT_CODE, time.time_ns(), message=message), reason="Error"
-            )
+            await self._exit(ExitRecord(self.id, LOST_EXIT_CODE, time.time_ns(), message=why), reason="Error")
 
     async def stop(self, grace: float, stop_signal: int) -> None:
         """RUNNING to EXITED: the stop signal, `grace` seconds of patience, then KILL to everything in the container.
 
-        Stops that overlap become one, with the shortest grace of them. Succeeds at once on what does not run.
+        Stops that overlap become one, with the shortest grace of them. What is on its way to its program is killed at once:
+        there is nothing yet that could end in peace. Succeeds at once on what does not run. Raises InternalError when a
+        process cannot be killed.
         """
-        if self.state not in (ContainerState.STARTING, ContainerState.RUNNING):
+        if self.state not in (ContainerState.STARTING, ContainerState.RUNNING, ContainerState.UNKNOWN):
             return
         deadline = asyncio.get_running_loop().time() + max(grace, 0)
         if self._stop is None or self._stop.done():
@@ -196,17 +237,21 @@ class Container:
         await self.stop(0, signals.SIGKILL)
         if self.state is not ContainerState.REMOVING:
             await self._step(ContainerState.REMOVING)
-        if (warden := self._warden()) is not None:
-            with contextlib.suppress(WardenGoneError):
+        if (warden := self._pod.warden) is not None:
+            try:
                 await warden.forget(self.id)
+            except HostError as error:  # it has nothing of the container but what it remembers
+                log.debug("the warden does not forget", container=self.id, error=str(error))
         await self._node.host.remove_container(self.spec)
-        await asyncio.to_thread(remove_tree, Path(self.spec.directory))
-        await self._node.store.delete(self.record)
+        await self._node.trash.take(Path(self.spec.directory))
+        await self._node.store.follow(delete=[self.record])
 
     async def update(self, resources: Resources, message: v1.LinuxContainerResources) -> None:
         """Apply new limits to a created or running container, and remember them."""
         if self.state not in (ContainerState.CREATED, ContainerState.RUNNING):
             raise FailedPreconditionError(f"container {self.id} is {self.state}: its limits cannot change")
+        if self.foreign:
+            raise FailedPreconditionError(f"container {self.id}: its limits cannot change: {self.foreign}")
         await self._node.host.update_container(self.spec, resources)
         if self.state not in (ContainerState.CREATED, ContainerState.RUNNING):
             return  # it has ended or is being removed, and its record with it
@@ -214,56 +259,137 @@ class Container:
         linux = self.config.linux or v1.LinuxContainerConfig()
         linux.resources = message
         self.config.linux = linux
-        await self._write(spec=json.dumps(wire.encode(self.spec)), config=bytes(self.config))
+        self.record = self.record.replace(spec=json.dumps(wire.encode(self.spec)), config=bytes(self.config))
+        self.encoded = None
+        await self._write_down()
 
     async def reopen_log(self) -> None:
-        """Have the warden open the log file anew. Raises FailedPreconditionError unless the container runs."""
-        warden = self._warden()
+        """Have the output go to the log's path anew. Raises FailedPreconditionError unless the container runs, HostError."""
+        warden = self._pod.warden
         if self.state is not ContainerState.RUNNING or warden is None:
             raise FailedPreconditionError(
                 f"container {self.id} is {self.state}: only a running container has a log open"
             )
-        await warden.reopen_log(self.id)
+        with await self._open_log() as descriptor:
+            await warden.reopen_log(self.id, descriptor)
 
     def _make_directories(self, own: Path) -> None:
         own.mkdir(mode=0o700, parents=True)
+        record_files.write(own, self.record)
         for mount in self.spec.mounts:
             if mount.source and not mount.tmpfs and not os.path.lexists(mount.source):
                 # As containerd and CRI-O do for a hostPath of no type, so that pods which rely on it run here too.
                 Path(mount.source).mkdir(mode=0o755, parents=True)
 
-    async def _end(self, stop_signal: int) -> None:
-        try:
-            await self._end_with(self._warden(), stop_signal)
-        except WardenGoneError:
-            await self.lose()
+    async def _open_log(self) -> contextlib.AbstractContextManager[int | None]:
+        descriptor = await container_log.open_log(self._pod.log_directory, self.spec.log_path)
+        return contextlib.nullcontext() if descriptor is None else _closing(descriptor)
 
-    async def _end_with(self, warden: Warden | None, stop_signal: int) -> None:
-        if warden is None:
-            await self.lose()
+    async def _start(self, warden: Warden) -> Started:
+        try:
+            opened = await self._open_log()
+        except HostError as error:
+            raise StartError(error.operation, error.subject, error.reason, error.errno) from error
+        with opened as descriptor:
+            self._check_wanted()
+            started = await warden.start(self.spec, descriptor)
+        if self.state is not ContainerState.STARTING:
+            # Whoever ended it meanwhile may not have found the process yet.
+            with contextlib.suppress(UnknownContainerError):
+                await warden.kill(self.id)
+            await self._host_stops()
+        self._check_wanted()
+        return started
+
+    def _check_wanted(self) -> None:
+        if self.state is not ContainerState.STARTING:
+            raise StartError("start", f"container {self.id}", "it was stopped meanwhile")
+
+    async def _not_started(self, warden: Warden, error: BaseException) -> None:
+        """STARTING, or RUNNING if only writing that down has failed, to EXITED; whatever may run of it is killed."""
+        if self.state not in (ContainerState.STARTING, ContainerState.RUNNING):
+            return  # `lose` or a stop was quicker
+        self._start_failed = str(error) or type(error).__name__
+        log.info("a start has failed", container=self.id, error=self._start_failed)
+        try:
+            await self._kill(warden, START_KILL_PATIENCE)
+        except Exception:
+            # A process that hangs on its way in ends some time. Until then removal fails, and says why.
+            log.exception("what was begun of a container does not end", container=self.id)
+        if self.state in (ContainerState.STARTING, ContainerState.RUNNING):
+            await self._exit(ExitRecord(self.id, START_ERROR_EXIT_CODE, time.time_ns()))
+
+    async def _end(self, stop_signal: int) -> None:
+        """The stop itself."""
+        warden = self._pod.warden
+        if self.state is ContainerState.STARTING and warden is not None:
+            await self._kill(warden, START_KILL_PATIENCE)
+            if self.state is ContainerState.STARTING:
+                self._start_failed = "it was stopped before its program had started"
+                await self._exit(ExitRecord(self.id, START_ERROR_EXIT_CODE, time.time_ns()))
             return
+        if warden is not None:
+            await self._ask_to_end(warden, stop_signal)
+        await self._kill(warden, KILL_PATIENCE)
+        if not self.ended.is_set():
+            await self.lose(
+                "its end was not observed: it was killed by the host, as its warden did not do it"
+            )
+
+    async def _ask_to_end(self, warden: Warden, stop_signal: int) -> None:
+        """Send the stop signal, and wait for the end as long as this stop is patient."""
         loop = asyncio.get_running_loop()
-        if self._stop_deadline > loop.time():
-            await _bounded(warden.signal(self.id, stop_signal), "signal", self.id)
+        if self._stop_deadline <= loop.time():
+            return
+        try:
+            await warden.signal(self.id, stop_signal)
+        except DisconnectedError:
+            raise
+        except HostError as error:  # then the end would not be told either
+            log.warning("a stop signal is not passed on", container=self.id, error=str(error))
+            return
         while not self.ended.is_set() and (left := self._stop_deadline - loop.time()) > 0:
             self._stop_sooner.clear()
             await _first_of(self.ended, self._stop_sooner, patience=left)
-        if not self.ended.is_set():
-            if not await _bounded(warden.kill(self.id), "kill", self.id):
-                await self._node.host.stop_container(self.spec)  # by the host's own means
-            await _first_of(self.ended, patience=KILL_PATIENCE)
-        if not self.ended.is_set():
+
+    async def _kill(self, warden: Warden | None, patience: float) -> None:
+        """KILL everything in the container, by its warden or without it.
+
+        Either its end has been told afterwards, or the host has seen that nothing of it is left. Raises InternalError.
+        """
+        if self.ended.is_set():
+            return
+        if warden is not None:
+            try:
+                await warden.kill(self.id)
+                await _first_of(self.ended, patience=patience)
+            except DisconnectedError:
+                raise
+            except UnknownContainerError:
+                log.debug("there is nothing to kill", container=self.id)
+            except HostError as error:  # gone, silent, or not able to
+                log.warning("a container is ended by the host", container=self.id, reason=str(error))
+        if self.ended.is_set():
+            return
+        try:
+            await self._node.host.stop_container(self.spec)
+        except HostError as error:
             raise InternalError(
-                f"container {self.id} did not end within {KILL_PATIENCE:.0f} s of KILL: a process of it hangs in the "
-                "kernel; look at its state with ps(1) and at the node's storage"
-            )
+                f"container {self.id} does not end: {error}; look at the state of its processes with ps(1), "
+                "and at the node's storage if one waits for a disk"
+            ) from error
 
     async def _exit(self, record: ExitRecord, *, reason: str = "") -> None:
+        if self._start_failed:
+            record = ExitRecord(
+                self.id, START_ERROR_EXIT_CODE, record.finished_at, message=self._start_failed
+            )
+            reason = "StartError"
         reason = reason or (
             "OOMKilled" if record.oom_killed else "Error" if record.exit_code else "Completed"
         )
         log.info("container ended", container=self.id, exit_code=record.exit_code, reason=reason)
-        written = self._step(
+        self._enter(
             ContainerState.EXITED,
             finished_at=record.finished_at,
             exit_code=record.exit_code,
@@ -271,15 +397,13 @@ class Container:
             reason=reason,
             message=record.message,
         )
-        try:
-            await written
-        finally:
-            self.ended.set()
+        self.ended.set()
+        await self._write_down()
         try:
             await self._node.host.stop_container(self.spec)
-        except HostError as error:
-            # Removal tries again, and reconciliation after it.
-            log.warning("resources of an ended container linger", container=self.id, error=str(error))
+        except Exception as error:
+            # Whatever it was, the container has ended. Removal tries again, and reconciliation after it.
+            log.warning("resources of an ended container linger", container=self.id, exc_info=error)
 
     def _enter(self, to: ContainerState, **values: object) -> None:
         """Step in memory only."""
@@ -289,23 +413,23 @@ class Container:
 
     async def _step(self, to: ContainerState, **values: object) -> None:
         self._enter(to, **values)
-        await self._node.store.save(self.record)
+        if to is ContainerState.CREATED:
+            await self._node.store.save(self.record)
+        else:
+            await self._write_down()
 
-    async def _write(self, **values: object) -> None:
-        self.record = self.record.replace(**values)
-        self.encoded = None
-        await self._node.store.save(self.record)
+    async def _write_down(self) -> None:
+        """What has happened stands, whether or not it can be written down now."""
+        if not self.foreign:
+            await self._node.store.follow(save=[self.record])
 
 
-async def _bounded(call: Awaitable[None], what: str, container: str) -> bool:
-    """Whether the warden did it in time; one that does not answer must not hold up a stop."""
+@contextlib.contextmanager
+def _closing(descriptor: int) -> Iterator[int]:
     try:
-        async with asyncio.timeout(WARDEN_PATIENCE):
-            await call
-    except TimeoutError:
-        log.warning("the warden does not answer", call=what, container=container)
-        return False
-    return True
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 async def _first_of(*events: asyncio.Event, patience: float) -> None:

@@ -58,6 +58,28 @@ class WardenGoneError(HostError):
     """The sandbox's warden has died or cannot be reached; its containers have ended with it."""
 
 
+class UnreachableWardenError(HostError):
+    """The warden is there, with containers, but cannot be worked with. `pid` is its process, 0 where nobody knows."""
+
+    def __init__(
+        self, operation: str, subject: str, reason: str, errno: int | None = None, *, pid: int = 0
+    ) -> None:
+        super().__init__(operation, subject, reason, errno)
+        self.pid = pid
+
+
+class WardenSilentError(UnreachableWardenError):
+    """It says nothing: it was stopped, or hangs in the kernel. Its containers can be ended by the host's own means."""
+
+
+class WardenVersionError(UnreachableWardenError):
+    """It is of a release that this one cannot talk to. Its pod is left alone until somebody wants it stopped."""
+
+
+class UnknownContainerError(HostError):
+    """The warden does not know the container: it has never started it, or has been told to forget it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Features:
     """What this kernel can do, for Status and for validation (CRI RuntimeHandlerFeatures, RuntimeFeatures)."""
@@ -142,10 +164,11 @@ class Warden(abc.ABC):
         """All containers that this warden has started, for recovery."""
 
     @abc.abstractmethod
-    async def start(self, container: ContainerSpec) -> Started:
-        """Start the container's first process.
+    async def start(self, container: ContainerSpec, log: int | None = None) -> Started:
+        """Start the container's first process. `log` is where its output goes (the caller closes its own copy).
 
-        Raises StartError when that process cannot be had, WardenGoneError when the warden is gone.
+        Raises StartError when that process cannot be had, WardenGoneError when the warden is gone. After anything else it
+        is not known whether the process runs.
         """
 
     @abc.abstractmethod
@@ -178,15 +201,18 @@ class Warden(abc.ABC):
 
     @abc.abstractmethod
     async def signal(self, container_id: str, signal: int) -> None:
-        """Send a signal to the container's first process; succeeds if it has ended."""
+        """Send a signal to the container's first process; succeeds if it has ended. Raises UnknownContainerError."""
 
     @abc.abstractmethod
     async def kill(self, container_id: str) -> None:
-        """KILL everything in the container, also what has left the first process's session. Succeeds if it ended."""
+        """KILL everything in the container, also what has left the first process's session. Succeeds if it ended.
+
+        Raises UnknownContainerError.
+        """
 
     @abc.abstractmethod
-    async def reopen_log(self, container_id: str) -> None:
-        """Open the log file anew, between two lines. Raises HostError if it cannot be opened."""
+    async def reopen_log(self, container_id: str, log: int | None = None) -> None:
+        """Go on with `log` (the caller closes its own copy), between two lines."""
 
     @abc.abstractmethod
     async def forget(self, container_id: str) -> None:
@@ -325,7 +351,10 @@ class Host(abc.ABC):
 
     @abc.abstractmethod
     async def remove_container(self, spec: ContainerSpec) -> None:
-        """Remove the container's root filesystem and everything else of it. No process of it is left."""
+        """Give back whatever of the container is not plain files below its directory, which is the caller's to remove.
+
+        No process of it is left. A directory that is kept can be given to `create_container` again.
+        """
 
     @abc.abstractmethod
     async def update_container(self, spec: ContainerSpec, resources: Resources) -> None:
@@ -361,6 +390,10 @@ __all__ = [
     "NetworkStack",
     "Snapshotter",
     "StartError",
+    "UnknownContainerError",
+    "UnreachableWardenError",
     "Warden",
     "WardenGoneError",
+    "WardenSilentError",
+    "WardenVersionError",
 ]

@@ -5,6 +5,8 @@ call that came at the wrong time; the life cycles check the latter before they b
 
 What an object is after a crash follows from these states: one found CREATING is undone, one found CREATED may have been
 STARTING (which is never written down) and is looked up at its warden, one found REMOVING is removed to the end.
+
+Who enters a state before a call leaves it again whatever the call raises: STARTING has two ways out, and no third.
 """
 
 from __future__ import annotations
@@ -23,13 +25,17 @@ class SandboxState(enum.StrEnum):
 
 
 class ContainerState(enum.StrEnum):
-    """Of a container. STARTING is shown as created, REMOVING as exited, CREATING not at all."""
+    """Of a container. STARTING is shown as created, REMOVING as exited, CREATING not at all.
+
+    UNKNOWN is one whose record cannot be understood, and of which no warden knows anything.
+    """
 
     CREATING = "creating"
     CREATED = "created"
     STARTING = "starting"
     RUNNING = "running"
     EXITED = "exited"
+    UNKNOWN = "unknown"
     REMOVING = "removing"
 
 
@@ -48,6 +54,7 @@ CONTAINER_STEPS: dict[ContainerState, frozenset[ContainerState]] = {
     ContainerState.STARTING: frozenset({ContainerState.RUNNING, ContainerState.EXITED}),
     ContainerState.RUNNING: frozenset({ContainerState.EXITED}),
     ContainerState.EXITED: frozenset({ContainerState.REMOVING}),
+    ContainerState.UNKNOWN: frozenset({ContainerState.STARTING, ContainerState.EXITED}),
     ContainerState.REMOVING: frozenset(),
 }
 

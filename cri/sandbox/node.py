@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +11,7 @@ from typing import Protocol
 from baustelle.bundle import ImageDefaults
 from cri.sandbox.host import Host, Warden
 from cri.sandbox.spec import PodAddresses, SandboxSpec
+from cri.sandbox.trash import Trash
 from cri.state import Store
 
 
@@ -51,7 +52,13 @@ class PodNetwork(Protocol):
         """Take interface and addresses back; succeeds on what is gone."""
 
     async def is_attached(self, sandbox_id: str) -> bool:
-        """Whether the pod has its interface."""
+        """Whether the pod has its interface, and nobody has begun to take it back."""
+
+    async def rebuild(self, spec: SandboxSpec, warden: Warden, addresses: Sequence[str]) -> bool:
+        """Write down again what a pod has, if what was written down is lost; whether it has a network.
+
+        `addresses` are those that its record has.
+        """
 
     async def release(self, sandbox_id: str) -> None:
         """Take the interface back of a sandbox that no record names; succeeds if there is none."""
@@ -67,7 +74,10 @@ class Node:
     images: Images
     state_dir: Path
     runtime_dir: Path
+    trash: Trash
     runtime_handlers: tuple[str, ...] = ()
+    spare_descriptors: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Descriptors for what must work when there are no others: stopping, removing, undoing."""
 
     def sandbox_directory(self, sandbox_id: str) -> Path:
         """Where a sandbox keeps its files."""

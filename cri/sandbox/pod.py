@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import json
 import signal as signals
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
+from typing import Self
 
 import structlog
 
-from baustelle.removal import remove_tree
 from cri.api.runtime import v1
-from cri.sandbox import pod_files, wire
+from cri.sandbox import configs, pod_files, record_files, wire
 from cri.sandbox.container import Container
 from cri.sandbox.host import Warden, WardenGoneError
 from cri.sandbox.machine import SANDBOX_STEPS, SandboxState, check_step
@@ -22,6 +21,7 @@ from cri.sandbox.node import Node
 from cri.sandbox.spec import PodAddresses, SandboxSpec, Sharing
 from cri.sandbox.undo import UndoStack
 from cri.state import SandboxRecord
+from cri.threads import in_own_thread
 
 log = structlog.get_logger(__name__)
 
@@ -29,10 +29,22 @@ log = structlog.get_logger(__name__)
 class PodSandbox:
     """One pod sandbox, from its first record to its removal, with its containers."""
 
-    def __init__(self, node: Node, record: SandboxRecord) -> None:
+    def __init__(
+        self,
+        node: Node,
+        record: SandboxRecord,
+        spec: SandboxSpec,
+        config: v1.PodSandboxConfig,
+        *,
+        foreign: str = "",
+    ) -> None:
         self.record = record
-        self.spec = wire.decode(SandboxSpec, json.loads(record.spec))
-        self.config = v1.PodSandboxConfig.parse(record.config)
+        self.spec = spec
+        self.config = config
+        self.restored = False
+        """Its record was lost or damaged, and what is here now is to be written down."""
+        self.foreign = foreign
+        """Why its record cannot be understood, if so: it is left as it is, and the sandbox can only be ended."""
         self.containers: dict[str, Container] = {}
         self.warden: Warden | None = None
         self.warden_lost = False
@@ -43,6 +55,13 @@ class PodSandbox:
         """The list item, encoded; None after a change (see `cri.encode`)."""
         self._node = node
         self._watch: asyncio.Task[None] | None = None
+
+    @classmethod
+    def load(cls, node: Node, record: SandboxRecord) -> Self:
+        """The sandbox of a record that an earlier daemon wrote. Raises ValueError if that cannot be understood."""
+        spec = wire.loads(SandboxSpec, record.spec)
+        SandboxState(record.state)
+        return cls(node, record, spec, configs.parse(v1.PodSandboxConfig, record.config))
 
     @property
     def id(self) -> str:
@@ -59,24 +78,29 @@ class PodSandbox:
         """The pod's IP addresses, the primary first; none with the host's network."""
         return list(self.record.addresses)
 
+    @property
+    def log_directory(self) -> str:
+        """Where the pod's logs are, as its config says."""
+        return self.config.log_directory
+
     async def run(self) -> None:
         """CREATING to READY: jail or namespaces, warden, network.
 
-        Leaves nothing behind if it fails; or, where its network cannot be taken back, itself, NOTREADY.
+        Leaves nothing behind if it fails; or, where it cannot be taken back, itself, NOTREADY.
         """
         node = self._node
         directory = Path(self.spec.directory)
-        async with UndoStack(f"run sandbox {self.id}") as undo:
+        async with UndoStack(f"run sandbox {self.id}", node.spare_descriptors) as undo:
             undo.push("record and directory", self._forget)
             await node.store.save(self.record)
-            await asyncio.to_thread(self._write_files, directory)
+            await in_own_thread(self._write_files, directory)  # the logs may have a disk of their own
             undo.push("sandbox", self._take_back)
             self.adopt(await node.host.create_sandbox(self.spec))
             assert self.warden is not None
             given = PodAddresses(())
             if self.spec.namespaces.network is not Sharing.NODE:
                 given = await node.network.attach(self.spec, self.warden)
-                await asyncio.to_thread(pod_files.write_addresses, self.spec, self.config.dns_config, given)
+                await asyncio.to_thread(self._write_addresses, directory, given)
             if self.warden_lost:
                 raise WardenGoneError(
                     "run", f"sandbox {self.id}", "its warden died right after it was started"
@@ -93,12 +117,16 @@ class PodSandbox:
 
     async def stop(self) -> None:
         """READY to NOTREADY: every container is killed, network and processes are given back. May be repeated."""
-        await _all(container.stop(0, signals.SIGKILL) for container in self.containers.values())
+        stopping = [container.stop(0, signals.SIGKILL) for container in self.containers.values()]
+        failures = await asyncio.gather(*stopping, return_exceptions=True)
         if self.spec.namespaces.network is not Sharing.NODE:
             await self._node.network.detach(self.id)
+        # Whatever a container's own stop has failed at, this ends all that runs in the pod, or says why it cannot.
         await self._node.host.stop_sandbox(self.spec, self.warden)
         await self._release_warden()
         await _all(container.lose() for container in self.containers.values())
+        for failure in filter(None, failures):
+            log.warning("a container was ended with its sandbox", sandbox=self.id, error=str(failure))
         if self.state is SandboxState.READY:
             await self._step(SandboxState.NOTREADY, addresses=[])
 
@@ -109,8 +137,8 @@ class PodSandbox:
             await self._step(SandboxState.REMOVING)
         await _all(remove_container(container) for container in list(self.containers.values()))
         await self._node.host.remove_sandbox(self.spec)
-        await asyncio.to_thread(remove_tree, Path(self.spec.directory))
-        await self._node.store.delete(self.record)
+        await self._node.trash.take(Path(self.spec.directory))
+        await self._node.store.follow(delete=[self.record])
 
     async def lose(self) -> None:
         """Take note that the warden has died: the sandbox is not ready any more, its containers have ended.
@@ -126,18 +154,19 @@ class PodSandbox:
             log.exception("resources of a lost sandbox linger", sandbox=self.id)
 
     async def give_up(self) -> None:
-        """CREATING to NOTREADY: what was begun can be neither finished nor undone now.
+        """To NOTREADY: what was begun can be neither finished nor undone now.
 
         The client sees it, and removes it when that can be done.
         """
-        await self._step(SandboxState.NOTREADY)
+        if self.state in (SandboxState.CREATING, SandboxState.READY):
+            await self._step(SandboxState.NOTREADY, addresses=[])
 
     async def undo_creation(self) -> None:
         """Remove what an earlier daemon began and could not finish."""
         await self._node.network.detach(self.id)
         await self._give_back()
-        await asyncio.to_thread(remove_tree, Path(self.spec.directory))
-        await self._node.store.delete(self.record)
+        await self._node.trash.take(Path(self.spec.directory))
+        await self._node.store.follow(delete=[self.record])
 
     async def disconnect(self) -> None:
         """Let go of the warden, which goes on."""
@@ -158,18 +187,18 @@ class PodSandbox:
 
     async def _take_back(self) -> None:
         """The network first, and if that fails, nothing else: a jail must not end with an interface inside."""
+        self.lingers = True
         if self.spec.namespaces.network is not Sharing.NODE:
-            self.lingers = True
             await self._node.network.detach(self.id)
-            self.lingers = False
         await self._give_back()
+        self.lingers = False
 
     async def _forget(self) -> None:
         if self.lingers:
             await self.give_up()
             return
-        await asyncio.to_thread(remove_tree, Path(self.spec.directory))
-        await self._node.store.delete(self.record)
+        await self._node.trash.take(Path(self.spec.directory))
+        await self._node.store.follow(delete=[self.record])
 
     async def _give_back(self) -> None:
         await self._node.host.stop_sandbox(self.spec, self.warden)
@@ -179,10 +208,7 @@ class PodSandbox:
     async def _release_warden(self) -> None:
         warden, self.warden = self.warden, None
         if warden is not None:
-            try:
-                await warden.disconnect()
-            except WardenGoneError:
-                log.debug("warden had gone already", sandbox=self.id)
+            await warden.disconnect()
         watch, self._watch = self._watch, None
         if watch is not None and watch is not asyncio.current_task():
             # The last exits are in the queue already; the watch ends when it has handed them on.
@@ -191,15 +217,24 @@ class PodSandbox:
 
     def _write_files(self, directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True)
+        record_files.write(directory, self.record)
         if self.config.log_directory:
             Path(self.config.log_directory).mkdir(mode=0o755, parents=True, exist_ok=True)
         pod_files.write(self.spec, self.config.dns_config, socket.gethostname())
+
+    def _write_addresses(self, directory: Path, given: PodAddresses) -> None:
+        pod_files.write_addresses(self.spec, self.config.dns_config, given)
+        ready = self.record.replace(state=SandboxState.READY.value, addresses=list(given.addresses))
+        record_files.write(directory, ready)
 
     async def _step(self, to: SandboxState, **values: object) -> None:
         check_step(SANDBOX_STEPS, f"sandbox {self.id}", self.state, to)
         self.record = self.record.replace(state=to.value, **values)
         self.encoded = None
-        await self._node.store.save(self.record)
+        if to is SandboxState.READY:
+            await self._node.store.save(self.record)
+        elif not self.foreign:
+            await self._node.store.follow(save=[self.record])
 
 
 async def _all(calls: Iterable[Awaitable[None]]) -> None:

@@ -8,7 +8,7 @@ import itertools
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 import structlog
@@ -22,7 +22,7 @@ from cri.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
-from cri.sandbox import pod_files, translate, wire
+from cri.sandbox import pod_files, salvage, translate, wire
 from cri.sandbox.container import Container
 from cri.sandbox.host import Warden
 from cri.sandbox.machine import ContainerState, SandboxState
@@ -62,6 +62,8 @@ class Pods:
         self._node = node
         self._sandbox_names: dict[SandboxName, str] = {}
         self._container_names: dict[ContainerName, str] = {}
+        self.strangers: set[str] = set()
+        """Sandboxes and containers that are there, are no object here, and are left alone."""
         self._making: SharedWork[str] = SharedWork("make", keep_unheard=True)
         self._changing: SharedWork[None] = SharedWork("change")
 
@@ -87,7 +89,7 @@ class Pods:
         """Make a sandbox NOTREADY; succeeds on what is stopped or gone."""
         sandbox = self.find_sandbox(sandbox_id)
         if sandbox is not None:
-            await self._changing.run(("stop", sandbox.id), sandbox.stop)
+            await self._changing.run(("stop", sandbox.id), lambda: self._stop_sandbox(sandbox))
 
     async def remove_sandbox(self, sandbox_id: str) -> None:
         """Remove a sandbox with its containers; succeeds on what is gone."""
@@ -127,7 +129,8 @@ class Pods:
         """Stop a container within `grace` seconds and a little; succeeds on what has ended or is gone."""
         container = self.find_container(container_id)
         if container is not None:
-            await container.stop(grace, self.stop_signal(container))
+            with self._node.spare_descriptors():
+                await container.stop(grace, self.stop_signal(container))
 
     async def remove_container(self, container_id: str) -> None:
         """Remove a container, killing it if it runs; succeeds on what is gone."""
@@ -177,22 +180,25 @@ class Pods:
     # -- the node's life
 
     def load(self) -> list[ContainerRecord]:
-        """Take the records over from the store; nothing is looked at yet. Returns containers whose sandbox is gone."""
-        orphans: list[ContainerRecord] = []
-        for sandbox_record in self._node.store.sandboxes.values():
-            sandbox = PodSandbox(self._node, sandbox_record)
+        """Take the records over from the store, and what is left of damaged ones; nothing is looked at yet. Blocks.
+
+        Returns containers whose sandbox is gone.
+        """
+        found = salvage.everything(self._node)
+        self.strangers = found.strangers
+        for sandbox in found.sandboxes:
             self.sandboxes[sandbox.id] = sandbox
-            self._sandbox_names[_sandbox_name(sandbox_record)] = sandbox.id
-        for record in self._node.store.containers.values():
-            owner = self.sandboxes.get(record.sandbox_id)
-            if owner is None:
-                orphans.append(record)
-                continue
-            container = Container.load(self._node, record, _warden_of(owner))
-            self.containers[container.id] = container
-            owner.containers[container.id] = container
-            self._container_names[record.sandbox_id, record.name, record.attempt] = container.id
-        return orphans
+            self._sandbox_names[_sandbox_name(sandbox.record)] = sandbox.id
+        for container in found.containers:
+            self.adopt(container)
+        return found.orphans
+
+    def adopt(self, container: Container) -> None:
+        """Take over a container that an earlier daemon has made."""
+        record = container.record
+        self.containers[container.id] = container
+        self.sandboxes[record.sandbox_id].containers[container.id] = container
+        self._container_names[record.sandbox_id, record.name, record.attempt] = container.id
 
     def lost(self, sandbox_id: str) -> None:
         """A warden has died unasked."""
@@ -268,6 +274,8 @@ class Pods:
                 addresses=[],
                 spec=json.dumps(wire.encode(spec)),
             ),
+            spec,
+            config,
         )
         self._sandbox_names[name] = sandbox_id
         self.sandboxes[sandbox_id] = sandbox
@@ -282,8 +290,12 @@ class Pods:
         )
         return sandbox_id
 
+    async def _stop_sandbox(self, sandbox: PodSandbox) -> None:
+        with self._node.spare_descriptors():
+            await sandbox.stop()
+
     async def _remove_sandbox(self, sandbox: PodSandbox) -> None:
-        await sandbox.stop()
+        await self._stop_sandbox(sandbox)
         # What was being created when the sandbox stopped being ready gets done first: half a container cannot be removed.
         try:
             async with asyncio.timeout(CREATION_PATIENCE):
@@ -293,7 +305,8 @@ class Pods:
                 f"sandbox {sandbox.id}: a container of it is still being created, probably on a volume that hangs; "
                 "look at the node's mounts, then try again"
             ) from None
-        await sandbox.remove(self._remove_container)
+        with self._node.spare_descriptors():
+            await sandbox.remove(self._remove_container)
         self.drop_sandbox(sandbox)
         log.info("sandbox removed", sandbox=sandbox.id)
 
@@ -308,6 +321,10 @@ class Pods:
         if sandbox.state is not SandboxState.READY:
             raise FailedPreconditionError(
                 f"sandbox {sandbox.id} is {sandbox.state}: containers need a ready one"
+            )
+        if sandbox.foreign:
+            raise FailedPreconditionError(
+                f"sandbox {sandbox.id} takes no more containers: {sandbox.foreign}; make the pod anew"
             )
         image = self._node.images.runnable(config.image.image if config.image else "")
         volumes = {
@@ -361,7 +378,7 @@ class Pods:
             log_path=spec.log_path,
             spec=json.dumps(wire.encode(spec)),
         )
-        container = Container(self._node, record, spec, config, _warden_of(sandbox))
+        container = Container(self._node, record, spec, config, sandbox)
         self._container_names[name] = container_id
         self.containers[container_id] = container
         sandbox.containers[container_id] = container
@@ -376,7 +393,8 @@ class Pods:
         await self._changing.run(("remove", container.id), lambda: self._remove_container_now(container))
 
     async def _remove_container_now(self, container: Container) -> None:
-        await container.remove()
+        with self._node.spare_descriptors():
+            await container.remove()
         self.drop_container(container)
         await self._node.images.collect()
 
@@ -390,10 +408,6 @@ def _find(items: dict[str, T], wanted: str) -> T | None:
             f"id {wanted!r} is ambiguous: {len(matches)} ids begin so; give more digits"
         )
     return matches[0] if matches else None
-
-
-def _warden_of(sandbox: PodSandbox) -> Callable[[], Warden | None]:
-    return lambda: sandbox.warden
 
 
 def _sandbox_name(record: SandboxRecord) -> SandboxName:

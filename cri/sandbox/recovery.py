@@ -7,7 +7,7 @@ import time
 
 import structlog
 
-from baustelle.removal import remove_tree
+from cri.sandbox import salvage, trash
 from cri.sandbox.container import Container
 from cri.sandbox.host import HostError, Warden
 from cri.sandbox.machine import ContainerState, SandboxState
@@ -18,6 +18,12 @@ from cri.sandbox.spec import Sharing
 
 log = structlog.get_logger(__name__)
 
+STRAY_SECONDS = 600.0
+"""For how long a directory that no record names is left to whoever may want to look at it."""
+
+SWEEP_SECONDS = 24 * 3600.0
+"""Between two looks for such directories."""
+
 
 async def recover(node: Node, pods: Pods) -> None:
     """Bring records and node together; afterwards every state that a client is shown is true.
@@ -26,7 +32,7 @@ async def recover(node: Node, pods: Pods) -> None:
     mended is logged and stays as it is recorded: it must not keep the others from running.
     """
     began = time.monotonic()
-    orphans = pods.load()
+    orphans = await asyncio.to_thread(pods.load)
     sandboxes = list(pods.sandboxes.values())
     results = await asyncio.gather(
         *(_recover(node, pods, sandbox) for sandbox in sandboxes), return_exceptions=True
@@ -36,11 +42,13 @@ async def recover(node: Node, pods: Pods) -> None:
             log.error("sandbox not recovered", sandbox=sandbox.id, error=str(result), exc_info=result)
         elif isinstance(result, BaseException):
             raise result
+    await _write_down(node, pods)
     log.info("recovered", sandboxes=len(sandboxes), seconds=round(time.monotonic() - began, 3))
+    known = [*pods.sandboxes, *pods.strangers], [*pods.containers, *pods.strangers]
     try:
-        for stranger in await node.host.unknown_sandboxes(list(pods.sandboxes)):
+        for stranger in await node.host.unknown_sandboxes(known[0]):
             await node.network.release(stranger)
-        for what in await node.host.leftovers(list(pods.sandboxes), list(pods.containers)):
+        for what in await node.host.leftovers(*known):
             log.warning("removed what no record names", what=what)
     except HostError as error:
         log.warning("leftovers stay", error=str(error))
@@ -51,8 +59,49 @@ async def recover(node: Node, pods: Pods) -> None:
             container=orphan.id,
             sandbox=orphan.sandbox_id,
         )
-        await asyncio.to_thread(remove_tree, node.container_directory(orphan.id))
-        await node.store.delete(orphan)
+        await node.trash.take(node.container_directory(orphan.id))
+        await node.store.follow(delete=[orphan])
+    try:
+        if left := await asyncio.to_thread(node.trash.sweep):
+            log.info("what an earlier daemon has removed is deleted", count=left)
+    except OSError as error:
+        log.warning("what was removed stays", error=str(error))
+    await sweep(node, pods)
+
+
+async def sweep_often(node: Node, pods: Pods) -> None:
+    """Look for directories without a record once a day, for ever."""
+    while True:
+        await asyncio.sleep(SWEEP_SECONDS)
+        try:
+            await sweep(node, pods)
+        except Exception:
+            # Whatever it was, tomorrow it may go well.
+            log.exception("directories without a record stay")
+
+
+async def sweep(node: Node, pods: Pods) -> None:
+    """Collect the directories of sandboxes and containers that there are not, and that nobody has touched for a while."""
+    for parent, known in (("sandboxes", pods.sandboxes), ("containers", pods.containers)):
+        directory = node.state_dir / parent
+
+        def is_known(name: str, known: object = known) -> bool:
+            return name in known or name in pods.strangers  # type: ignore[operator]
+
+        try:
+            strays = await asyncio.to_thread(trash.strays, directory, is_known, STRAY_SECONDS)
+            for stray in strays:
+                if not is_known(stray.name):  # it may have been made meanwhile
+                    log.warning("removed a directory that no record names", directory=str(stray))
+                    await node.trash.take(stray)
+        except (OSError, HostError) as error:
+            log.warning("directories without a record stay", directory=str(directory), error=str(error))
+
+
+async def _write_down(node: Node, pods: Pods) -> None:
+    """Have the records of what was restored in the database, as it is by now."""
+    objects: list[PodSandbox | Container] = [*pods.sandboxes.values(), *pods.containers.values()]
+    await node.store.follow(save=[one.record for one in objects if one.restored])
 
 
 async def _recover(node: Node, pods: Pods, sandbox: PodSandbox) -> None:
@@ -73,10 +122,8 @@ async def _recover(node: Node, pods: Pods, sandbox: PodSandbox) -> None:
         if sandbox.state is SandboxState.REMOVING:
             await pods.remove_sandbox(sandbox.id)
     elif warden is not None:
-        await _take_over(sandbox, warden)
-        if sandbox.spec.namespaces.network is not Sharing.NODE and not await node.network.is_attached(
-            sandbox.id
-        ):
+        await _take_over(node, pods, sandbox, warden)
+        if not await _has_network(node, sandbox, warden):
             log.warning("a sandbox without a network was being stopped", sandbox=sandbox.id)
             await sandbox.stop()
     else:
@@ -85,16 +132,31 @@ async def _recover(node: Node, pods: Pods, sandbox: PodSandbox) -> None:
         await _finish(node, pods, container)
 
 
-async def _take_over(sandbox: PodSandbox, warden: Warden) -> None:
+async def _has_network(node: Node, sandbox: PodSandbox, warden: Warden) -> bool:
+    """Whether nobody has begun to take it back. Where that is not written down any more, the pod itself is looked at."""
+    if sandbox.spec.namespaces.network is Sharing.NODE or sandbox.foreign:
+        return True
+    return await node.network.is_attached(sandbox.id) or await node.network.rebuild(
+        sandbox.spec, warden, sandbox.addresses
+    )
+
+
+async def _take_over(node: Node, pods: Pods, sandbox: PodSandbox, warden: Warden) -> None:
     """Believe the warden: it has seen what happened while there was no daemon."""
     known = {state.container_id: state for state in await warden.containers()}
+    for lost in known.keys() - sandbox.containers.keys() - pods.strangers:
+        directory = node.container_directory(lost)
+        container = await asyncio.to_thread(salvage.lost_container, node, directory, pods.sandboxes)
+        if container is not None and container.record.sandbox_id == sandbox.id:
+            pods.adopt(container)
     for container in sandbox.containers.values():
         state = known.get(container.id)
-        if container.state is ContainerState.CREATED and state is not None and state.started is not None:
+        unseen = container.state in (ContainerState.CREATED, ContainerState.UNKNOWN)
+        if unseen and state is not None and state.started is not None:
             await container.was_started(state.started)
         if container.state is ContainerState.RUNNING:
             if state is None:
-                await container.lose()
+                await container.lose("its warden does not know it")
             elif state.exited is not None:
                 await container.on_exit(state.exited)
         elif container.state is ContainerState.EXITED and state is not None and state.exited is None:
@@ -110,8 +172,8 @@ async def _finish(node: Node, pods: Pods, container: Container) -> None:
     """Finish what the earlier daemon had begun with a container."""
     if container.state is ContainerState.CREATING:
         await node.host.remove_container(container.spec)
-        await asyncio.to_thread(remove_tree, node.container_directory(container.id))
-        await node.store.delete(container.record)
+        await node.trash.take(node.container_directory(container.id))
+        await node.store.follow(delete=[container.record])
         pods.drop_container(container)
     elif container.state is ContainerState.REMOVING:
         await pods.remove_container(container.id)

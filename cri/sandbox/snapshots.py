@@ -32,6 +32,9 @@ _CHAIN_ID = re.compile(r"[a-z0-9]+:[A-Za-z0-9_-]+")
 class RootSnapshotter(Snapshotter):
     """A snapshotter as its driver sees it: it also makes the root filesystems of containers. These methods block."""
 
+    plain = True
+    """A container's root is nothing but files in the container's directory, and goes with it."""
+
     @abc.abstractmethod
     def prepare(self, container: ContainerSpec) -> dict[str, Any]:
         """Make a container's writable root, anew if there is one; what the driver needs to use it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Self
 
@@ -19,8 +20,12 @@ class UndoStack:
     cancelled meanwhile. A failing action is logged with its name; the error that leaves the body is the body's own.
     """
 
-    def __init__(self, transition: str) -> None:
+    def __init__(
+        self, transition: str, spare: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> None:
+        """`spare` gives what undoing may need and has run out: see `Node.spare_descriptors`."""
         self._transition = transition
+        self._spare = spare
         self._actions: list[tuple[str, Callable[[], Awaitable[object]]]] = []
 
     def push(self, what: str, action: Callable[[], Awaitable[object]]) -> None:
@@ -40,10 +45,11 @@ class UndoStack:
         log.warning(
             "undoing", transition=self._transition, steps=len(self._actions), cause=str(cause) or repr(cause)
         )
-        while self._actions:
-            what, action = self._actions.pop()
-            try:
-                await action()
-            except Exception:
-                # Going on undoes the most. What lingers has no record any more, and is found by that at the next start.
-                log.exception("undo failed", transition=self._transition, step=what)
+        with self._spare():
+            while self._actions:
+                what, action = self._actions.pop()
+                try:
+                    await action()
+                except Exception:
+                    # Going on undoes the most. What lingers has no record any more, and is found by that at the next start.
+                    log.exception("undo failed", transition=self._transition, step=what)

@@ -23,7 +23,7 @@ class Unreadable:
 
     kind: type[Record]
     key: str
-    """The primary key; where that is no text or no name, how Python writes it."""
+    """The primary key, which may be no name of a file; how Python writes it where it is no text."""
     values: dict[str, Any]
     """What its columns hold, as far as there are any; text that is not UTF-8 as bytes."""
     reason: str
@@ -120,4 +120,4 @@ def _is_name(value: str) -> bool:
 
 
 def _key(value: object) -> str:
-    return value if isinstance(value, str) and _is_name(value) else repr(value)
+    return value if isinstance(value, str) else repr(value)

@@ -150,6 +150,7 @@ class Machine:
         from cri.sandbox.node import Node, RunnableImage
         from cri.sandbox.pods import Pods
         from cri.sandbox.recovery import recover
+        from cri.sandbox.trash import Trash
         from cri.sandbox.warden.spawning import Spawner
         from cri.state import Store
 
@@ -190,6 +191,7 @@ class Machine:
             images=OneImage(),
             state_dir=self.directory / "state",
             runtime_dir=self.directory / "run",
+            trash=Trash(self.directory / "state/removed"),
         )
         self.pods = Pods(node)
 

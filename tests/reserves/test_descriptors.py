@@ -67,8 +67,10 @@ def test_what_others_have_taken_is_taken_back_when_they_let_go(few: None) -> Non
     reserve = DescriptorReserve(20)
     reserve.demand("a pod")
     with reserve.lent():
+        reserve.demand("a pod, while another one is stopped")
         taken = use_up()
-        reserve.demand("what a removal itself needs")
+        with pytest.raises(ResourceExhaustedError):
+            reserve.demand("a pod")
     assert not reserve.whole
     with pytest.raises(ResourceExhaustedError, match=r"a pod: the daemon is out of descriptors.*remove pods"):
         reserve.demand("a pod")

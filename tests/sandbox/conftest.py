@@ -17,6 +17,7 @@ from cri.sandbox.fake import FakeHost, FakeKernel, FakeNetwork
 from cri.sandbox.node import Node, RunnableImage
 from cri.sandbox.pods import Pods
 from cri.sandbox.recovery import recover
+from cri.sandbox.trash import Trash
 from cri.state import Store
 
 
@@ -56,6 +57,7 @@ class FakeNode:
             images=OneImage(),
             state_dir=self.directory,
             runtime_dir=self.directory / "run",
+            trash=Trash(self.directory / "removed"),
             runtime_handlers=("linux",),
         )
         self.pods = Pods(node)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+from baustelle.removal import remove_tree
 from cri.sandbox.machine import ContainerState, SandboxState
 
 
@@ -126,6 +127,7 @@ async def test_an_unwritten_start_whose_warden_died_too(node, make):
 async def test_a_container_without_a_sandbox_does_not_keep_the_daemon_from_starting(node, make):
     sandbox_id, container_id = await running(node, make, "sleep")
     await node.store.delete(node.store.sandboxes[sandbox_id])
+    remove_tree(node.directory / "sandboxes" / sandbox_id)
     pods = await node.restart()
     assert pods.find_container(container_id) is None
     assert container_id not in node.store.containers

@@ -22,6 +22,7 @@ from cri.sandbox.node import Node, RunnableImage
 from cri.sandbox.pods import Pods
 from cri.sandbox.recovery import recover
 from cri.sandbox.spec import DiskUsage
+from cri.sandbox.trash import Trash
 from cri.state import ImageRecord, Store
 from cri.stats import Stats
 from cri.streaming import StreamingRequests
@@ -92,6 +93,7 @@ def grpc_servicer(grpc_run, images):
             images=images,
             state_dir=directory,
             runtime_dir=directory / "run",
+            trash=Trash(directory / "removed"),
             runtime_handlers=("linux",),
         )
         pods = Pods(node)

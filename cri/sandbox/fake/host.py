@@ -93,6 +93,10 @@ class FakeNetwork:
         """Whether it has an address."""
         return sandbox_id in self.attached
 
+    async def rebuild(self, spec: SandboxSpec, warden: Warden, addresses: Sequence[str]) -> bool:
+        """Nothing is ever lost here."""
+        return False
+
     async def release(self, sandbox_id: str) -> None:
         """Nothing to do: see `unknown_sandboxes`."""
 

@@ -20,6 +20,7 @@ from cri.sandbox.host import (
     HostError,
     NetworkStack,
     StartError,
+    UnknownContainerError,
     Warden,
     WardenGoneError,
 )
@@ -48,7 +49,7 @@ class FakeWarden(Warden):
         self._check()
         return [ContainerState(name, self._started[name], self._exited.get(name)) for name in self._started]
 
-    async def start(self, container: ContainerSpec) -> Started:
+    async def start(self, container: ContainerSpec, log: int | None = None) -> Started:
         """Start the first process."""
         self._check()
         directory = Path(container.directory)
@@ -134,7 +135,7 @@ class FakeWarden(Warden):
 
     async def signal(self, container_id: str, signal: int) -> None:
         """Signal the first process."""
-        self._check()
+        self._check_known(container_id)
         try:
             self._kernel.kill(self._started[container_id].pid, signal)
         except OSError as error:
@@ -143,14 +144,13 @@ class FakeWarden(Warden):
 
     async def kill(self, container_id: str) -> None:
         """KILL everything in the container."""
-        self._check()
+        self._check_known(container_id)
         self._kernel.kill_all(self._child(container_id))
 
-    async def reopen_log(self, container_id: str) -> None:
+    async def reopen_log(self, container_id: str, log: int | None = None) -> None:
         """There are no logs here."""
         self._check()
-        if container_id not in self._started:
-            raise HostError("reopen log of", f"container {container_id}", "it was never started")
+        self._check_known(container_id)
 
     async def forget(self, container_id: str) -> None:
         """Drop an ended container."""
@@ -186,6 +186,11 @@ class FakeWarden(Warden):
         self.lost(DisconnectedError("wait for", f"warden of {self._jail}", "the daemon is stopping"))
         self._news.put_nowait(None)
         self._news = asyncio.Queue()
+
+    def _check_known(self, container_id: str) -> None:
+        self._check()
+        if container_id not in self._started:
+            raise UnknownContainerError("find", f"container {container_id}", "it was never started")
 
     def _child(self, container_id: str) -> str:
         return f"{self._jail}.{jail_name(container_id)}"

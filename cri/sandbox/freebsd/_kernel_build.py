@@ -79,6 +79,7 @@ ffibuilder.cdef(
     int cri_sysctl_kind(const char *name);
     int modfind(const char *name);
     int kldfind(const char *file);
+    int cri_process_start(int pid, int64_t *started);
     struct process {
         int pid, jid;
         uint64_t cpu_microseconds, resident_pages;

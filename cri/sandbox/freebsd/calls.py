@@ -143,5 +143,8 @@ class Calls(Protocol):
     def has_module(self, name: str) -> bool:
         """Whether a kernel module is there, loaded or compiled in; names as kldstat -v shows them (`nullfs`, `linux64elf`)."""
 
+    def process_start(self, pid: int) -> str | None:
+        """When a process was started, to the microsecond (kern.proc.pid); None if it is gone or a zombie."""
+
     def processes(self, jids: Collection[int]) -> list[Process]:
         """The processes of these jails, without those of their children; zombies do not count."""

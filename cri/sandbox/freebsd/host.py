@@ -19,12 +19,11 @@ from cri.sandbox.freebsd.snapshots import make_snapshotter
 from cri.sandbox.host import Condition, Features, Host, HostError, NetworkStack, Warden, WardenGoneError
 from cri.sandbox.snapshots import RootSnapshotter
 from cri.sandbox.spec import ContainerSpec, DiskUsage, MountSpec, Resources, SandboxSpec, Usage
-from cri.sandbox.warden import wardens
-from cri.sandbox.warden.client import WardenClient
 from cri.sandbox.warden.container import PLAN_FILE, write_plan
 from cri.sandbox.warden.driver import Plan
 from cri.sandbox.warden.network import WardenNetworkStack
-from cri.sandbox.warden.supervisor import SOCKET_NAME, socket_path
+from cri.sandbox.warden.supervisor import SOCKET_NAME
+from cri.sandbox.warden.wardens import Wardens, WardenSpawner
 from cri.threads import in_own_thread
 
 _DYING_SECONDS = 2.0
@@ -59,7 +58,7 @@ class FreeBSDHost(Host):
         snapshotter: str,
         *,
         calls: Calls,
-        spawner: wardens.WardenSpawner,
+        spawner: WardenSpawner,
         policy: Policy | None = None,
     ) -> None:
         """`runtime_dir` holds a directory per sandbox, whose name is the beginning of the sandbox's id."""
@@ -69,7 +68,7 @@ class FreeBSDHost(Host):
         self._runtime = runtime_dir
         self._calls = calls
         self._spawner = spawner
-        self._lost: Callable[[str], None] = lambda _: None
+        self._wardens = Wardens(spawner, self._process_start)
         self._jails = Jails(calls, policy or Policy())
         self._limits = Limits(calls)
         self._jids: dict[str, int] = {}
@@ -78,7 +77,7 @@ class FreeBSDHost(Host):
 
     async def open(self, lost: Callable[[str], None]) -> None:
         """Start the spawner, and make the devfs ruleset."""
-        self._lost = lost
+        self._wardens.lost = lost
         self._spawner.start()
         with _host_errors("make", f"devfs ruleset {self._jails.policy.devfs_ruleset}"):
             await asyncio.to_thread(
@@ -105,7 +104,7 @@ class FreeBSDHost(Host):
         """Make the pod's jail, and have a warden forked for it."""
         self._jids[spec.id] = await in_own_thread(self._make_pod, spec)
         try:
-            return await self._spawner.spawn(spec, self._lost)
+            return await self._wardens.spawn(spec)
         except BaseException:
             del self._jids[spec.id]
             await in_own_thread(self._remove_pod, spec)
@@ -114,10 +113,10 @@ class FreeBSDHost(Host):
     async def find_warden(self, spec: SandboxSpec) -> Warden | None:
         """The warden of a sandbox made by an earlier daemon; none if somebody has removed the jail under it."""
         jail = await asyncio.to_thread(self._jails.find, jails.pod_name(spec.id))
-        warden = await WardenClient.connect(spec, socket_path(spec), self._lost)
+        warden = await self._wardens.find(spec)
         if warden is None or jail is None:
             if warden is not None:
-                await wardens.end(spec, warden)
+                await self._wardens.end(spec, warden)
             return None
         self._jids[spec.id] = jail.jid
         return warden
@@ -130,7 +129,7 @@ class FreeBSDHost(Host):
 
     async def stop_sandbox(self, spec: SandboxSpec, warden: Warden | None) -> None:
         """End the warden and all that runs in the pod, and remove its jail."""
-        await wardens.end(spec, warden)
+        await self._wardens.end(spec, warden)
         self._jids.pop(spec.id, None)
         await in_own_thread(self._remove_pod, spec)
 
@@ -147,7 +146,7 @@ class FreeBSDHost(Host):
         await in_own_thread(self._stop_container, spec)
 
     async def remove_container(self, spec: ContainerSpec) -> None:
-        """Remove the root filesystem too."""
+        """Remove what is not files in the container's directory, too."""
         await in_own_thread(self._remove_container, spec)
 
     async def update_container(self, spec: ContainerSpec, resources: Resources) -> None:
@@ -169,13 +168,17 @@ class FreeBSDHost(Host):
     async def leftovers(self, sandboxes: Sequence[str], containers: Sequence[str]) -> Sequence[str]:
         """Remove wardens, jails, mounts, limits and layers that belong to nobody."""
         removed = []
-        async for spec, warden in wardens.unknown(self._runtime, sandboxes):
+        async for spec, warden in self._wardens.unknown(self._runtime, sandboxes):
             if warden is not None:
                 await self.stop_sandbox(spec, warden)
             await self.remove_sandbox(spec)
             removed.append(f"warden in {spec.runtime_directory}")
         with _host_errors("remove", "leftovers"):
             return removed + await in_own_thread(self._remove_unknown, set(sandboxes), set(containers))
+
+    def _process_start(self, pid: int) -> str | None:
+        started = self._calls.process_start(pid)
+        return None if started is None else f"{self.boot_id()} {started}"
 
     # In a thread of their own
 
@@ -187,10 +190,9 @@ class FreeBSDHost(Host):
 
     def _remove_pod(self, spec: SandboxSpec) -> None:
         name = jails.pod_name(spec.id)
+        # Its containers' limits go with them: what all jails of the node have is not read here.
         self._jails.remove(name, f"sandbox {spec.id}", _DYING_SECONDS)
-        for jail in self._limits.subjects():
-            if jail == name or jail.startswith(f"{name}."):
-                self._limits.remove(jail)
+        self._limits.remove(name)
 
     def _remove_sandbox(self, spec: SandboxSpec) -> None:
         directory = Path(spec.runtime_directory)
@@ -211,7 +213,7 @@ class FreeBSDHost(Host):
             write_plan(Plan(spec, {"jail": name, "jid": jid, "fib": fib}))
         except BaseException as error:
             try:
-                self._remove_container(spec)
+                self._undo_container(spec)
             except HostError as second:
                 error.add_note(f"and the undo failed: {second}")
             if isinstance(error, OSError):
@@ -227,6 +229,12 @@ class FreeBSDHost(Host):
             teardown.take_down(self._calls, spec.directory, f"{spec.directory}/rootfs", force=not gone)
 
     def _remove_container(self, spec: ContainerSpec) -> None:
+        self._stop_container(spec)
+        with _host_errors("remove", f"container {spec.id}"):
+            if not self.snapshots.plain:
+                self.snapshots.discard(spec)
+
+    def _undo_container(self, spec: ContainerSpec) -> None:
         self._stop_container(spec)
         with _host_errors("remove", f"container {spec.id}"):
             self.snapshots.discard(spec)

@@ -129,6 +129,26 @@ static int cri_jail_cpus(int jid, const int *cpus, int count) {
     return cpuset_setaffinity(CPU_LEVEL_WHICH, CPU_WHICH_JAIL, jid, sizeof set, &set);
 }
 
+/* When a process was started: seconds and microseconds since the epoch, as the kernel keeps them from then on. */
+static int cri_process_start(int pid, int64_t *started) {
+    int name[] = { CTL_KERN, KERN_PROC, KERN_PROC_PID, pid };
+    struct kinfo_proc found;
+    size_t size = sizeof found;
+
+    if (sysctl(name, 4, &found, &size, NULL, 0) < 0) return -1;
+    if (size == 0 || found.ki_stat == SZOMB) {
+        errno = ESRCH;
+        return -1;
+    }
+    if (size != sizeof found || found.ki_structsize != sizeof found) {
+        errno = EFTYPE; /* a kernel with another layout than this was compiled for */
+        return -1;
+    }
+    started[0] = found.ki_start.tv_sec;
+    started[1] = found.ki_start.tv_usec;
+    return 0;
+}
+
 /* calls.Process, without what Python can add */
 struct process {
     int pid, jid;

@@ -214,6 +214,16 @@ def has_module(name: str) -> bool:
     return any(find(encoding.c_string(name)) >= 0 for find in (lib.modfind, lib.kldfind))
 
 
+def process_start(pid: int) -> str | None:
+    """When a process was started, None if it is gone."""
+    started = ffi.new("int64_t[2]")
+    try:
+        check(lib.cri_process_start(pid, started), f"process {pid}")
+    except ProcessLookupError:
+        return None
+    return f"{started[0]}.{started[1]:06}"
+
+
 def processes(jids: Collection[int]) -> list[Process]:
     """The processes of these jails."""
     page = os.sysconf("SC_PAGE_SIZE")

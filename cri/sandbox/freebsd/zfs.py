@@ -78,6 +78,7 @@ class ZfsSnapshotter(RootSnapshotter):
     """A clone per container, made in no time and sharing all that it does not change."""
 
     kind = "zfs"
+    plain = False
     parallel = False
     overlay_whiteouts = False
 

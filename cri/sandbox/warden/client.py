@@ -1,4 +1,10 @@
-"""The daemon's side of a connection to a warden."""
+"""The daemon's side of a connection to a warden.
+
+A warden answers many requests at once, and a start or an exec takes as long as a container's volumes do. So no request has a
+time limit of its own; but a warden with one thread that does not wait for anything says something within milliseconds. One
+that is owed an answer and says nothing at all for `PATIENCE` seconds, not even to a ping, is silent: stopped, or stuck in the
+kernel. Whoever waits for it is told, and it is asked no more until it speaks again.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +26,15 @@ from cri.sandbox.host import (
     HostError,
     Warden,
     WardenGoneError,
+    WardenSilentError,
+    WardenVersionError,
 )
 from cri.sandbox.spec import ContainerSpec, ExitRecord, ProcessSpec, SandboxSpec, Started
 from cri.sandbox.warden import launch, protocol
 from cri.sandbox.warden.handles import Handle, Handles, Outcome, WardenAttachment, WardenExec
 
-_HELLO_SECONDS = 10.0
+PATIENCE = 5.0
+"""Seconds in which a living warden says something. Half of them it is left alone, then it is pinged."""
 _HAS_STREAMS = 2
 """The version of the protocol since which a warden attaches and sets the size of a terminal."""
 
@@ -57,29 +66,41 @@ class WardenClient(Warden):
         self._closed = self._loop.create_future()
         self._ours = False
         """Whether the connection ends because we want it to."""
+        self._quiet_since = 0.0
+        """When it last said something, or was first owed an answer since."""
+        self._pinged = False
+        self._silent = False
+        self._looking: asyncio.TimerHandle | None = None
         channel.setblocking(False)
         protocol.prepare(channel)
         self._loop.add_reader(channel, self._read)
 
     @classmethod
     async def connect(cls, spec: SandboxSpec, path: str, lost: Callable[[str], None]) -> WardenClient | None:
-        """Connect to a running warden by its path; None if none listens there."""
+        """Connect to a running warden by its path; None if none listens there.
+
+        Raises WardenSilentError for one that does not greet, WardenVersionError for one that this release cannot talk to.
+        """
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         channel.setblocking(False)
         try:
             channel.connect(path)  # a local socket connects at once
-        except (FileNotFoundError, ConnectionRefusedError):
+        except BlockingIOError as error:  # nobody accepts, and others wait for that already
+            channel.close()
+            raise WardenSilentError("reach", f"warden of sandbox {spec.id}", "it accepts nobody") from error
+        except OSError:  # no file, no socket, or nobody behind it
             channel.close()
             return None
-        except OSError as error:
-            channel.close()
-            raise HostError("connect to warden", path, error.strerror or str(error), error.errno) from error
-        if protocol.peer_uid(channel) != os.geteuid():
+        uid, pid = protocol.peer(channel)
+        if uid != os.geteuid():
             channel.close()
             raise HostError("connect to warden", path, "it runs as another user")
         client = cls(spec.id, channel, lost)
+        client.pid = pid
         try:
             await client.hello()
+        except (WardenSilentError, WardenVersionError):
+            raise
         except WardenGoneError:
             return None
         return client
@@ -87,13 +108,16 @@ class WardenClient(Warden):
     async def hello(self) -> None:
         """Wait until the warden is ready. Raises the HostError that kept it from being so."""
         try:
-            async with asyncio.timeout(_HELLO_SECONDS):
+            async with asyncio.timeout(PATIENCE):
                 await self._hello
         except TimeoutError:
             self._ours = True
             self._close()
-            raise WardenGoneError(
-                "reach", f"warden of sandbox {self.sandbox_id}", f"no answer within {_HELLO_SECONDS:.0f} s"
+            raise WardenSilentError(
+                "reach",
+                f"warden of sandbox {self.sandbox_id}",
+                f"no word within {PATIENCE:g} s",
+                pid=self.pid,
             ) from None
         except BaseException:
             self._ours = True
@@ -109,9 +133,11 @@ class WardenClient(Warden):
         result, _ = await self._request("containers")
         return [wire.decode(ContainerState, state) for state in result]
 
-    async def start(self, container: ContainerSpec) -> Started:
+    async def start(self, container: ContainerSpec, log: int | None = None) -> Started:
         """Start the container's first process."""
-        result, _ = await self._request("start", directory=container.directory)
+        # A warden of an older release, and one that gets no descriptor, opens the log itself.
+        descriptors = [] if log is None else [log]
+        result, _ = await self._ask("start", descriptors, directory=container.directory)
         return wire.decode(Started, result)
 
     async def exec(
@@ -162,9 +188,9 @@ class WardenClient(Warden):
         """KILL everything in the container."""
         await self._request("kill", container=container_id)
 
-    async def reopen_log(self, container_id: str) -> None:
-        """Open the log file anew."""
-        await self._request("reopen_log", container=container_id)
+    async def reopen_log(self, container_id: str, log: int | None = None) -> None:
+        """Go on with another log file."""
+        await self._ask("reopen_log", [] if log is None else [log], container=container_id)
 
     async def forget(self, container_id: str) -> None:
         """Drop what the warden remembers of an ended container."""
@@ -264,9 +290,15 @@ class WardenClient(Warden):
         if self._closed.done():
             answer.set_exception(self._gone())
             return answer
+        if self._silent:
+            answer.set_exception(self._says_nothing())
+            return answer
         number = self._next_number
         self._next_number += 1
+        if not self._waiting:
+            self._quiet_since = self._loop.time()
         self._waiting[number] = answer
+        self._look_later()
         try:
             self._post({"id": number, "op": operation, **arguments}, descriptors)
         except OSError as error:  # they cannot be copied
@@ -313,6 +345,33 @@ class WardenClient(Warden):
                 return
             self._take(*received)
 
+    def _look_later(self) -> None:
+        if self._looking is None:
+            self._looking = self._loop.call_later(PATIENCE / 2, self._look)
+
+    def _look(self) -> None:
+        """Is it silent? What it has said meanwhile has been read: in a turn of the loop, reading comes before timers."""
+        self._looking = None
+        if self._closed.done() or not self._waiting:
+            return
+        if self._loop.time() - self._quiet_since < PATIENCE / 2 * 0.99:
+            self._pinged = False
+        elif not self._pinged:
+            self._pinged = True
+            self._post({"id": 0, "op": "ping"}, [])  # an older release refuses, which is an answer, too
+        else:
+            self._silent = True
+            waiting, self._waiting = self._waiting, {}
+            for answer in waiting.values():
+                if not answer.done():
+                    answer.set_exception(self._says_nothing())
+            return
+        self._look_later()
+
+    def _heard(self) -> None:
+        self._quiet_since = self._loop.time()
+        self._pinged = self._silent = False
+
     def _greet(self, version: object) -> None:
         if isinstance(version, int) and protocol.OLDEST <= version <= protocol.VERSION:
             self.version = version
@@ -321,9 +380,11 @@ class WardenClient(Warden):
             ours = f"{protocol.OLDEST} to {protocol.VERSION}"
             reason = f"it speaks version {version} of the protocol, this release versions {ours}; "
             reason += "serve with the release that started it until its pod has ended"
-            self._hello.set_exception(HostError("talk to", f"warden of sandbox {self.sandbox_id}", reason))
+            subject = f"warden of sandbox {self.sandbox_id}"
+            self._hello.set_exception(WardenVersionError("talk to", subject, reason, pid=self.pid))
 
     def _take(self, message: protocol.Message, descriptors: list[int]) -> None:
+        self._heard()
         if "event" in message:
             self._take_event(message)
         elif "hello" in message:
@@ -356,6 +417,8 @@ class WardenClient(Warden):
         if self._closed.done():
             return
         self._closed.set_result(None)
+        if self._looking is not None:
+            self._looking.cancel()
         self._loop.remove_reader(self._channel)
         self._loop.remove_writer(self._channel)
         self._channel.close()
@@ -383,6 +446,10 @@ class WardenClient(Warden):
             f"warden of sandbox {self.sandbox_id}",
             "it has ended, and the sandbox's containers with it",
         )
+
+    def _says_nothing(self) -> WardenSilentError:
+        reason = f"it has said nothing for {PATIENCE:g} s: it was stopped, or hangs in the kernel"
+        return WardenSilentError("reach", f"warden of sandbox {self.sandbox_id}", reason, pid=self.pid)
 
 
 def _refuse(answer: Answer) -> None:

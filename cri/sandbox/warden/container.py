@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from cri.sandbox import wire
+from cri.sandbox import small_files, wire
 from cri.sandbox.host import ContainerState, HostError
 from cri.sandbox.spec import ContainerSpec, ExitRecord, Started
 from cri.sandbox.warden import protocol
@@ -30,16 +30,16 @@ def read_plan(directory: str) -> Plan:
     """What the daemon wrote for the warden. Raises HostError."""
     path = Path(directory, PLAN_FILE)
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(small_files.read(path))
         return Plan(wire.decode(ContainerSpec, data["spec"]), data["host"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HostError("read", str(path), str(error)) from error
 
 
 def write_plan(plan: Plan) -> None:
-    """Write the plan into the container's directory. Blocks."""
-    path = Path(plan.spec.directory, PLAN_FILE)
-    path.write_text(json.dumps({"spec": wire.encode(plan.spec), "host": plan.host}))
+    """Write the plan into the container's directory. Blocks. Raises OSError."""
+    text = json.dumps({"spec": wire.encode(plan.spec), "host": plan.host})
+    small_files.write(Path(plan.spec.directory, PLAN_FILE), text.encode("ascii"))
 
 
 class Phase(enum.Enum):
@@ -53,8 +53,13 @@ class Phase(enum.Enum):
 class SupervisedContainer:
     """A container from its fork to `forget`."""
 
-    def __init__(self, plan: Plan, driver: Driver, loop: Watcher, target: int) -> None:
-        """Fork the first process. Raises HostError, with nothing left behind."""
+    def __init__(
+        self, plan: Plan, driver: Driver, loop: Watcher, target: int, log: int | None = None
+    ) -> None:
+        """Fork the first process. Raises HostError, with nothing left behind.
+
+        `log` is where its output goes (the caller's to close); without it, the file that the plan names.
+        """
         self.plan = plan
         self.id = plan.spec.id
         self.phase = Phase.STARTING
@@ -66,7 +71,7 @@ class SupervisedContainer:
         self._driver = driver
         self._loop = loop
         self._stdin: Stdin | None = None
-        self._log = self._open_log()
+        self._log = self._open_log(log)
         self.outputs = Outputs(loop, self._log)
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
@@ -127,12 +132,12 @@ class SupervisedContainer:
                 "attach to", f"container {self.id}", error.strerror or str(error), error.errno
             ) from error
 
-    def reopen_log(self) -> None:
-        """Open the log anew. Raises HostError."""
+    def reopen_log(self, log: int | None) -> None:
+        """Go on with another log, or open the plan's anew. Raises HostError."""
         if self._log is None:
             return
         try:
-            self._log.reopen()
+            self._log.reopen(log)
         except OSError as error:
             raise HostError("open", self._log.path, error.strerror or str(error), error.errno) from error
 
@@ -152,12 +157,12 @@ class SupervisedContainer:
             self._log.close()
             self._log = None
 
-    def _open_log(self) -> LogFile | None:
+    def _open_log(self, given: int | None) -> LogFile | None:
         path = self.plan.spec.log_path
         if not path:
             return None
         try:
-            return LogFile(path)
+            return LogFile(path, given)
         except OSError as error:
             raise HostError("open", path, error.strerror or str(error), error.errno) from error
 

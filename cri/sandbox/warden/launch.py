@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from cri.sandbox.host import HostError, StartError
+from cri.sandbox.host import HostError, StartError, UnknownContainerError
 from cri.sandbox.spec import Credentials, TerminalSize
 from cri.sandbox.warden import protocol
 
@@ -22,6 +22,8 @@ ChildBody = Callable[[socket.socket], NoReturn]
 """What a forked child does: it gets its end of the report, and never returns. The warden's end is closed in it."""
 
 _MAX_SIZE = 0xFFFF
+FIND = "find"
+"""The operation of an UnknownContainerError, by which wardens of every release tell it."""
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -112,7 +114,7 @@ def pack_error(error: HostError) -> dict[str, Any]:
 
 def unpack_error(data: Mapping[str, Any]) -> HostError:
     """The error in a message."""
-    kind = StartError if data["start"] else HostError
+    kind = StartError if data["start"] else UnknownContainerError if data["operation"] == FIND else HostError
     return kind(data["operation"], data["subject"], data["reason"], data["errno"])
 
 

@@ -7,12 +7,19 @@ puts its records on disk.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import time
 from collections.abc import Iterator
 
 from cri.sandbox.warden.journal import warn
 
+LOG_FLAGS = (
+    os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+)
+"""How a log is opened: a FIFO or a device in its place must neither be waited for nor become a terminal of ours."""
+LOG_MODE = 0o640
 MAX_TEXT = 16 * 1024
 """Bytes of text in one record; a longer line is split."""
 
@@ -79,12 +86,12 @@ class LogFile:
     container's output once the pipe is full; nobody can write around that.)
     """
 
-    def __init__(self, path: str) -> None:
-        """Open or create the log. Raises OSError."""
+    def __init__(self, path: str, given: int | None = None) -> None:
+        """Take a copy of the open log `given` (`cri.sandbox.container_log`), or open it by its path. Raises OSError."""
         self.path = path
         self.dropped = 0
         self._reason = ""
-        self._file = _open(path)
+        self._file = _open(path) if given is None else os.dup(given)
 
     def write(self, records: bytes) -> None:
         """Append whole records."""
@@ -98,9 +105,12 @@ class LogFile:
             self._reason = ""
         self.dropped += len(records) - self._append(records)
 
-    def reopen(self) -> None:
-        """Open the path anew, as after a rotation. Raises OSError, and goes on with the old file then."""
-        old, self._file = self._file, _open(self.path)
+    def reopen(self, given: int | None = None) -> None:
+        """Go on with a copy of `given`, or with what is at the path by now, as after a rotation.
+
+        Raises OSError, and goes on with the old file then.
+        """
+        old, self._file = self._file, _open(self.path) if given is None else os.dup(given)
         os.close(old)
 
     def close(self) -> None:
@@ -133,7 +143,20 @@ class LogFile:
 
 
 def _open(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
+    """For a daemon of an older release, which leaves opening to the warden."""
+    descriptor = os.open(path, LOG_FLAGS, LOG_MODE)
+    try:
+        check_log(descriptor, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def check_log(descriptor: int, path: str) -> None:
+    """Raise OSError unless a regular file is open: anything else could hold the warden whenever it writes."""
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", path)
 
 
 def _parts(text: bytes) -> Iterator[bytes]:

@@ -13,7 +13,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from cri.sandbox.warden.journal import warn
@@ -50,8 +50,8 @@ class Loop:
         self.children: dict[int, Callable[[int], None]] = {}
         """What to call with the wait status of each child."""
 
-    def catch_signals(self) -> None:
-        """Learn of ended children; ignore what ends a process. KILL remains."""
+    def catch_signals(self, handlers: Mapping[int, Callable[[], None]]) -> None:
+        """Learn of ended children, and call a handler in its turn for a signal; ignore what ends a process. KILL remains."""
         for number in (
             signal.SIGTERM,
             signal.SIGHUP,
@@ -65,10 +65,10 @@ class Loop:
         woken.setblocking(False)
         wake.setblocking(False)
         signal.set_wakeup_fd(wake.detach(), warn_on_full_buffer=False)
-        signal.signal(
-            signal.SIGCHLD, lambda *_: None
-        )  # without a handler, nothing would be written to `wake`
-        self.watch(woken, READ, lambda _: self._reap(woken))
+        for heard in (signal.SIGCHLD, *handlers):
+            # Without a handler, nothing would be written to `wake`.
+            signal.signal(heard, lambda *_: None)
+        self.watch(woken, READ, lambda _: self._signalled(woken, handlers))
 
     def watch(self, file: FileObject, events: int, callback: Callable[[int], None]) -> None:
         """Call back with the events that are possible, or change the events that are waited for."""
@@ -96,9 +96,15 @@ class Loop:
         while self._timers and self._timers[0][0] <= time.monotonic():
             _call(heapq.heappop(self._timers)[2])
 
-    def _reap(self, woken: socket.socket) -> None:
+    def _signalled(self, woken: socket.socket, handlers: Mapping[int, Callable[[], None]]) -> None:
+        numbers = b""
         with contextlib.suppress(BlockingIOError):
-            woken.recv(4096)
+            numbers = woken.recv(4096)  # a byte for each signal: signal.set_wakeup_fd
+        self._reap()
+        for number in handlers.keys() & set(numbers):
+            _call(handlers[number])
+
+    def _reap(self) -> None:
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)

@@ -35,6 +35,7 @@ MAX_DESCRIPTORS = 16
 SOCKET_PATH_LIMIT = 107 if sys.platform == "linux" else 103
 """Bytes of a socket's path, without the NUL (sun_path is 108 bytes on Linux, 104 on FreeBSD)."""
 
+_XUCRED_PID = 80
 _SPILLED = "spilled"
 _ID = "id"
 _ROOM = 1024 * 1024
@@ -143,13 +144,20 @@ def close_all(descriptors: Sequence[int]) -> None:
         os.close(descriptor)
 
 
-def peer_uid(channel: socket.socket) -> int:
-    """The user at the other end (SO_PEERCRED, LOCAL_PEERCRED)."""
+def peer(channel: socket.socket) -> tuple[int, int]:
+    """The user and the process at the other end, which is who listens there (SO_PEERCRED, LOCAL_PEERCRED).
+
+    The process is 0 where the kernel does not tell it.
+    """
     if sys.platform == "linux":
         credentials = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        return int(struct.unpack("3i", credentials)[1])
-    # struct xucred: u_int cr_version; uid_t cr_uid; ... (sys/ucred.h)
-    return int(struct.unpack_from("II", channel.getsockopt(0, 1, 256))[1])
+        pid, uid, _ = struct.unpack("3i", credentials)
+        return int(uid), int(pid)
+    # struct xucred: u_int cr_version; uid_t cr_uid; short cr_ngroups; gid_t cr_groups[16]; union { void *; pid_t cr_pid; };
+    # the union begins where a pointer may (sys/ucred.h).
+    told = channel.getsockopt(0, 1, 256)
+    (uid,) = struct.unpack_from("I", told, 4)
+    return int(uid), int(struct.unpack_from("i", told, _XUCRED_PID)[0]) if len(told) > _XUCRED_PID else 0
 
 
 def check_path(path: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import os
@@ -63,14 +62,19 @@ class Server:
         self._handle = handle
         self._left = left
         self._connections: list[Connection] = []
+        self._listener: socket.socket | None = None
         self.announced: list[int] = []
         """Descriptors that go with the greeting."""
 
     def listen(self, path: str) -> None:
-        """Accept connections at a path. Raises OSError."""
+        """Accept connections at a path; may be repeated, when somebody has removed the socket there. Raises OSError."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with contextlib.suppress(FileNotFoundError):
+        try:
             os.unlink(path)  # noqa: PTH108
+        except FileNotFoundError:
+            pass
+        except OSError:  # a directory, with or without content
+            os.rename(path, f"{path}.aside.{os.getpid()}")  # noqa: PTH104
         mask = os.umask(0o177)
         try:
             listener.bind(path)
@@ -78,6 +82,10 @@ class Server:
             os.umask(mask)
         listener.listen(8)
         listener.setblocking(False)
+        if self._listener is not None:
+            self._loop.unwatch(self._listener)
+            self._listener.close()
+        self._listener = listener
         self._loop.watch(listener, READ, lambda _: self._accept(listener))
 
     def connect(self, channel: socket.socket) -> None:
@@ -120,7 +128,7 @@ class Server:
         except OSError as error:
             warn(f"accept: {error}")
             return
-        if protocol.peer_uid(channel) == os.geteuid():
+        if protocol.peer(channel)[0] == os.geteuid():
             self.connect(channel)
         else:
             channel.close()

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from cri.sandbox import wire
@@ -48,15 +48,20 @@ class Spawner:
         protocol.prepare(ours)
         self._channel = ours
 
-    async def spawn(self, spec: SandboxSpec, lost: Callable[[str], None]) -> WardenClient:
-        """Have a warden forked for a sandbox, and wait until it is ready."""
+    async def spawn(
+        self, spec: SandboxSpec, lost: Callable[[str], None], known: Callable[[int], Awaitable[None]]
+    ) -> WardenClient:
+        """Have a warden forked for a sandbox, and wait until it is ready.
+
+        `known` is called with its pid, to write that down: until then it is not claimed, and would end with the daemon.
+        """
         try:
-            return await self._spawn(spec, lost)
+            return await self._spawn(spec, lost, known)
         except WardenGoneError:
             if not self._has_died():
                 raise
         # It took the request with it. (Before it died, it cannot have forked: the warden would have the connection.)
-        return await self._spawn(spec, lost)
+        return await self._spawn(spec, lost, known)
 
     def close(self) -> None:
         """End the spawner; wardens live on. Blocks for a moment."""
@@ -66,7 +71,9 @@ class Spawner:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self._pid, 0)
 
-    async def _spawn(self, spec: SandboxSpec, lost: Callable[[str], None]) -> WardenClient:
+    async def _spawn(
+        self, spec: SandboxSpec, lost: Callable[[str], None], known: Callable[[int], Awaitable[None]]
+    ) -> WardenClient:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
@@ -76,6 +83,11 @@ class Spawner:
             raise
         client = WardenClient(spec.id, ours, lost)
         await client.hello()
+        try:
+            await known(client.pid)
+        except BaseException:
+            await client.disconnect()
+            raise
         client.claim()
         return client
 

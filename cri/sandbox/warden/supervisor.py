@@ -2,7 +2,8 @@
 
 Nothing here waits for anything but the loop: starts and execs are answered when the child has reported, and kills
 that do not work at once are repeated by timer. A request that fails is answered with its error, and never ends the
-warden. Signals that would end it are ignored: `shutdown` is the only way.
+warden. Signals that would end it are ignored: `shutdown` is the only way. HUP has it listen anew, for a daemon that
+cannot find its socket.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from cri.sandbox import wire
-from cri.sandbox.host import HostError
+from cri.sandbox.host import HostError, UnknownContainerError
 from cri.sandbox.spec import SandboxSpec
 from cri.sandbox.warden import launch, protocol, reports
 from cri.sandbox.warden.attachments import Attachment
@@ -65,7 +68,7 @@ class Supervisor:
 
     def run(self, channel: socket.socket) -> None:
         """Supervise until told to shut down. `channel` leads to the daemon that asked for this warden."""
-        self._loop.catch_signals()
+        self._loop.catch_signals({signal.SIGHUP: self._listen_anew})
         try:
             self._path = socket_path(self._spec)
             self._server.announced.extend(self._driver.enter(self._spec))
@@ -78,6 +81,11 @@ class Supervisor:
         while not (self._ending and self._server.is_idle()):
             self._loop.turn()
         self._driver.close()
+
+    def _listen_anew(self) -> None:
+        if self._path and not self._ending:
+            Path(self._path).parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+            self._server.listen(self._path)
 
     def _handle(self, connection: Connection, message: protocol.Message, descriptors: list[int]) -> None:
         number = message.get("id")
@@ -105,10 +113,16 @@ class Supervisor:
     def _container(self, message: protocol.Message) -> SupervisedContainer:
         container = self._containers.get(message["container"])
         if container is None:
-            raise HostError("find", f"container {message['container']}", "this warden has not started it")
+            subject = f"container {message['container']}"
+            raise UnknownContainerError(launch.FIND, subject, "its warden has not started it")
         return container
 
-    def _start(self, _: Connection, message: protocol.Message, __: list[int], answer: Answer) -> None:
+    def _ping(self, _: Connection, __: protocol.Message, ___: list[int], answer: Answer) -> None:
+        answer()
+
+    def _start(
+        self, _: Connection, message: protocol.Message, descriptors: list[int], answer: Answer
+    ) -> None:
         plan = read_plan(message["directory"])
         if plan.spec.id in self._containers:
             raise HostError("start", f"container {plan.spec.id}", "it has been started already")
@@ -120,7 +134,8 @@ class Supervisor:
                     "share processes with", f"container {plan.spec.namespaces.target_id}", "it is not running"
                 )
             target = other.pid
-        container = SupervisedContainer(plan, self._driver, self._loop, target)
+        log = descriptors[0] if descriptors else None
+        container = SupervisedContainer(plan, self._driver, self._loop, target, log)
         self._containers[container.id] = container
         self._starting[container.id] = answer
         reports.follow(
@@ -176,8 +191,10 @@ class Supervisor:
         self._kill_until_empty(self._container(message), time.monotonic() + _KILL_SECONDS)
         answer()
 
-    def _reopen_log(self, _: Connection, message: protocol.Message, __: list[int], answer: Answer) -> None:
-        self._container(message).reopen_log()
+    def _reopen_log(
+        self, _: Connection, message: protocol.Message, descriptors: list[int], answer: Answer
+    ) -> None:
+        self._container(message).reopen_log(descriptors[0] if descriptors else None)
         answer()
 
     def _forget(self, _: Connection, message: protocol.Message, __: list[int], answer: Answer) -> None:
@@ -284,6 +301,7 @@ class Supervisor:
 Handler = Callable[[Supervisor, Connection, protocol.Message, list[int], Answer], None]
 _HANDLERS: dict[str, Handler] = {
     "claim": Supervisor._claim,  # noqa: SLF001
+    "ping": Supervisor._ping,  # noqa: SLF001
     "start": Supervisor._start,  # noqa: SLF001
     "signal": Supervisor._signal,  # noqa: SLF001
     "kill": Supervisor._kill,  # noqa: SLF001

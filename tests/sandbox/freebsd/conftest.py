@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from baustelle import paths, removal
+from baustelle.removal import remove_tree
 from cri.sandbox.fake import FakeKernel
 from cri.sandbox.fake.freebsd import FakeFreeBSD
 from cri.sandbox.fake.host import FakeWarden
@@ -35,7 +36,7 @@ class Spawner:
     def start(self) -> None:
         pass
 
-    async def spawn(self, spec: SandboxSpec, lost: Callable[[str], None]) -> Warden:
+    async def spawn(self, spec: SandboxSpec, lost: Callable[[str], None], known: object) -> Warden:
         if self.failing:
             raise HostError("start", f"warden of sandbox {spec.id}", "no process can be had", errno.EAGAIN)
         self.wardens.append(FakeWarden(FakeKernel(), spec.id))
@@ -120,6 +121,16 @@ class Machine:
                     else None
                 )
         return found
+
+    async def remove(self, spec: ContainerSpec) -> None:
+        """As the life cycle does it: what is left are files in the container's directory, which go with that."""
+        await self.host.remove_container(spec)
+        directory = Path(spec.directory)
+        for path in directory.iterdir() if directory.exists() else ():
+            if path.is_dir() and not path.is_symlink():
+                remove_tree(path)
+            else:
+                path.unlink()
 
     def everything(self) -> tuple[dict[str, object], dict[str, object]]:
         """All that exists in the kernel and on disk."""

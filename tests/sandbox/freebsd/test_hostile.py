@@ -50,7 +50,7 @@ async def outlive(machine, spec: ContainerSpec, before: object) -> bool:
         await machine.host.create_container(spec)
         made = True
         assert stray(machine, spec) == []
-    await machine.host.remove_container(spec)
+    await machine.remove(spec)
     assert machine.everything() == before
     shutil.rmtree(spec.directory)
     return made
@@ -168,7 +168,7 @@ async def test_devices_stay_in_dev(machine, sandbox, device: DeviceSpec) -> None
         await machine.host.create_container(spec)
         escaped = [path for path in Path(machine.directory).rglob("*") if path.name in ("escaped", "passwd")]
         assert [path for path in escaped if "etc" not in path.parts] == []
-    await machine.host.remove_container(spec)
+    await machine.remove(spec)
     assert machine.everything() == before
     assert not Path(spec.directory, "escaped").is_symlink()
 
@@ -252,7 +252,7 @@ async def test_a_neighbour_that_swaps_a_mount_point_of_a_shared_volume(machine, 
         machine.kernel.on_call = lambda _: None
         assert [mount for mount in machine.kernel.mounts() if mount.target == str(trap)] == []
         Path(shared, "inner").unlink(missing_ok=True)
-        await machine.host.remove_container(spec)
+        await machine.remove(spec)
         assert machine.everything() == before
 
 

@@ -186,7 +186,7 @@ class TestWithoutRacct:
         assert jail.cpus == {1}
         with pytest.raises(HostError, match=r"kern\.racct\.enable"):
             await machine.host.update_container(spec, Resources(memory_limit=1 << 27))
-        await machine.host.remove_container(spec)
+        await machine.remove(spec)
         assert await machine.host.leftovers([sandbox.id], []) == []
         await machine.host.stop_sandbox(sandbox, None)
         await machine.host.remove_sandbox(sandbox)

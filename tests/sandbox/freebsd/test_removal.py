@@ -52,7 +52,7 @@ async def test_a_container(machine, container, is_gone) -> None:
     assert Path(container.directory, "rootfs").exists(), "its files stay until it is removed"
     for _ in range(2):
         await machine.host.stop_container(container)
-        await machine.host.remove_container(container)
+        await machine.remove(container)
     assert not Path(container.directory, "rootfs").exists()
 
 
@@ -60,7 +60,7 @@ async def test_a_sandbox_takes_its_containers_jails_along(machine, sandbox, cont
     for _ in range(2):
         await machine.host.stop_sandbox(sandbox, None)
     assert machine.kernel.jails(dying=True) == []
-    await machine.host.remove_container(container)
+    await machine.remove(container)
     for _ in range(2):
         await machine.host.remove_sandbox(sandbox)
     is_gone(pod=True)
@@ -70,7 +70,7 @@ async def test_a_sandbox_takes_its_containers_jails_along(machine, sandbox, cont
 async def test_what_never_was(machine, sandbox) -> None:
     before = machine.everything()
     await machine.host.stop_container(machine.container(sandbox))
-    await machine.host.remove_container(machine.container(sandbox))
+    await machine.remove(machine.container(sandbox))
     other = machine.sandbox()
     await machine.host.stop_sandbox(other, None)
     await machine.host.remove_sandbox(other)
@@ -80,7 +80,7 @@ async def test_what_never_was(machine, sandbox) -> None:
 async def test_a_directory_that_is_gone(machine, sandbox) -> None:
     spec = machine.container(sandbox)
     Path(spec.directory).rmdir()
-    await machine.host.remove_container(spec)
+    await machine.remove(spec)
 
 
 async def test_what_an_operator_has_removed(machine, container, is_gone) -> None:
@@ -90,7 +90,7 @@ async def test_what_an_operator_has_removed(machine, container, is_gone) -> None
         if "containers" in mount.target:
             kernel.unmount(mount)
     kernel.rctl_remove("jail:")
-    await machine.host.remove_container(container)
+    await machine.remove(container)
     is_gone()
 
 
@@ -110,7 +110,7 @@ async def test_what_an_operator_removes_at_that_moment(machine, container, is_go
             kernel.rctl_remove(call.split()[1])
 
     kernel.on_call = lambda call: meanwhile(call) if call.startswith(what) else None
-    await machine.host.remove_container(container)
+    await machine.remove(container)
     is_gone()
 
 
@@ -118,7 +118,7 @@ async def test_busy_for_a_moment(machine, container, is_gone) -> None:
     for mount in machine.kernel.mounts():
         if "containers" in mount.target:
             machine.kernel.keep_busy(mount.target, 3)
-    await machine.host.remove_container(container)
+    await machine.remove(container)
     is_gone()
 
 
@@ -126,7 +126,7 @@ async def test_busy_for_ever_is_taken_by_force(machine, container, is_gone) -> N
     for mount in machine.kernel.mounts():
         if "containers" in mount.target:
             machine.kernel.keep_busy(mount.target, 1_000_000)
-    await machine.host.remove_container(container)
+    await machine.remove(container)
     is_gone()
 
 
@@ -137,11 +137,11 @@ async def test_what_force_does_not_take_stays_whole_and_is_removed_later(machine
     machine.kernel.mount("nullfs", elsewhere, {"from": str(where)})
     (mount,) = (mount for mount in machine.kernel.mounts() if mount.target == elsewhere)
     with pytest.raises(HostError) as caught:
-        await machine.host.remove_container(container)
+        await machine.remove(container)
     assert caught.value.errno == errno.EBUSY
     assert machine.files()["volumes/data/precious"] == "data of data"
     machine.kernel.unmount(mount)
-    await machine.host.remove_container(container)
+    await machine.remove(container)
     is_gone()
 
 
@@ -152,14 +152,14 @@ async def test_a_directory_is_not_removed_through_what_is_mounted_in_it(machine,
     assert caught.value.errno in (errno.EBUSY, errno.EXDEV)
     assert machine.files()["volumes/data/precious"] == "data of data"
     assert machine.files()["volumes/log"] == "file log"
-    await machine.host.remove_container(container)
+    await machine.remove(container)
     is_gone()
     remove_tree(Path(container.directory))
 
 
 async def test_a_jail_that_lingers(machine, container, is_gone) -> None:
     machine.kernel.linger = 3
-    await machine.host.remove_container(container)
+    await machine.remove(container)
     machine.kernel.jails()
     is_gone()
 
@@ -173,7 +173,7 @@ async def test_a_jail_that_goes_on_dying_does_not_keep_its_mounts(
     spec = machine.container(sandbox, mounts=mounts, security=Security(readonly_root=readonly_root))
     await machine.host.create_container(spec)
     release = machine.kernel.hold(jails.container_name(spec))
-    await machine.host.remove_container(spec)
+    await machine.remove(spec)
     assert [mount for mount in machine.kernel.mounts() if "containers" in mount.target] == []
     release()
     machine.files()
@@ -206,10 +206,10 @@ async def test_mount_points_in_volumes_stay_for_others(machine, sandbox, make) -
     first, second = (machine.container(sandbox, mounts=mounts) for _ in range(2))
     await machine.host.create_container(first)
     await machine.host.create_container(second)
-    await machine.host.remove_container(first)
+    await machine.remove(first)
     assert Path(data, "a/b/c").is_dir()
     assert machine.kernel.files.listdir(f"{second.directory}/rootfs/data/d") == ["precious"]
-    await machine.host.remove_container(second)
+    await machine.remove(second)
     assert Path(data, "d").is_dir()
 
 
@@ -221,5 +221,5 @@ async def test_a_mount_point_below_what_is_masked(machine, sandbox, make) -> Non
     before = machine.everything()
     spec = machine.container(sandbox, mounts=mounts, security=Security(masked_paths=("/data",)))
     await machine.host.create_container(spec)
-    await machine.host.remove_container(spec)
+    await machine.remove(spec)
     assert machine.everything() == before

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cri.sandbox import small_files
 from cri.sandbox.fake import InjectedError
 from cri.sandbox.freebsd import jails
 from cri.sandbox.host import HostError
@@ -128,7 +129,7 @@ async def test_create_container(machine, sandbox, new_container) -> None:
     async for succeeded, call in failures(machine, create):
         count += 1
         if succeeded:
-            await machine.host.remove_container(made[0])
+            await machine.remove(made[0])
         assert machine.everything() == before, call
         assert not Path(made[0].directory, "rootfs").exists(), call
     assert count > 10
@@ -154,8 +155,8 @@ async def test_remove_container(machine, sandbox, new_container, method: str) ->
     async for _, call in failures(machine, remove):
         assert spec is not None
         await machine.host.stop_container(spec)
-        await machine.host.remove_container(spec)
-        await machine.host.remove_container(spec)
+        await machine.remove(spec)
+        await machine.remove(spec)
         assert machine.everything() == before, call
         spec = None
 
@@ -168,7 +169,7 @@ async def test_create_and_undo_fail(machine, sandbox, make) -> None:
     machine.kernel.count_from_here()
     await machine.host.create_container(first)
     length = len(machine.kernel.calls)
-    await machine.host.remove_container(first)
+    await machine.remove(first)
     for one in range(1, length, 4):
         for more in (1, 2, 3, 5, 8, 13):
             spec = machine.container(sandbox, mounts=mounts, resources=RESOURCES)
@@ -176,7 +177,7 @@ async def test_create_and_undo_fail(machine, sandbox, make) -> None:
             with pytest.raises((HostError, InjectedError)):
                 await machine.host.create_container(spec)
             machine.kernel.count_from_here()
-            await machine.host.remove_container(spec)
+            await machine.remove(spec)
             assert machine.everything() == before, (one, more)
 
 
@@ -193,7 +194,6 @@ async def test_stop_sandbox(machine) -> None:
             warden = await machine.host.create_sandbox(spec)
             made = (spec, warden)
             machine.kernel.rctl_add(f"jail:{jails.pod_name(spec.id)}:maxproc:deny=5")
-            machine.kernel.rctl_add(f"jail:{jails.pod_name(spec.id)}.c1234abcd:maxproc:deny=5")
             machine.kernel.count_from_here(*fail_at)
         await machine.host.stop_sandbox(*made)
 
@@ -244,17 +244,17 @@ async def test_a_full_disk(machine, sandbox, make, monkeypatch) -> None:
     """Whichever of the files cannot be written that the warden reads."""
     mounts = every_kind_of_mount(machine, make)
     before = machine.everything()
-    write = Path.write_text
+    write = small_files.write
     countdown = 0
 
-    def fail(path: Path, text: str) -> int:
+    def fail(path: Path, data: bytes) -> None:
         nonlocal countdown
         countdown -= 1
         if countdown == 0:
             raise OSError(errno.ENOSPC, "no space left on device", str(path))
-        return write(path, text)
+        write(path, data)
 
-    monkeypatch.setattr(Path, "write_text", fail)
+    monkeypatch.setattr(small_files, "write", fail)
     for place in range(1, 100):
         countdown = place
         spec = machine.container(sandbox, mounts=mounts, resources=RESOURCES)
@@ -267,7 +267,7 @@ async def test_a_full_disk(machine, sandbox, make, monkeypatch) -> None:
             break
     assert place > 1
     countdown = 0
-    await machine.host.remove_container(spec)
+    await machine.remove(spec)
     assert machine.everything() == before
 
 
@@ -277,9 +277,9 @@ async def test_a_full_disk_can_be_emptied(machine, sandbox, make, monkeypatch) -
     spec = machine.container(sandbox, mounts=mounts, resources=RESOURCES)
     await machine.host.create_container(spec)
 
-    def fail(path: Path, text: str) -> int:
+    def fail(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "no space left on device", str(path))
 
-    monkeypatch.setattr(Path, "write_text", fail)
-    await machine.host.remove_container(spec)
+    monkeypatch.setattr(small_files, "write", fail)
+    await machine.remove(spec)
     assert machine.everything() == before

@@ -177,7 +177,7 @@ async def test_stdin_that_is_closed_or_was_never_there(pod, clients):
 
 async def test_a_container_that_does_not_run(pod, clients):
     spec = pod.container("true")
-    with pytest.raises(HostError, match="this warden has not started it"):
+    with pytest.raises(HostError, match="its warden has not started it"):
         await clients(pod.warden, spec)
     await pod.start(spec)
     await pod.exit_of(spec)

@@ -22,6 +22,7 @@ from cri.sandbox.spec import (
     Sharing,
     UserSpec,
 )
+from cri.sandbox.trash import Trash
 
 pytestmark = pytest.mark.node
 
@@ -459,7 +460,12 @@ async def test_removal_of_what_is_very_deep(pod):
     await pod.exit_of(spec)
     await pod.node.host.stop_container(spec)
     await pod.node.host.remove_container(spec)
-    assert not (Path(spec.directory) / "upper").exists()
+    trash = Trash(pod.node.directory / "removed")
+    await trash.take(Path(spec.directory))
+    assert not Path(spec.directory).exists()
+    async with asyncio.timeout(20):
+        while any((pod.node.directory / "removed").iterdir()):
+            await asyncio.sleep(0.05)
 
 
 async def test_without_an_oom_score_there_is_none(pod):

@@ -232,7 +232,7 @@ async def test_exec_in_a_container_that_has_ended(pod):
     await pod.exit_of(spec)
     with pytest.raises(HostError, match="it is not running"):
         await pod.exec(spec, "true")
-    with pytest.raises(HostError, match="this warden has not started it"):
+    with pytest.raises(HostError, match="its warden has not started it"):
         await pod.warden.kill("nobody")
     await pod.warden.signal(spec.id, 15)
     await pod.warden.kill(spec.id)
@@ -381,8 +381,10 @@ async def test_a_log_that_cannot_be_opened(pod, tmp_path):
 
 
 async def test_a_full_disk_does_not_stop_the_container(pod):
-    spec = replace(pod.container("sh", "-c", "seq 1 10000; exit 3"), log_path="/dev/full")
-    await pod.start(spec)
+    spec = pod.container("sh", "-c", "seq 1 10000; exit 3")
+    await pod.node.host.create_container(spec)
+    with Path("/dev/full").open("wb") as full:
+        await pod.warden.start(spec, full.fileno())
     assert (await pod.exit_of(spec)).exit_code == 3
 
 

@@ -109,7 +109,7 @@ def test_too_many_descriptors(pair):
 
 
 def test_peer(pair):
-    assert protocol.peer_uid(pair[0]) == os.geteuid()
+    assert protocol.peer(pair[0]) == (os.geteuid(), os.getpid())
 
 
 def test_socket_paths_have_a_limit():

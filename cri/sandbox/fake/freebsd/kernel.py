@@ -301,6 +301,11 @@ class FakeFreeBSD(Calls):
         with self._call(f"has_module {name}"):
             return name in self.modules
 
+    def process_start(self, pid: int) -> str | None:
+        """When a process was started: its number stands for that, as none is used twice here."""
+        with self._call("process_start"):
+            return f"{pid}.000000" if pid in self._jails.processes else None
+
     def processes(self, jids: Collection[int]) -> list[Process]:
         """The processes of some jails."""
         with self._call("processes"):
