@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from cri import encode
@@ -15,7 +15,7 @@ from cri.network import CniNetwork
 from cri.sandbox import translate
 from cri.sandbox.container import Container
 from cri.sandbox.exec import exec_sync
-from cri.sandbox.host import Host
+from cri.sandbox.host import Condition, Host
 from cri.sandbox.pod import PodSandbox
 from cri.sandbox.pods import Pods
 from cri.stats import Stats
@@ -42,7 +42,9 @@ class RuntimeService:
         streaming: StreamingRequests,
         runtime_handlers: Iterable[str],
         config: dict[str, Any],
+        condition: Callable[[], Awaitable[Condition]] | None = None,
     ) -> None:
+        """`condition` says whether pods can run here, by more than the host alone knows."""
         self._host = host
         self._pods = pods
         self._images = images
@@ -51,6 +53,7 @@ class RuntimeService:
         self._streaming = streaming
         self._handlers = tuple(runtime_handlers)
         self._config = config
+        self._condition = condition or host.condition
 
     # -- the runtime
 
@@ -66,7 +69,7 @@ class RuntimeService:
 
     async def status(self, request: v1.StatusRequest) -> v1.StatusResponse:
         """Whether pods can run here, and what they may ask for."""
-        runtime, network = await self._host.condition(), await self._network.condition()
+        runtime, network = await self._condition(), await self._network.condition()
         features = self._host.features
         handler_features = v1.RuntimeHandlerFeatures(
             recursive_read_only_mounts=features.recursive_readonly_mounts,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -15,10 +16,12 @@ from cni_plugins import NetworkError
 from cri import config as configuration
 from cri.config import Config, StreamingConfig
 from cri.errors import CRIError
+from cri.health import NodeHealth
 from cri.image_service import ImageService
 from cri.images import ImageStore
 from cri.metrics import Metrics, MetricsServer
 from cri.network import CniNetwork
+from cri.reserves import DescriptorReserve, DiskReserve, raise_limit
 from cri.rpc import RpcServer, RpcTableError
 from cri.runtime_service import RuntimeService
 from cri.sandbox.host import Host, HostError
@@ -39,6 +42,9 @@ log = structlog.get_logger(__name__)
 
 SHUTDOWN_GRACE = 5.0
 """Seconds that calls under way may take when the daemon is told to end."""
+
+LOAD_SECONDS = 30.0
+"""Between two attempts to look at the images, until one goes well."""
 
 THREADS = 32
 """For what the kernel or a disk takes its time over; what a volume can hang has threads of its own (`cri.threads`)."""
@@ -67,8 +73,12 @@ def run(config: Config) -> int:
 async def serve(config: Config) -> None:
     """Start, serve until told to stop, end in the reverse order.
 
-    The order has reasons: nothing is touched before the lock is held; the spawner is forked before any thread exists;
+    The order has reasons: nothing is touched before the lock is held; the spawner is forked before any thread exists, and
+    before this process may open more files than what it starts should; the reserves are there before they could be needed;
     the node is brought in line with its records before anybody can ask; the socket appears last and goes first.
+
+    Only what an operator must decide keeps it from starting: another daemon, a configuration that cannot be, a directory
+    or a socket that cannot be made. What fails besides is logged with its remedy and shown by Status, and all else runs.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -89,8 +99,15 @@ async def serve(config: Config) -> None:
         host = make_host(config)
         await host.open(lost.put_nowait)
         end.push_async_callback(host.close)
-        store = await Store.open(config.state_dir / "state.db")
+        raise_limit()
+        descriptors = DescriptorReserve()
+        end.callback(descriptors.close)
+        reserve = DiskReserve(config.state_dir / "reserve")
+        await asyncio.to_thread(reserve.take)
+        end.callback(reserve.close)
+        store = await Store.open(config.state_dir / "state.db", make_room=reserve.give_up)
         end.push_async_callback(store.close)
+        health = NodeHealth(host.condition, store, reserve, (config.state_dir, config.runtime_dir))
         client = await end.enter_async_context(
             Client(registry_hosts(config), idle_timeout=config.image.idle_timeout)
         )
@@ -114,18 +131,23 @@ async def serve(config: Config) -> None:
             runtime_dir=config.runtime_dir,
             trash=await asyncio.to_thread(Trash, config.state_dir / "removed"),
             runtime_handlers=config.runtime_handlers,
+            spare_descriptors=descriptors.lent,
         )
         pods = Pods(node)
-        await recover(node, pods)
+        await _recover(node, pods, health)
         end.push_async_callback(pods.disconnect)
-        watch = asyncio.create_task(_report_lost(lost, pods))
-        end.callback(watch.cancel)
-        end.callback(asyncio.create_task(sweep_often(node, pods), name="sweep").cancel)
-        await network.reconcile(lambda: list(pods.sandboxes))
+        _keep(end, _report_lost(lost, pods))
+        _keep(end, sweep_often(node, pods))
+        try:
+            await network.reconcile(lambda: list(pods.sandboxes))
+        except Exception:
+            log.exception("the pods' network was not looked at; that is tried again every minute")
         network.watch(lambda: list(pods.sandboxes))
-        await images.load()
+        if not await _load_images(images, health):
+            _keep(end, _load_images_later(images, health))
         end.push_async_callback(images.settle)
-        await _serve_rpc(config, end, host=host, pods=pods, images=images, network=network)
+        _keep(end, health.watch())
+        await _serve_rpc(config, end, host=host, pods=pods, images=images, network=network, health=health)
         log.info("serving", socket=str(config.socket), host=host.name, sandboxes=len(pods.sandboxes))
         await stop.wait()
         log.info("stopping; containers go on")
@@ -139,12 +161,11 @@ async def _serve_rpc(
     pods: Pods,
     images: ImageStore,
     network: CniNetwork,
+    health: NodeHealth,
 ) -> None:
     metrics = Metrics()
     if (endpoint := config.metrics_endpoint()) is not None:
-        exporter = MetricsServer(metrics)
-        await exporter.start(*endpoint)
-        end.push_async_callback(exporter.stop)
+        await _export(metrics, endpoint, end)
     streaming = streaming_server(config.streaming)
     await streaming.start()
     end.push_async_callback(streaming.stop)
@@ -158,6 +179,7 @@ async def _serve_rpc(
         streaming=StreamingRequests(pods, streaming, metrics, config.streaming.idle_timeout),
         runtime_handlers=config.runtime_handlers,
         config={"toml": configuration.dump(config)},
+        condition=health.condition,
     )
     rpc = RpcServer(runtime_service, ImageService(images, stats), metrics)
     await rpc.start(config.socket, config.socket_group)
@@ -226,6 +248,63 @@ def registry_hosts(config: Config) -> HostsConfig:
             if registry.ca_file is not None or registry.skip_verify
         },
     )
+
+
+async def _recover(node: Node, pods: Pods, health: NodeHealth) -> None:
+    """Recover; if that is cut short, serve what there is, and say so."""
+    try:
+        await recover(node, pods)
+    except Exception as error:
+        message = (
+            f"records and pods could not be brought in line ({error}); the daemon's log says more. Restart it"
+        )
+        log.exception(
+            "recovery was cut short; what the daemon shows may not be all", remedy="restart the daemon"
+        )
+        health.fault("recovery", message)
+
+
+async def _load_images(images: ImageStore, health: NodeHealth) -> bool:
+    """Look at the images on disk; whether that went well."""
+    try:
+        await images.load()
+    except Exception as error:
+        log.exception("the images were not looked at; that is tried again", seconds=LOAD_SECONDS)
+        health.fault(
+            "images", f"the images cannot be looked at ({error}); see the daemon's log, and the disk"
+        )
+        return False
+    health.fault("images", "")
+    return True
+
+
+async def _load_images_later(images: ImageStore, health: NodeHealth) -> None:
+    while True:
+        await asyncio.sleep(LOAD_SECONDS)
+        if await _load_images(images, health):
+            return
+
+
+async def _export(metrics: Metrics, endpoint: tuple[str, int], end: contextlib.AsyncExitStack) -> None:
+    """Serve the metrics. Pods are not to suffer for it if that cannot be."""
+    exporter = MetricsServer(metrics)
+    try:
+        await exporter.start(*endpoint)
+    except OSError as error:
+        log.error(
+            "no metrics are served",
+            address=":".join(map(str, endpoint)),
+            reason=str(error),
+            remedy="choose another metrics address, and restart the daemon",
+        )
+        return
+    end.push_async_callback(exporter.stop)
+
+
+def _keep(end: contextlib.AsyncExitStack, work: Coroutine[object, object, object]) -> None:
+    """Have something done in the background until the daemon ends."""
+    task = asyncio.create_task(work)
+    end.callback(task.cancel)
 
 
 async def _report_lost(lost: asyncio.Queue[str], pods: Pods) -> None:

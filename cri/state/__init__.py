@@ -3,6 +3,7 @@
 from cri.state.errors import StateError
 from cri.state.lock import StateLock
 from cri.state.records import ContainerRecord, ImageRecord, Record, SandboxRecord
+from cri.state.rows import Unreadable
 from cri.state.store import Store
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "StateError",
     "StateLock",
     "Store",
+    "Unreadable",
 ]

@@ -6,7 +6,7 @@ from cri.errors import InternalError
 
 
 class StateError(InternalError):
-    """The state directory cannot be used as it is: held by another daemon, damaged, or of a newer release.
+    """The state directory cannot be used: held by another daemon, or not there.
 
     Nothing in it has been changed. The message names the file and the remedy.
     """

@@ -1,6 +1,7 @@
 """The schema of the state database, as the steps that lead to it.
 
-`PRAGMA user_version` counts the steps taken. A step is never edited once released: the next release appends another.
+`PRAGMA user_version` counts the steps taken. A step is never edited once released: the next release appends another, and
+that one only adds (tables, or columns that may be left out), so that the release before can go on with what it leads to.
 A test holds the last step against the models in `records.py`.
 """
 
@@ -85,23 +86,12 @@ MIGRATIONS: Sequence[Migration] = (_create, _drop_leases)
 
 
 def migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration] = MIGRATIONS) -> None:
-    """Bring a database to the newest schema, each step in a transaction of its own.
+    """Bring a database to the newest schema, each step in a transaction of its own; a newer one is left as it is.
 
-    The connection must be in autocommit mode (`isolation_level=None`). Raises StateError when the database comes from
-    a newer release, is damaged, or is no database; it is left as it is then.
+    The connection must be in autocommit mode (`isolation_level=None`). Raises StateError when a step cannot be taken,
+    with the cause from SQLite; that step is undone, earlier ones stay.
     """
-    try:
-        (findings,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-    except sqlite3.DatabaseError as error:
-        raise _unusable(path, str(error)) from error
-    if findings != "ok":
-        raise _unusable(path, " ".join(findings.split()))
-    if version > len(migrations):
-        raise StateError(
-            f"the state database {path} has schema version {version}, this release of cri-jails knows {len(migrations)}: "
-            "install the release that wrote it, or choose another state_dir"
-        )
+    version = schema_version(connection)
     for number, step in enumerate(migrations[version:], start=version + 1):
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -118,8 +108,9 @@ def migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[Mig
             raise
 
 
-def _unusable(path: Path, reason: str) -> StateError:
-    return StateError(
-        f"the state database {path} cannot be used: {reason}. It was left as it is; restore a copy, "
-        "or drain the node and move the file away to begin with an empty one"
-    )
+def schema_version(connection: sqlite3.Connection) -> int:
+    """How many steps a database has taken; more than there are, if a newer release has made it."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version < 0:
+        raise sqlite3.DatabaseError(f"its schema version is {version}")
+    return int(version)

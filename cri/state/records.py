@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 from types import UnionType
-from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, cast, get_args, get_origin, get_type_hints
 
-from sqlalchemy import JSON, Column, inspect
+from sqlalchemy import JSON, Column, Table, inspect
+from sqlalchemy.orm import configure_mappers
 from sqlmodel import Field, SQLModel
 
 
@@ -43,7 +44,7 @@ class Record(SQLModel):
         """A copy with some fields changed. Raises TypeError for a field that there is not."""
         if unknown := changes.keys() - columns(type(self)).keys():
             raise TypeError(f"{type(self).__name__} has no field {', '.join(sorted(unknown))}")
-        return self._made(self.values() | changes)
+        return self.made(self.values() | changes)
 
     def checked(self) -> Self:
         """A copy whose values are of the types of their columns: models of tables take anything when they are made.
@@ -55,14 +56,20 @@ class Record(SQLModel):
             value = values[name]
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
                 raise TypeError(f"{name}: must be {expected}, not {type(value).__name__}")
-        return self._made(values)
+        return self.made(values)
 
     @classmethod
-    def _made(cls, values: dict[str, Any]) -> Self:
+    def made(cls, values: dict[str, Any]) -> Self:
+        """A record of values that are known to be of the types of their columns, all of them."""
         # As the ORM makes the instances it loads: a tenth of the time that SQLModel's __init__ takes.
         made: Self = inspect(cls).class_manager.new_instance()
         made.__dict__.update(values)
         return made
+
+
+def table(kind: type[Record]) -> Table:
+    """The table that holds such records."""
+    return cast("Table", kind.__table__)  # type: ignore[attr-defined]  # set by SQLModel on table models
 
 
 @functools.cache
@@ -181,3 +188,5 @@ class ImageRecord(Record, table=True):
 
 RECORDS: tuple[type[Record], ...] = (SandboxRecord, ContainerRecord, ImageRecord)
 """Every kind of record there is."""
+
+configure_mappers()  # else the first record that `made` makes has no attributes

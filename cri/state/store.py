@@ -1,53 +1,59 @@
 """The store: records in memory for readers, written through to SQLite by one thread.
 
-Readers look at the mappings and never wait. A change goes as plain values to the writer thread, which commits whatever
-has gathered in its queue as one transaction (group commit), and enters memory, in the order of the commits, before
-`apply` returns. If the write fails nothing has changed, on disk or in memory.
+Readers look at the mappings and never wait. A change goes as plain values to the writer thread (`writer.py`), which
+commits whatever has gathered in its queue as one transaction (group commit).
+
+There are two kinds of change. What is about to be done is recorded first (`apply`): it enters memory after the disk, in the
+order of the commits, and if the write fails nothing has changed. What has happened already (`follow`) is true whatever the
+disk says: it enters memory at once, and goes to disk as soon as that takes it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import json
-import os
-import queue
-import sqlite3
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import concurrent.futures
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self, TypeVar, cast
 
-from sqlalchemy import JSON, ClauseElement, Delete, Table, bindparam, delete, select
-from sqlalchemy.dialects import sqlite
-from sqlalchemy.dialects.sqlite import Insert, insert
+import structlog
 
 from cri.errors import InternalError
-from cri.state.errors import StateError
-from cri.state.migrations import migrate
+from cri.state.database import Write
 from cri.state.records import RECORDS, ContainerRecord, ImageRecord, Record, SandboxRecord
+from cri.state.rows import Content, Key, Unreadable, row
+from cri.state.writer import Change, Writer
+
+log = structlog.get_logger(__name__)
 
 R = TypeVar("R", bound=Record)
-Tables = dict[type[Record], dict[str, Record]]
+
+CONTENT_PATIENCE = 10.0
+"""Seconds that the writer waits for the event loop to say what is in memory."""
 
 
-@dataclass(slots=True)
-class _Change:
-    """One call of `apply` on its way to the disk."""
+class _Pending(Change):
+    """One call of `apply` or `follow`."""
 
-    done: asyncio.Future[None]
-    saved: Sequence[Record]
-    rows: Sequence[tuple[type[Record], dict[str, Any]]]
-    deleted: Sequence[tuple[type[Record], str]]
-    error: Exception | None = None
+    def __init__(
+        self,
+        saved: Sequence[Record],
+        write: Write,
+        done: asyncio.Future[None],
+        number: int,
+        *,
+        followed: bool,
+    ) -> None:
+        super().__init__(write, followed)
+        self.saved = saved
+        self.done = done
+        self.number = number
 
     def __str__(self) -> str:
         """The objects, as a message names them."""
-        names = [f"{record.kind} {record.key}" for record in self.saved]
-        names += [f"{kind.kind} {key}" for kind, key in self.deleted]
-        return ", ".join(names)
+        return ", ".join(f"{kind.kind} {key}" for kind, key in self.write.rows)
 
 
 class Store:
@@ -56,40 +62,55 @@ class Store:
     sandboxes: Mapping[str, SandboxRecord]
     containers: Mapping[str, ContainerRecord]
     images: Mapping[str, ImageRecord]
+    unreadable: Mapping[Key, Unreadable]
+    """Rows of the database that this release does not understand, by kind and key. They are left as they are until a
+    record of the same key is saved or deleted, or `delete_unreadable` is called."""
+    rebuilt: str = ""
+    """Why records may be missing, or be older than what has happened: the database was damaged, or there was none. "" if it
+    was found as an earlier daemon left it."""
+    new: bool = False
+    """There was no database at all, or an empty file: a fresh node, or the file was lost."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, make_room: Callable[[], bool]) -> None:
         self.path = path
-        self._tables: Tables = {kind: {} for kind in RECORDS}
+        self._content = Content()
         self.sandboxes = self._view(SandboxRecord)
         self.containers = self._view(ContainerRecord)
         self.images = self._view(ImageRecord)
+        self.unreadable = MappingProxyType(self._content.unreadable)
         self._loop = asyncio.get_running_loop()
-        self._queue: queue.SimpleQueue[_Change | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._write, name="state-writer", daemon=True)
-        self._opened: asyncio.Future[Tables] = self._loop.create_future()
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        owner = _Owner(self._loop, self._take, self._fail, self._handled, self._copy)
+        self._writer = Writer(path, owner, make_room)
+        self._number = 0
+        self._followed: dict[Key, int] = {}
+        """By key, the last change that is in memory before the writer has had it."""
         self._closed = False
-        self.new = False
-        self.rebuilt = ""
-        self.unreadable: dict[Any, Any] = {}
 
     @classmethod
-    async def open(cls, path: Path) -> Self:
-        """Open or make the database, bring it to the newest schema, and read all of it.
+    async def open(cls, path: Path, *, make_room: Callable[[], bool] = lambda: False) -> Self:
+        """Read the database, whatever its state: one that is damaged, locked, or of a newer release is put aside or mended.
 
-        Raises StateError when the file is damaged, of a newer release, or cannot be opened.
+        Never raises for what the disk holds or does. `make_room` is called in a thread when the disk is full; it frees
+        space, or returns False. What became of the database is in the log, and in `rebuilt`, `new`, `unreadable` and
+        `problem`.
         """
-        store = cls(path)
-        store._thread.start()
-        for kind, records in (await store._opened).items():
-            store._tables[kind].update(records)
+        store = cls(path, make_room)
+        store._writer.start()
+        await store._opened
         return store
 
+    @property
+    def problem(self) -> str:
+        """Why the database cannot be written at present; "" if it can, as far as has been tried."""
+        return self._writer.problem
+
     async def close(self) -> None:
-        """Write what is queued and close the database."""
+        """Write what is queued, try once more what the disk has refused, and close the database."""
         if not self._closed:
             self._closed = True
-            self._queue.put(None)
-        await asyncio.to_thread(self._thread.join)
+            self._writer.end()
+        await asyncio.to_thread(self._writer.join)
 
     async def save(self, *records: Record) -> None:
         """Insert or replace records; see `apply`."""
@@ -106,205 +127,169 @@ class Store:
         it waits does not take the change back. Raises InternalError, naming the objects, when a value is of a wrong type
         or the disk refuses.
         """
-        saved = [_validated(record) for record in save]
-        change = _Change(
-            done=self._loop.create_future(),
-            saved=[record for record, _ in saved],
-            rows=[(type(record), row) for record, row in saved],
-            deleted=[(type(record), record.key) for record in delete],
-        )
-        if not change.rows and not change.deleted:
+        change = self._change(save, delete, followed=False)
+        if not change.write.rows:
             return
         if self._closed:
             raise InternalError(f"cannot record {change}: the state database is closed")
-        self._queue.put(change)
+        self._writer.put(change)
         await change.done
 
     async def follow(self, *, save: Iterable[Record] = (), delete: Iterable[Record] = ()) -> None:
-        """Write down what has happened already; see `apply`."""
-        await self.apply(save=save, delete=delete)
+        """Record what has happened already, as one transaction. It is in memory at once.
+
+        Returns when the disk has it, or has refused: then the change is kept, and written as soon as that can be, before
+        anything that comes later; a later change of the same record makes it void. Never raises for the disk. Raises
+        InternalError when a value is of a wrong type.
+        """
+        await self._follow(self._change(save, delete, followed=True))
+
+    async def delete_unreadable(self, kind: type[Record], key: str) -> None:
+        """Delete a row of `unreadable`, as its object is gone; succeeds if it is not there. As `follow` for the disk."""
+        found = self.unreadable.get((kind, key))
+        if found is None:
+            return
+        change = self._change((), (), followed=True)
+        raw = found.values.get("id")
+        if raw == key:
+            change.write.rows[kind, key] = None
+        else:
+            change.write.raw = ((kind, raw),)
+        del self._content.unreadable[kind, key]
+        await self._follow(change)
+
+    async def _follow(self, change: _Pending) -> None:
+        if not change.write.rows and not change.write.raw:
+            return
+        self._remember(change)
+        for key in change.write.rows:
+            self._followed[key] = change.number
+        if self._closed:
+            log.error("what has happened is not recorded: the state database is closed", objects=str(change))
+            return
+        self._writer.put(change)
+        await change.done
+
+    def _change(self, save: Iterable[Record], delete: Iterable[Record], *, followed: bool) -> _Pending:
+        saved = [_validated(record) for record in save]
+        rows: dict[Key, dict[str, Any] | None] = {
+            (type(record), record.key): values for record, values in saved
+        }
+        rows.update({(type(record), record.key): None for record in delete})
+        self._number += 1
+        return _Pending(
+            [record for record, _ in saved],
+            Write(rows),
+            self._loop.create_future(),
+            self._number,
+            followed=followed,
+        )
 
     def _view(self, kind: type[R]) -> Mapping[str, R]:
-        return MappingProxyType(cast("dict[str, R]", self._tables[kind]))
+        return MappingProxyType(cast("dict[str, R]", self._content.tables[kind]))
 
-    def _committed(self, changes: Sequence[_Change]) -> None:
-        """Bring memory to what the writer has committed; runs on the loop, in the order of the commits."""
+    def _remember(self, change: _Pending) -> None:
+        """Bring memory to a change, but not where a later one has been followed."""
+        saved = {(type(record), record.key): record for record in change.saved}
+        for place, values in change.write.rows.items():
+            if self._followed.get(place, 0) > change.number:
+                continue
+            kind, key = place
+            self._content.unreadable.pop(place, None)
+            if values is None:
+                self._content.tables[kind].pop(key, None)
+            else:
+                self._content.tables[kind][key] = saved[place]
+
+    # What the writer tells, on the loop.
+
+    def _take(self, content: Content, rebuilt: str, new: bool) -> None:
+        for kind in RECORDS:
+            self._content.tables[kind].update(content.tables[kind])
+        self._content.unreadable.update(content.unreadable)
+        for one in content.unreadable.values():
+            log.error(
+                "a record cannot be understood; it is left as it is",
+                database=str(self.path),
+                record=f"{one.kind.kind} {one.key}",
+                reason=one.reason,
+            )
+        self.rebuilt, self.new = rebuilt, new
+        if not self._opened.done():
+            self._opened.set_result(None)
+
+    def _fail(self, error: Exception) -> None:
+        if not self._opened.done():
+            self._opened.set_exception(error)
+
+    def _handled(self, changes: Sequence[_Pending]) -> None:
         for change in changes:
-            if change.error is None:
-                for record in change.saved:
-                    self._tables[type(record)][record.key] = record
-                for kind, key in change.deleted:
-                    self._tables[kind].pop(key, None)
+            if change.followed:
+                for key in change.write.rows:
+                    if self._followed.get(key) == change.number:
+                        del self._followed[key]
+            elif change.error is None:
+                self._remember(change)
             if change.done.done():  # cancelled: the caller has gone, the change has not
                 continue
-            if change.error is None:
+            if change.error is None or change.followed:
                 change.done.set_result(None)
             else:
                 failure = InternalError(f"cannot record {change} in {self.path}: {_reason(change.error)}")
                 failure.__cause__ = change.error
                 change.done.set_exception(failure)
 
-    # The writer thread, from here on.
+    def _copy(self, into: concurrent.futures.Future[Content]) -> None:
+        tables = {kind: dict(records) for kind, records in self._content.tables.items()}
+        into.set_result(Content(tables, dict(self._content.unreadable)))
 
-    def _write(self) -> None:
-        """The life of the writer: open, load, then commit what comes until told to stop."""
-        database: _Database | None = None
+
+class _Owner:
+    """The store, as its writer knows it: calls go over to the event loop."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        take: Callable[[Content, str, bool], None],
+        fail: Callable[[Exception], None],
+        handle: Callable[[Sequence[_Pending]], None],
+        copy: Callable[[concurrent.futures.Future[Content]], None],
+    ) -> None:
+        self._loop = loop
+        self._take = take
+        self._fail = fail
+        self._handle = handle
+        self._copy = copy
+
+    def opened(self, content: Content, rebuilt: str, *, new: bool) -> None:
+        self._tell(self._take, content, rebuilt, new)
+
+    def failed(self, error: Exception) -> None:
+        self._tell(self._fail, error)
+
+    def handled(self, changes: Sequence[Change]) -> None:
+        self._tell(self._handle, cast("Sequence[_Pending]", changes))
+
+    def content(self) -> Content | None:
+        found: concurrent.futures.Future[Content] = concurrent.futures.Future()
+        self._tell(self._copy, found)
         try:
-            database = _Database(self.path)
-            tables = database.load()
-        except Exception as error:  # noqa: BLE001 - whatever it is belongs to the caller of `open`
-            if database is not None:
-                database.close()
-            self._tell(self._fail_open, error)
-            return
-        self._tell(self._opened.set_result, tables)
-        running = True
-        while running:
-            changes, running = self._gather()
-            if changes:
-                database.write(changes)
-                self._tell(self._committed, changes)
-        database.close()
+            return found.result(CONTENT_PATIENCE)
+        except TimeoutError:
+            return None
 
-    def _gather(self) -> tuple[list[_Change], bool]:
-        """Wait for a change; take all that have come meanwhile. False: there will be no more."""
-        changes: list[_Change] = []
-        item = self._queue.get()
-        while item is not None:
-            changes.append(item)
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                return changes, True
-        return changes, False
-
-    def _tell(self, function: Any, argument: object) -> None:
-        self._loop.call_soon_threadsafe(function, argument)
-
-    def _fail_open(self, error: Exception) -> None:
-        if not self._opened.done():
-            self._opened.set_exception(error)
-
-
-class _Database:
-    """The connection and its statements. Belongs to the writer thread.
-
-    SQLAlchemy makes the statements out of the models, once; sqlite3 runs them, in a fifth of the time that a statement
-    takes through SQLAlchemy's engine.
-    """
-
-    def __init__(self, path: Path) -> None:
-        try:
-            # Configs hold secrets. SQLite gives its other files the mode of this one.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            connection = sqlite3.connect(path, isolation_level=None)
-        except OSError as error:
-            raise StateError(f"cannot open the state database {path}: {error.strerror}") from error
-        except sqlite3.Error as error:
-            raise StateError(f"cannot open the state database {path}: {error}") from error
-        try:
-            migrate(connection, path)
-            connection.execute("PRAGMA journal_mode = WAL")
-            # NORMAL lets a power loss take the last commits, never the file's integrity. That is enough: a power loss is
-            # a reboot, which takes the kernel's side of every record too, and a daemon's death loses nothing.
-            connection.execute("PRAGMA synchronous = NORMAL")
-        except sqlite3.Error as error:
-            connection.close()
-            raise StateError(f"cannot open the state database {path}: {error}") from error
-        except BaseException:
-            connection.close()
-            raise
-        self._connection = connection
-        self._upserts = {kind: _sql(_upsert(_table(kind))) for kind in RECORDS}
-        self._deletes = {kind: _sql(_delete(_table(kind))) for kind in RECORDS}
-
-    def load(self) -> Tables:
-        """Every record there is."""
-        return {kind: {record.key: record for record in self._records(kind)} for kind in RECORDS}
-
-    def _records(self, kind: type[Record]) -> Iterator[Record]:
-        cursor = self._connection.execute(_sql(select(_table(kind))))
-        names = [column[0] for column in cursor.description]
-        for row in cursor:
-            values = dict(zip(names, row, strict=True))
-            for name in _json_columns(kind):
-                values[name] = None if values[name] is None else json.loads(values[name])
-            yield kind.model_validate(values)
-
-    def write(self, changes: Sequence[_Change]) -> None:
-        """Commit changes together; if that fails each by itself, so that none suffers for another's fault."""
-        try:
-            self._commit(changes)
-        except Exception as error:  # noqa: BLE001 - the writer must live; the error belongs to whoever asked for the change
-            if len(changes) == 1:
-                changes[0].error = error
-                return
-            for change in changes:
-                self.write([change])
-
-    def _commit(self, changes: Sequence[_Change]) -> None:
-        # IMMEDIATE: it will write, so wait for a lock (someone's sqlite3 shell) now and do not fail in the middle.
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            for change in changes:
-                for kind, values in change.rows:
-                    self._connection.execute(self._upserts[kind], values)
-                for kind, key in change.deleted:
-                    self._connection.execute(self._deletes[kind], {"key": key})
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
-
-    def close(self) -> None:
-        """Close the connection; SQLite folds the log back into the file."""
-        self._connection.close()
-
-
-def _table(kind: type[Record]) -> Table:
-    return cast("Table", kind.__table__)  # type: ignore[attr-defined]  # set by SQLModel on table models
-
-
-def _upsert(table: Table) -> Insert:
-    statement = insert(table)
-    keys = table.primary_key.columns.keys()
-    changes = {
-        column.name: statement.excluded[column.name] for column in table.columns if column.name not in keys
-    }
-    return statement.on_conflict_do_update(index_elements=keys, set_=changes)
-
-
-def _delete(table: Table) -> Delete:
-    (key,) = table.primary_key.columns
-    return delete(table).where(key == bindparam("key"))
-
-
-def _sql(statement: ClauseElement) -> str:
-    """The statement as text, with `:name` parameters."""
-    return str(statement.compile(dialect=sqlite.dialect(paramstyle="named")))
-
-
-@functools.cache
-def _json_columns(kind: type[Record]) -> tuple[str, ...]:
-    return tuple(column.name for column in _table(kind).columns if isinstance(column.type, JSON))
-
-
-def _row(record: Record) -> dict[str, Any]:
-    """The record's values as SQLite takes them."""
-    row = record.values()
-    for name in _json_columns(type(record)):
-        row[name] = None if row[name] is None else json.dumps(row[name])
-    return row
+    def _tell(self, function: Callable[..., None], *arguments: object) -> None:
+        with suppress(RuntimeError):  # the loop has ended, and nobody is there to hear it
+            self._loop.call_soon_threadsafe(function, *arguments)
 
 
 def _validated(record: R) -> tuple[R, dict[str, Any]]:
     """A checked copy, and its row."""
     try:
         copy = record.checked()
-        return copy, _row(copy)
+        return copy, row(copy)
     except (KeyError, TypeError, ValueError) as error:
-        key = record.__dict__.get("id") or record.__dict__.get("address")
+        key = record.__dict__.get("id")
         raise InternalError(f"cannot record {record.kind} {key}: {_reason(error)}") from error
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cri.state import StateError, StateLock
+from tests.state.conftest import KINDS, replace_by
 
 HOLDER = """
 import sys; from pathlib import Path; from cri.state.lock import StateLock
@@ -50,3 +53,39 @@ def test_what_the_daemon_starts_does_not_hold_the_lock(tmp_path: Path) -> None:
 def test_a_lock_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="gone/lock"):
         StateLock.acquire(tmp_path / "gone")
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo", "dangling", "random", "empty"])
+def test_whatever_the_lock_file_is_there_is_one_daemon(tmp_path: Path, kind: str) -> None:
+    lock = tmp_path / "lock"
+    lock.touch()
+    replace_by(kind)(lock)
+    with StateLock.acquire(tmp_path):
+        assert lock.read_text() == f"{os.getpid()}\n"
+        # And whatever becomes of it while that one runs.
+        for other in KINDS:
+            if lock.is_dir():
+                shutil.rmtree(lock)
+            replace_by(other)(lock)
+            with pytest.raises(StateError, match="in use by another daemon"):
+                StateLock.acquire(tmp_path)
+    StateLock.acquire(tmp_path).release()
+
+
+def test_a_daemon_of_an_earlier_release_is_kept_out_and_keeps_out(tmp_path: Path) -> None:
+    """Those lock the file alone."""
+    with StateLock.acquire(tmp_path), (tmp_path / "lock").open() as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (tmp_path / "lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(StateError, match="in use by another daemon"):
+            StateLock.acquire(tmp_path)
+    StateLock.acquire(tmp_path).release()
+
+
+def test_a_refused_lock_leaves_nothing_open(tmp_path: Path) -> None:
+    with StateLock.acquire(tmp_path):
+        before = len(list(Path("/dev/fd").iterdir()))
+        with pytest.raises(StateError):
+            StateLock.acquire(tmp_path)
+        assert len(list(Path("/dev/fd").iterdir())) == before
