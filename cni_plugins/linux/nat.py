@@ -84,6 +84,10 @@ class NftNat:
                 found += table.missing(owner)
         return found
 
+    def lost(self) -> list[str]:
+        """See `nat.Nat`. A table, that is, or all that was in it."""
+        return [what for table in (self._ports.table, self._masquerades) for what in table.lost()]
+
     def _is_translated(self, address: Address) -> bool:
         with self._masquerades.lock:
             if any(masquerades.translates(piece, address) for piece in self._masquerades.pieces):

@@ -98,6 +98,19 @@ class NftTable:
                 if not element.is_in(nftables, self.name)
             ]
 
+    def lost(self) -> list[str]:
+        """Say so if somebody owns something in the table, and it is not there or empty. Raises KernelError."""
+        with self.lock:
+            if not self._owned:
+                return []
+            with self.nftables.lent() as nftables:
+                objects = nftables.objects(self.name)
+        return (
+            []
+            if objects
+            else [f"nftables table {self.name} is {'not there' if objects is None else 'empty'}"]
+        )
+
     def plan(self, owner: str, pieces: Sequence[Piece]) -> Change:
         """Return what it takes to make an owner have these pieces and no others."""
         wanted = dict.fromkeys(pieces)

@@ -28,6 +28,7 @@ from cni_plugins.pair_names import checked_mac, mac
 from cni_plugins.pairs import (
     PairPlugin,
     gateway_routes,
+    not_forwarding,
     own_ips,
     with_prefix,
 )
@@ -79,6 +80,24 @@ class BridgePlugin(PairPlugin):
             problems += self._links.refused(self._bridge, self._versions)
         return problems + super().status()
 
+    def lost(self, requests: Sequence[Request]) -> list[str]:
+        """See `Plugin`: the bridge, its addresses, and forwarding between them."""
+        if not requests:
+            return []
+        gateways = dict.fromkeys(
+            gateway for request in requests for gateway in self._gateways(own_ips(request))
+        )
+        found = self._links.state(self._context.host, self._bridge)
+        if found is None or not self._links.is_bridge(found.link):
+            return [f"bridge {self._bridge} is not there"]
+        lost = [] if found.link.up else [f"bridge {self._bridge} is down"]
+        lost += [
+            f"bridge {self._bridge} lacks address {gateway}"
+            for gateway in gateways
+            if not has_gateway(found.addresses, gateway)
+        ]
+        return lost + not_forwarding(self._links, {gateway.version for gateway in gateways})
+
     def remove_unused(self) -> bool:
         """Delete the bridge if it was made here and has no members; return whether it is gone.
 
@@ -112,6 +131,11 @@ class BridgePlugin(PairPlugin):
             Interface(pair.host_name, pair.host_mac, mtu=pair.mtu),
             Interface(pair.pod_name, pair.pod_mac, request.attachment.netns, pair.mtu),
         )
+
+    def _near_interfaces(self, host: Link) -> tuple[Interface, ...]:
+        bridge = self._links.find(self._bridge)
+        on_host = Interface(host.name, host.mac, mtu=host.mtu)
+        return (Interface(bridge.name, bridge.mac, mtu=bridge.mtu), on_host) if bridge else (on_host,)
 
     def _restore(self, attached: Sequence[tuple[Request, Link]]) -> None:
         if not attached:
