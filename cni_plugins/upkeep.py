@@ -75,7 +75,7 @@ class Upkeep:
             self.note(network)
         past = self._past(used)
         for name in used.keys() | past.keys():
-            lists = {**used.get(name, {}), **past.get(name, {})}
+            lists = used.get(name) or past[name]
             failed = self._gc_network(name, _with(known.get(name, []), spared), lists, shared=shared)
             failures += failed
             if all(isinstance(one, UnknownPluginError) for one in failed):
@@ -130,7 +130,10 @@ class Upkeep:
         return any(plugin.shared for plugin in self._chains.of(network, lenient=True).plugins())
 
     def _past(self, used: Mapping[str, Mapping[str, NetworkList]]) -> _Lists:
-        """Return the configurations that things were made with and that nothing is attached with now."""
+        """Return the configurations that things were made with, of networks that nobody uses now.
+
+        Those of a network that goes on under its name need nothing of their own: what is called after it is looked after.
+        """
         past: _Lists = defaultdict(dict)
         for name, text in self._ledger.notes(_MADE_WITH).items():
             try:
@@ -144,8 +147,10 @@ class Upkeep:
                 self._ledger.unnote(name)
                 continue
             key = key_of(network)
-            if key not in used.get(network.name, {}):
+            if network.name not in used:
                 past[network.name][key] = network
+            elif key not in used[network.name]:
+                self._ledger.unnote(name)
         return past
 
 
