@@ -73,7 +73,7 @@ class Upkeep:
         for key, network in made_with.items():
             used[network.name][key] = network
             self.note(network)
-        past = self._past(used)
+        past = self._past({name: used.get(name, {}) for name in used.keys() | known.keys()})
         for name in used.keys() | past.keys():
             lists = used.get(name) or past[name]
             failed = self._gc_network(name, _with(known.get(name, []), spared), lists, shared=shared)
@@ -149,7 +149,7 @@ class Upkeep:
             key = key_of(network)
             if network.name not in used:
                 past[network.name][key] = network
-            elif key not in used[network.name]:
+            elif used[network.name] and key not in used[network.name]:
                 self._ledger.unnote(name)
         return past
 
