@@ -89,6 +89,7 @@ class Chain:
         return [
             what
             for plugin, capabilities in self._links
+            if type(plugin).lost is not Plugin.lost
             for what in plugin.lost(
                 [
                     Request(attachment, None, result, attachment.runtime.only(capabilities))

@@ -137,6 +137,9 @@ class Links(Protocol):
     def state(self, stack: SocketSource, name: str) -> State | None:
         """Return what an interface of a stack has; None without it."""
 
+    def glance(self, name: str) -> State | None:
+        """Return a link of the host with its addresses and without its routes, of which there may be many."""
+
     def states(self, stack: SocketSource) -> dict[str, State]:
         """Return what every interface of a stack has."""
 

@@ -12,7 +12,6 @@ looks from time to time (`is_there`), and lets a further server listen at a `suc
 from __future__ import annotations
 
 import contextlib
-import copy
 import errno
 import grp
 import os
@@ -51,13 +50,14 @@ def check_path(path: Path) -> None:
 class ListeningSocket:
     """A place for a server to listen: `prepare`, let the server bind and start, `publish`; in the end `discard`."""
 
-    def __init__(self, path: Path, group: str = "") -> None:
+    def __init__(self, path: Path, group: str = "", directory_mode: int = 0o755) -> None:
+        """`directory_mode` is that of the path's directory, should it have to be made."""
         check_path(path)
         self.path = path
         self._gid = _group_id(group)
         self._hidden: Path | None = None
         self._inode: tuple[int, int] | None = None
-        self._directory_mode = 0o755
+        self._directory_mode = directory_mode
 
     def prepare(self) -> str:
         """Make sure that nobody listens at the path; the address for gRPC to bind. Raises SocketError."""
@@ -104,8 +104,6 @@ class ListeningSocket:
 
         What is no socket and has its path is put aside; what answers there is `prepare`'s to refuse. Raises SocketError.
         """
-        made = copy.copy(self)
-        made._hidden = made._inode = None
         try:
             mode = self.path.lstat().st_mode
             if not stat.S_ISSOCK(mode):
@@ -117,7 +115,8 @@ class ListeningSocket:
             raise SocketError(
                 f"cannot put aside what is at {self.path}: {error.strerror}; move it away"
             ) from error
-        return made
+        group = "" if self._gid is None else str(self._gid)
+        return ListeningSocket(self.path, group, self._directory_mode)
 
     def discard(self) -> None:
         """Remove what is ours: the private directory, and the socket unless another server has replaced it."""

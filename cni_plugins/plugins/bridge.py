@@ -87,7 +87,7 @@ class BridgePlugin(PairPlugin):
         gateways = dict.fromkeys(
             gateway for request in requests for gateway in self._gateways(own_ips(request))
         )
-        found = self._links.state(self._context.host, self._bridge)
+        found = self._links.glance(self._bridge)
         if found is None or not self._links.is_bridge(found.link):
             return [f"bridge {self._bridge} is not there"]
         lost = [] if found.link.up else [f"bridge {self._bridge} is down"]

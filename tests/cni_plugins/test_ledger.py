@@ -1,7 +1,6 @@
 """What survives the process, and what must not be given twice."""
 
 import signal
-import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
