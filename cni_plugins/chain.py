@@ -84,18 +84,20 @@ class Chain:
             result = plugin.adopt(request, pod)
         return result if any(one.sandbox for one in result.interfaces) else _as_found(attachment, result, pod)
 
-    def lost(self, attachments: Sequence[tuple[Attachment, Result]]) -> list[str]:
-        """Ask every plugin what these attachments, which were made by this chain, have lost on the node."""
+    def needing(
+        self, attachments: Sequence[tuple[Attachment, Result]]
+    ) -> list[tuple[Plugin, list[Request]]]:
+        """Return those plugins that can say what the node has lost, each with what it is to be asked of its attachments."""
         return [
-            what
-            for plugin, capabilities in self._links
-            if type(plugin).lost is not Plugin.lost
-            for what in plugin.lost(
+            (
+                plugin,
                 [
                     Request(attachment, None, result, attachment.runtime.only(capabilities))
                     for attachment, result in attachments
-                ]
+                ],
             )
+            for plugin, capabilities in self._links
+            if type(plugin).lost is not Plugin.lost
         ]
 
     def status(self) -> list[str]:

@@ -22,7 +22,7 @@ from cni_plugins.conflist import NetworkList
 from cni_plugins.errors import NetworkError, UnknownPluginError
 from cni_plugins.known import Known, Reader
 from cni_plugins.ledger import Entry, Ledger
-from cni_plugins.plugin import Attachment
+from cni_plugins.plugin import Attachment, Plugin, Request
 from cni_plugins.types import IPConfig, Result
 
 log = logging.getLogger("cni_plugins")
@@ -41,6 +41,7 @@ class Upkeep:
         self._ledger = ledger
         self._chains = chains
         self._reader = reader
+        self._asked: tuple[int, list[tuple[Plugin, list[Request]]]] = (-1, [])
 
     def note(self, network: NetworkList) -> None:
         """Remember a configuration before anything is made with it."""
@@ -95,15 +96,27 @@ class Upkeep:
         return [what for what in first if what in second]
 
     def _lost(self) -> list[str]:
+        found = [what for plugin, requests in self._needing() for what in plugin.lost(requests)]
+        return list(dict.fromkeys([*found, *(what for one in self._chains.nats() for what in one.lost())]))
+
+    def _needing(self) -> list[tuple[Plugin, list[Request]]]:
+        """Return what plugins are to be asked whether the node has lost anything; the same as long as nothing changes."""
+        changes = self._ledger.changes
+        asked_at, asked = self._asked
+        if asked_at == changes:
+            return asked
         made_with: dict[str, tuple[NetworkList, list[tuple[Attachment, Result]]]] = {}
         for entry in self._ledger.entries():
             if entry.whole and not isinstance(one := self._reader.read(entry), NetworkError) and one.network:
                 _, those = made_with.setdefault(one.made_with, (one.network, []))
                 those.append((one.attachment, one.result))
-        found: list[str] = []
-        for network, those in made_with.values():
-            found += self._chains.of(network, lenient=True).lost(those)
-        return list(dict.fromkeys([*found, *(what for one in self._chains.nats() for what in one.lost())]))
+        asked = [
+            each
+            for network, those in made_with.values()
+            for each in self._chains.of(network, lenient=True).needing(those)
+        ]
+        self._asked = changes, asked
+        return asked
 
     def _gc_network(
         self, name: str, known: Sequence[Known], lists: Mapping[str, NetworkList], *, shared: bool

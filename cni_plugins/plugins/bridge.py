@@ -84,9 +84,7 @@ class BridgePlugin(PairPlugin):
         """See `Plugin`: the bridge, its addresses, and forwarding between them."""
         if not requests:
             return []
-        gateways = dict.fromkeys(
-            gateway for request in requests for gateway in self._gateways(own_ips(request))
-        )
+        gateways = self._gateways([ip for request in requests for ip in own_ips(request)])
         found = self._links.glance(self._bridge)
         if found is None or not self._links.is_bridge(found.link):
             return [f"bridge {self._bridge} is not there"]
@@ -140,8 +138,7 @@ class BridgePlugin(PairPlugin):
     def _restore(self, attached: Sequence[tuple[Request, Link]]) -> None:
         if not attached:
             return
-        gateways = [gateway for request, _ in attached for gateway in self._gateways(own_ips(request))]
-        bridge = self._ensure(list(dict.fromkeys(gateways)))
+        bridge = self._ensure(self._gateways([ip for request, _ in attached for ip in own_ips(request)]))
         for request, link in attached:
             if link.master != bridge.index or not link.up:
                 self._links.restore(replace(self._pair(request, mtu=bridge.mtu), port=self._port))
@@ -165,7 +162,8 @@ class BridgePlugin(PairPlugin):
         """Return the addresses that the bridge has for the sake of some pods'."""
         if not self._is_gateway:
             return []
-        return [with_prefix(ip.gateway, ip.address.network) for ip in ips if ip.gateway is not None]
+        wanted = dict.fromkeys((ip.gateway, ip.address.network) for ip in ips)  # of all pods it is the same few
+        return [with_prefix(gateway, network) for gateway, network in wanted if gateway is not None]
 
     def _ensure(self, gateways: Sequence[InterfaceAddress]) -> Link:
         """Make the bridge if need be, with at least these addresses, and have the host forward for them."""
