@@ -61,14 +61,19 @@ class PodCidr:
     def _text(self) -> str:
         """What the file has; empty if it is none of ours."""
         try:
+            # So that neither a FIFO nor a link can hold us or lead us elsewhere.
             descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             return ""
         except OSError as error:
             log.warning("the pod CIDR cannot be read", path=str(self._path), error=str(error))
             return ""
-        with open(descriptor, "rb") as file:  # noqa: PTH123 - so opened that no FIFO can hold us
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                log.warning("the pod CIDR is in no regular file", path=str(self._path))
-                return ""
-            return file.read(_MOST_BYTES).decode(errors="replace").strip()
+        try:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return os.read(descriptor, _MOST_BYTES).decode(errors="replace").strip()
+            log.warning("the pod CIDR is in no regular file", path=str(self._path))
+        except OSError as error:
+            log.warning("the pod CIDR cannot be read", path=str(self._path), error=str(error))
+        finally:
+            os.close(descriptor)
+        return ""
