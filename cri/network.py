@@ -128,7 +128,7 @@ class CniNetwork:
             self._broken.set()
             words = "; ".join(lost[:_MOST_WORDS])
             more = f"; and {len(lost) - _MOST_WORDS} more" if len(lost) > _MOST_WORDS else ""
-            message = f"{words}{more}: somebody has removed it; it is being put back"
+            message = f"{words}{more}; somebody has changed that by hand, and it is being put right"
             return Condition(ok=False, reason="NetworkBroken", message=message)
         return Condition(ok=True)
 
