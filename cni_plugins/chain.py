@@ -84,9 +84,7 @@ class Chain:
             result = plugin.adopt(request, pod)
         return result if any(one.sandbox for one in result.interfaces) else _as_found(attachment, result, pod)
 
-    def needing(
-        self, attachments: Sequence[tuple[Attachment, Result]]
-    ) -> list[tuple[Plugin, list[Request]]]:
+    def needing(self, attachments: Sequence[tuple[Attachment, Result]]) -> list[tuple[Plugin, list[Request]]]:
         """Return those plugins that can say what the node has lost, each with what it is to be asked of its attachments."""
         return [
             (

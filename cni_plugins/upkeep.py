@@ -187,11 +187,19 @@ def _with(known: list[Known], spared: Mapping[str, Collection[str]]) -> list[Kno
     """Return attachments, and what is to be spared of containers that have none among them."""
     there = {one.attachment.container_id for one in known}
     strangers = [
-        Known(Attachment(container), Result(ips=tuple(IPConfig(ip_interface(one)) for one in addresses)))
+        Known(Attachment(container), Result(ips=tuple(_addresses(addresses))))
         for container, addresses in spared.items()
         if container not in there
     ]
     return [*known, *strangers]
+
+
+def _addresses(texts: Iterable[str]) -> Iterator[IPConfig]:
+    for text in texts:
+        try:
+            yield IPConfig(ip_interface(text))
+        except ValueError:  # whoever has kept it may have lost it, too
+            log.warning("%r is no address that could be kept from others", text)
 
 
 def _note_name(key: str) -> str:

@@ -120,12 +120,13 @@ class CniNetwork:
         except TimeoutError:
             message = f"the plugins of network {network.name} have not said within {STATUS_SECONDS:g} s how they are"
             return Condition(ok=False, reason="NetworkPluginSilent", message=message)
+        if lost:
+            self._broken.set()
         if problems:
             return Condition(ok=False, reason="NetworkPluginNotReady", message="; ".join(problems))
         if problem := self._ledger.problem:
             return Condition(ok=False, reason="NetworkStateNotWritable", message=problem)
         if lost:
-            self._broken.set()
             words = "; ".join(lost[:_MOST_WORDS])
             more = f"; and {len(lost) - _MOST_WORDS} more" if len(lost) > _MOST_WORDS else ""
             message = f"{words}{more}; somebody has changed that by hand, and it is being put right"

@@ -162,7 +162,9 @@ class BridgePlugin(PairPlugin):
         """Return the addresses that the bridge has for the sake of some pods'."""
         if not self._is_gateway:
             return []
-        wanted = dict.fromkeys((ip.gateway, ip.address.network) for ip in ips)  # of all pods it is the same few
+        wanted = dict.fromkeys(
+            (ip.gateway, ip.address.network) for ip in ips
+        )  # of all pods it is the same few
         return [with_prefix(gateway, network) for gateway, network in wanted if gateway is not None]
 
     def _ensure(self, gateways: Sequence[InterfaceAddress]) -> Link:

@@ -83,7 +83,9 @@ class RpcServer:
         """Listen at `path` (see `cri.sockets`); the socket appears when calls are answered. Raises SocketError."""
         for name in ("", *TABLE):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        self._socket = await _listen(self._servers[0], ListeningSocket(path, group))
+        place = ListeningSocket(path, group)
+        await _listen(self._servers[0], place, place.prepare())
+        self._socket = place
         self._keeping = asyncio.create_task(self._keep(), name="socket")
 
     async def stop(self, grace: float) -> None:
@@ -114,31 +116,38 @@ class RpcServer:
             assert self._socket is not None
             if await asyncio.to_thread(self._socket.is_there):
                 continue
-            server = self._make()
             try:
-                self._socket = await _listen(server, await asyncio.to_thread(self._socket.successor))
-            except SocketError as error:
-                await server.stop(0)
+                place = await asyncio.to_thread(self._socket.successor)
+                await self._listen_anew(place)
+            except (SocketError, RuntimeError) as error:  # gRPC's own, where it cannot bind
                 if str(error) != told:
                     log.error("the socket is gone, and cannot be made again", error=str(error))  # noqa: TRY400
                 told = str(error)
                 continue
-            log.warning("somebody has removed the socket; it is there again", socket=str(self._socket.path))
-            self._servers.append(server)
-            told = ""
+            self._socket, told = place, ""
+            log.warning("somebody has removed the socket; it is there again", socket=str(place.path))
             if len(self._servers) > MOST_SERVERS:
                 await self._servers.pop(0).stop(0)
 
+    async def _listen_anew(self, place: ListeningSocket) -> None:
+        address = place.prepare()
+        server = self._make()
+        try:
+            await _listen(server, place, address)
+        except BaseException:
+            await server.stop(0)
+            raise
+        self._servers.append(server)
 
-async def _listen(server: grpc.aio.Server, place: ListeningSocket) -> ListeningSocket:
+
+async def _listen(server: grpc.aio.Server, place: ListeningSocket, address: str) -> None:
     try:
-        server.add_insecure_port(place.prepare())
+        server.add_insecure_port(address)
         await server.start()
         place.publish()
     except BaseException:
         place.discard()
         raise
-    return place
 
 
 def _reflection_pool() -> DescriptorPool:
