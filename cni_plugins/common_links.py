@@ -94,6 +94,12 @@ class CommonLinks:
                     return None
                 raise
 
+    def glance(self, name: str) -> State | None:
+        """See `links.Links`."""
+        with Routes.of(self._host) as routes:
+            link = routes.find(name)
+            return State(link, tuple(routes.addresses_at(link.index)), ()) if link is not None else None
+
     def tune(self, stack: SocketSource, name: str, wanted: Tuning) -> Tuning:
         """See `links.Links`."""
         with Routes.of(stack) as routes:

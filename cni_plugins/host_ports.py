@@ -88,8 +88,8 @@ class HostPorts:
         """Return the host ports of a ledger, the same object for all who share it."""
         return ledger.index(POOL, lambda: cls(ledger))
 
-    def claim(self, holder: Holder, ports: Sequence[Port]) -> None:
-        """Give ports to an attachment, all or none; those that it has already are its.
+    def claim(self, holder: Holder, ports: Sequence[Port], *, found: bool = False) -> None:
+        """Give ports to an attachment, all or none; those that it has already are its. See `Ledger.claim_all` for `found`.
 
         Raises ClaimedError if another one has one, ConfigurationError if one is wanted twice, LedgerError.
         """
@@ -101,7 +101,7 @@ class HostPorts:
             for port in fresh:
                 self._hold(holder, port)
         try:
-            self._ledger.claim_all(POOL, [*map(str, ports)], str(holder))
+            self._ledger.claim_all(POOL, [*map(str, ports)], str(holder), found=found)
         except BaseException:
             with self._lock:
                 self._give(holder, fresh)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from cni_plugins.plugin import Plugin, Request
 from cni_plugins.settings import Settings
-from cni_plugins.types import Route
+from cni_plugins.types import InterfaceAddress, IPConfig, Result, Route
 
 _ROUTE_NUMBERS = ("mtu", "advmss", "priority", "table", "scope")
 _MOST = (1 << 32) - 1
@@ -18,6 +18,10 @@ class IpamPlugin(Plugin):
     translates = False
     versions: Collection[int] = ()
     """The IP versions of the addresses that every pod gets."""
+
+    def found(self, request: Request, addresses: Sequence[InterfaceAddress]) -> Result:  # noqa: ARG002
+        """Return what `add` has returned for a pod that has these addresses, as far as that can be known."""
+        return Result(ips=tuple(map(IPConfig, addresses)))
 
 
 def routes(settings: Settings) -> tuple[Route, ...]:

@@ -123,6 +123,21 @@ class Leases:
         for owner in strays:
             self.release(owner)
 
+    def have(self, owner: str, addresses: Collection[Address]) -> None:
+        """Lease to an owner what it was found to have, wherever that is. Raises ClaimedError if it is another one's."""
+        with self._lock:
+            fresh = [address for address in addresses if self._owners.get(address) != owner]
+            for address in fresh:
+                if (holder := self._owners.get(address)) is not None:
+                    raise ClaimedError(
+                        f"network {self.name}: {owner} has the address {address}, which belongs to {holder}; "
+                        "remove one of these pods"
+                    )
+            for address in fresh:
+                self._hold(owner, address)
+        if fresh:
+            self._ledger.claim_all(self._pool, [*map(str, fresh)], owner, found=True)
+
     def held(self, owner: str) -> list[Address]:
         """Return what an owner has."""
         with self._lock:

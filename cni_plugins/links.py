@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 from cni_plugins.errors import ConfigurationError
 from cni_plugins.rtnetlink import Link
-from cni_plugins.types import InterfaceAddress, NetworkStack, Route, SocketSource
+from cni_plugins.types import Address, InterfaceAddress, NetworkStack, Route, SocketSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,11 @@ class State:
     link: Link
     addresses: tuple[InterfaceAddress, ...]
     routes: tuple[Route, ...]
+
+    def gateway(self, address: InterfaceAddress) -> Address | None:
+        """Return who leads from here to everywhere else for the family of an address; None if nobody does."""
+        ways = [route.gw for route in self.routes if not route.dst.prefixlen and route.gw is not None]
+        return next((gw for gw in ways if gw.version == address.version), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,9 @@ class Links(Protocol):
     def state(self, stack: SocketSource, name: str) -> State | None:
         """Return what an interface of a stack has; None without it."""
 
+    def glance(self, name: str) -> State | None:
+        """Return a link of the host with its addresses and without its routes, of which there may be many."""
+
     def states(self, stack: SocketSource) -> dict[str, State]:
         """Return what every interface of a stack has."""
 
@@ -155,6 +163,9 @@ class Links(Protocol):
 
     def enable_forwarding(self, versions: Collection[int]) -> None:
         """Have the host forward packets of some IP versions, if it does not yet. Nothing switches it off again."""
+
+    def not_forwarding(self, versions: Collection[int]) -> list[int]:
+        """Return those of some IP versions of which the host forwards no packets."""
 
     untunable: Mapping[str, str]
     """Of a `Tuning` the fields that the system has nothing for, and why."""

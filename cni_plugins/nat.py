@@ -79,6 +79,12 @@ class Nat(Protocol):
     def missing(self, owner: str) -> list[str]:
         """Return what is to be translated for an owner and the kernel does not, in words; empty if it does all."""
 
+    def lost(self) -> list[str]:
+        """Return, a phrase each, what the kernel has not any more of what holds the translations that there are.
+
+        A cheap look, which does not find everything that somebody may have changed; `missing` does for one owner.
+        """
+
     def problems(self) -> list[str]:
         """Return what keeps translations from taking effect, a sentence each with what to do; empty if nothing does."""
 

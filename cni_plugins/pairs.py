@@ -16,7 +16,7 @@ from cni_plugins.errors import (
     NotAttachedError,
 )
 from cni_plugins.ipam import IpamPlugin
-from cni_plugins.links import Pair, State
+from cni_plugins.links import Links, Pair, State
 from cni_plugins.masquerading import Masquerading
 from cni_plugins.pair_names import Names
 from cni_plugins.plugin import Context, Plugin, Request
@@ -136,6 +136,21 @@ class PairPlugin(Plugin):
             ]
         )
 
+    def adopt(self, request: Request, pod: State) -> Result:
+        """See `Plugin`. The previous result, if the pod's host end is none that this configuration makes."""
+        before, host = request.previous, self._links.find(self._names.host(request.owner))
+        if host is None:
+            return before
+        if not host.up and not host.master:
+            raise NotAttachedError(
+                f"attachment {request.owner}: {host.name} was being taken off the network; delete the attachment"
+            )
+        lease = self._found(request, pod)
+        far = Interface(pod.link.name, pod.link.mac, request.attachment.netns, pod.link.mtu)
+        interfaces = (*before.interfaces, *self._near_interfaces(host), far)
+        ips = tuple(replace(ip, interface=len(interfaces) - 1) for ip in lease.ips)
+        return Result(interfaces, before.ips + ips, before.routes + lease.routes, lease.dns)
+
     def status(self) -> list[str]:
         """What the parts say."""
         return [problem for part in (self._ipam, self._masquerading) if part for problem in part.status()]
@@ -149,6 +164,10 @@ class PairPlugin(Plugin):
         undo: Undo,
     ) -> tuple[Interface, ...]:
         """Make a pair with what IPAM has given; return the interfaces for the result, the pod's end last."""
+
+    @abc.abstractmethod
+    def _near_interfaces(self, host: Link) -> tuple[Interface, ...]:
+        """Return what a result tells of the host for a pod with this host end."""
 
     @abc.abstractmethod
     def _restore(self, attached: Sequence[tuple[Request, Link]]) -> None:
@@ -210,6 +229,24 @@ class PairPlugin(Plugin):
         except BaseException:
             self._ipam.delete(request)
             raise
+
+    def _found(self, request: Request, pod: State) -> Result:
+        """Return what `_lease` has given for a pod with these addresses; its real gateways come before the configured."""
+        addresses = [address for address in pod.addresses if not address.is_link_local]
+        lease = (
+            self._ipam.found(request, addresses)
+            if isinstance(self._ipam, IpamPlugin)
+            else Result(ips=tuple(map(IPConfig, addresses)))
+        )
+        gateways = [pod.gateway(address) for address in addresses]
+        ips = tuple(
+            replace(ip, gateway=ip.gateway if gateway is None or gateway.is_link_local else gateway)
+            for ip, gateway in zip(lease.ips, gateways, strict=True)
+        )
+        try:
+            return self._completed(replace(lease, ips=ips))
+        except ConfigurationError:  # that is of another configuration, which nobody knows any more
+            return replace(lease, ips=ips)
 
     def _completed(self, lease: Result) -> Result:
         where = self._settings.where
@@ -277,6 +314,11 @@ def own_ips(request: Request) -> tuple[IPConfig, ...]:
         or ip.interface >= len(interfaces)
         or interfaces[ip.interface].name == request.attachment.ifname
     )
+
+
+def not_forwarding(links: Links, versions: Collection[int]) -> list[str]:
+    """Return, in words, what of the host's forwarding is off."""
+    return [f"the node does not forward IPv{version}" for version in sorted(links.not_forwarding(versions))]
 
 
 def gateway_routes(result: Result) -> list[Route]:

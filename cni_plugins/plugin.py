@@ -22,8 +22,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from cni_plugins.errors import LedgerError
 from cni_plugins.ledger import Ledger
-from cni_plugins.links import Links
+from cni_plugins.links import Links, State
 from cni_plugins.nat import Nat
 from cni_plugins.runtime_config import RuntimeConfig
 from cni_plugins.settings import Settings
@@ -124,6 +125,21 @@ class Plugin(abc.ABC):
         Removes what belongs to none of them, and puts back what they lack on the node's side. May be repeated at any time.
         """
 
+    def adopt(self, request: Request, pod: State) -> Result:  # noqa: ARG002 - for who has made something of it
+        """Return what `add` would have returned for a pod that is attached and that nobody has written down.
+
+        `pod` is its interface; nothing is made. `gc` comes next and puts back what is lacking. Raises NotAttachedError if
+        the pod was being taken off when its record was lost.
+        """
+        return request.previous
+
+    def lost(self, requests: Sequence[Request]) -> list[str]:  # noqa: ARG002 - likewise
+        """Return what the node as a whole lacks of what these attachments need, a phrase each; nothing is mended.
+
+        It is asked every few seconds: a handful of questions to the kernel, however many attachments there are.
+        """
+        return []
+
     def remove_unused(self) -> bool:
         """Remove what the plugin keeps on the node and nothing is attached to; return whether none of it is left."""
         return True
@@ -145,11 +161,12 @@ def as_json(attachment: Attachment) -> dict[str, Any]:
 
 
 def from_json(kept: Mapping[str, Any]) -> Attachment:
-    """The reverse of `as_json`."""
-    return Attachment(
-        kept["containerId"],
-        kept["ifname"],
-        kept["netns"],
-        RuntimeConfig.from_json(kept["runtimeConfig"]),
-        kept["args"],
-    )
+    """The reverse of `as_json`. Raises LedgerError, ConfigurationError."""
+    try:
+        words = str(kept["containerId"]), str(kept["ifname"]), str(kept["netns"])
+        args = {str(name): str(value) for name, value in kept["args"].items()}
+        return Attachment(*words, RuntimeConfig.from_json(kept["runtimeConfig"]), args)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise LedgerError(
+            f"no attachment: {type(error).__name__}: {error}; remove its pod, or wait until it is made anew"
+        ) from error

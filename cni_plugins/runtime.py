@@ -5,19 +5,17 @@ Source: the CNI specification 1.1.0, "Section 2: Execution Protocol" and "Sectio
 
 from __future__ import annotations
 
-import json
 import logging
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-from cni_plugins import links, nat, registry, results
 from cni_plugins import plugin as plugins
-from cni_plugins.chain import Chain, configuration, kept
+from cni_plugins import results
+from cni_plugins.adoption import Adoption
+from cni_plugins.chain import Chain, configuration, kept, stand_in
+from cni_plugins.chains import Chains
 from cni_plugins.conflist import NAME, NetworkList
 from cni_plugins.errors import (
     AttachmentExistsError,
@@ -26,26 +24,15 @@ from cni_plugins.errors import (
     UnknownAttachmentError,
     UnknownPluginError,
 )
+from cni_plugins.known import Reader, configurations
 from cni_plugins.ledger import Entry, Ledger
-from cni_plugins.missing import MissingPlugin
-from cni_plugins.plugin import Attachment, Context, Plugin
-from cni_plugins.settings import Settings
-from cni_plugins.shared_nat import SharedNat
+from cni_plugins.plugin import Attachment
 from cni_plugins.steps import undoing
 from cni_plugins.turns import Gate, Turns
 from cni_plugins.types import INTERFACE_NAME, NetworkStack, OwnStack, Result, SocketSource
+from cni_plugins.upkeep import Upkeep, collected, remove_unused
 
 log = logging.getLogger("cni_plugins")
-
-_LATER_THREADS = 8  # deleting links is waiting, and those who wait at one time share it
-
-
-class _Known(NamedTuple):
-    """An attachment that is there, with the key of the configuration that it was made with."""
-
-    attachment: Attachment
-    result: Result
-    made_with: str
 
 
 class CNI:
@@ -58,17 +45,12 @@ class CNI:
         self, ledger: Ledger, host: SocketSource | None = None, *, binaries: Sequence[Path] = ()
     ) -> None:
         self._ledger = ledger
-        self._host = host if host is not None else OwnStack()
-        self._binaries = tuple(binaries)
-        self._links = links.for_this_system(self._host)
-        self._lock = threading.Lock()
-        self._chains: dict[str, Chain] = {}
-        self._lenient: dict[str, Chain] = {}
-        self._nats: dict[str, SharedNat] = {}
+        self._chains = Chains(ledger, host if host is not None else OwnStack(), binaries)
+        self._reader = Reader()
+        self._upkeep = Upkeep(ledger, self._chains, self._reader)
+        self._adoption = Adoption(ledger, self._chains, self._reader, self._upkeep)
         self._gate = Gate()
         self._turns = Turns()
-        self._later = ThreadPoolExecutor(_LATER_THREADS, "cni-later")
-        self._pending: set[Future[None]] = set()
 
     def add(self, network: NetworkList, attachment: Attachment, stack: NetworkStack) -> Result:
         """Attach a pod: all plugins' ADD, or nothing.
@@ -80,6 +62,7 @@ class CNI:
         with self._gate.passing(), self._turns.of(attachment.container_id):
             chain = self._chain(network)
             name, owner = network.name, attachment.owner
+            self._upkeep.note(network)
             entry = Entry(
                 name, owner, attachment.container_id, network.to_json(), plugins.as_json(attachment)
             )
@@ -102,13 +85,36 @@ class CNI:
             if entry is None:
                 self._chain(network).delete(attachment, stack, Result())
             else:
-                self._delete(entry, stack)
+                self._delete(entry, stack, [network])
 
-    def delete_all(self, container_id: str, stack: NetworkStack | None = None) -> None:
-        """Detach a pod from every network that it is written down for; succeeds if there is none."""
+    def delete_all(
+        self,
+        container_id: str,
+        stack: NetworkStack | None = None,
+        *,
+        otherwise: Sequence[NetworkList] = (),
+    ) -> bool:
+        """Detach a pod from every network that it is written down for; return whether there was any.
+
+        `otherwise` are configurations to delete with where nobody can read what an attachment was made with: the names of
+        interfaces, and whose addresses and ports are, depend on little more than the network's name.
+        """
         with self._gate.passing(), self._turns.of(container_id):
-            for entry in self._ledger.entries(container=container_id):
-                self._delete(entry, stack)
+            entries = self._ledger.entries(container=container_id)
+            for entry in entries:
+                self._delete(entry, stack, otherwise)
+        return bool(entries)
+
+    def rebuild(self, networks: Sequence[NetworkList], attachment: Attachment, stack: NetworkStack) -> bool:
+        """Write an attachment down that is there and that the ledger has lost; False if it is not there.
+
+        `networks` are the configurations that it may have been made with, the likeliest first. What it has is asked of the
+        pod; `gc`, which has to follow before the next ADD, restores its claims and what the node lacks of it. Nothing
+        happens to an attachment that is written down, or that was being taken back. Raises NetworkError.
+        """
+        _check_names(attachment)
+        with self._gate.passing(), self._turns.of(attachment.container_id):
+            return self._adoption.rebuild(networks, attachment, stack)
 
     def check(self, network: NetworkList, attachment: Attachment, stack: NetworkStack) -> None:
         """Compare an attachment with what was made; nothing happens if the configuration has `disableCheck`.
@@ -132,6 +138,7 @@ class CNI:
         networks: Iterable[NetworkList] = (),
         *,
         shared: bool = True,
+        spared: Mapping[str, Collection[str]] | None = None,
     ) -> list[NetworkError]:
         """Bring the node in line: the attachments of these containers are there, and no others.
 
@@ -140,35 +147,31 @@ class CNI:
         attachments that are there are asked in any case. Nothing else happens meanwhile, so `shared` false leaves out
         plugins of others, which may take their time. One failure does not keep the rest from being done: all are returned.
 
+        Nothing is taken from containers that are `spared`, nor are their addresses given to others: they are attached, and
+        how is not known.
+
         Call it once before the first ADD: until then nobody knows what an earlier process has left.
         """
         failures: list[NetworkError] = []
+        spared = spared or {}
+        current = list(networks)
         with self._gate.alone():
             _, dead = self._sorted(valid())
         for entry in dead:  # one by one, as a plugin of others may take its time with it
-            with _collected(failures):
-                self._delete_dead(entry)
+            if entry.container not in spared:
+                with collected(failures):
+                    self._delete_dead(entry, current)
         with self._gate.alone():
             entries, _ = self._sorted(valid())
-            used: dict[str, dict[str, NetworkList]] = {}
-            known: dict[str, list[_Known]] = {}
-            for network in networks:
-                used.setdefault(network.name, {})[_key(network)] = network
-            unreadable: set[str] = set()
-            for entry in entries:
-                try:
-                    network, (attachment, result) = configuration(entry), kept(entry)
-                except NetworkError as error:  # what it has would be taken for nobody's
-                    failures.append(error)
-                    unreadable.add(entry.network)
-                    continue
-                key = _key(network)
-                used.setdefault(network.name, {}).setdefault(key, network)
-                known.setdefault(network.name, []).append(_Known(attachment, result, key))
-            for name in used.keys() - unreadable:
-                self._gc_network(name, known.get(name, []), used[name], failures, shared=shared)
-            self._forget_chains({key for lists in used.values() for key in lists}, failures)
+            self._upkeep.bring_in_line(entries, current, spared, failures, shared=shared)
         return failures
+
+    def lost(self) -> list[str]:
+        """Return what the node as a whole lacks of what the attachments need, a phrase each; `gc` puts it back.
+
+        A cheap look: it finds a bridge or a table that is gone, not what single attachments lack.
+        """
+        return self._upkeep.lost()
 
     def status(self, network: NetworkList) -> list[str]:
         """Return what keeps ADD from working, a sentence each; empty if nothing does."""
@@ -178,13 +181,16 @@ class CNI:
             return [str(error)]
 
     def is_attached(self, container_id: str) -> bool:
-        """Say whether a container is attached to any network, wholly and in this boot."""
-        return any(entry.whole for entry in self._ledger.entries(container=container_id))
+        """Say whether a container is attached to any network, wholly and in this boot.
+
+        Not if that is written down so that nobody can read it: `rebuild` it then. What a later release has written is left
+        to that one.
+        """
+        return any(map(self._reader.is_attached, self._ledger.entries(container=container_id)))
 
     def settle(self) -> None:
         """Wait for what was left for later."""
-        for future in list(self._pending):
-            future.result()
+        self._chains.settle()
 
     def close(self) -> list[NetworkError]:
         """Finish what was left for later, and remove what nothing is attached to; attachments stay.
@@ -194,9 +200,9 @@ class CNI:
         """
         failures: list[NetworkError] = []
         with self._gate.alone(close=True):
-            self._later.shutdown(wait=True)
-            for chain in list(self._chains.values()):
-                _remove_unused(chain, failures)
+            self._chains.close()
+            for chain in self._chains.all():
+                remove_unused(chain, failures)
         return failures
 
     def _sorted(self, containers: Collection[str]) -> tuple[list[Entry], list[Entry]]:
@@ -207,136 +213,47 @@ class CNI:
             (alive if entry.whole and entry.container in containers else dead).append(entry)
         return alive, dead
 
-    def _delete_dead(self, found: Entry) -> None:
+    def _delete_dead(self, found: Entry, otherwise: Sequence[NetworkList]) -> None:
         with self._gate.passing(), self._turns.of(found.container):
             if self._ledger.entry(found.network, found.owner) != found:
                 return  # somebody was quicker, or has made it anew
             log.warning(
                 "detaching %s from %s: no container of that name is there", found.owner, found.network
             )
-            self._delete(found, None)
+            self._delete(found, None, otherwise)
 
-    def _delete(self, entry: Entry, stack: NetworkStack | None) -> None:
-        attachment, result = kept(entry)
+    def _delete(
+        self, entry: Entry, stack: NetworkStack | None, otherwise: Sequence[NetworkList] = ()
+    ) -> None:
+        stack = stack if entry.of_this_boot else None
+        known = self._reader.read(entry)
         self._ledger.leave(entry.network, entry.owner)
-        self._chain(configuration(entry)).delete(attachment, stack if entry.of_this_boot else None, result)
+        if isinstance(known, NetworkError):
+            log.warning("%s; what there may be of it is deleted", known)
+            self._delete_unread(entry, stack, [*configurations([entry]), *otherwise])
+        elif known.network is not None:
+            self._chain(known.network).delete(known.attachment, stack, known.result)
         self._ledger.forget(entry.network, entry.owner)
+        self._reader.forget(entry)
+
+    def _delete_unread(
+        self, entry: Entry, stack: NetworkStack | None, networks: Iterable[NetworkList]
+    ) -> None:
+        attachment, result = stand_in(entry)
+        for network in networks:
+            # Names and claims are those of the network that it is written down for.
+            chain = self._chains.of(replace(network, name=entry.network), lenient=True)
+            try:
+                chain.delete(attachment, stack, result)
+            except UnknownPluginError as error:
+                log.warning("attachment %s: %s", entry.owner, error)
+
+    def _chain(self, network: NetworkList) -> Chain:
+        return self._chains.of(network)
 
     def _undo(self, chain: Chain, attachment: Attachment, stack: NetworkStack) -> None:
         chain.delete(attachment, stack, Result())
         self._ledger.forget(chain.network.name, attachment.owner)
-
-    def _gc_network(
-        self,
-        name: str,
-        known: Sequence[_Known],
-        lists: dict[str, NetworkList],
-        failures: list[NetworkError],
-        *,
-        shared: bool,
-    ) -> None:
-        """Ask every configuration of one network, each about all that is attached to it, whatever it was made with.
-
-        An interface of another configuration is no stray; but what a pod lacks is its own one's to put back.
-        """
-        attached = [(each.attachment, each.result) for each in known]
-        with _collected(failures), self._nat(name).gathered() as leave_alone:
-            for key, network in lists.items():
-                ours = {each.attachment.owner for each in known if each.made_with == key}
-                chain = self._chain(network, lenient=True)
-                failed = chain.gc(attached, ours, shared=shared and not network.disable_gc)
-                if any(plugin.translates for plugin, _ in failed):
-                    leave_alone()
-                failures += [error for _, error in failed]
-
-    def _chain(self, network: NetworkList, *, lenient: bool = False) -> Chain:
-        """Return the plugins of a configuration; a lenient one has stand-ins for types that nobody has any more."""
-        key = _key(network)
-        with self._lock:
-            found = self._chains.get(key) or (self._lenient.get(key) if lenient else None)
-        if found is not None:
-            return found
-        chains = self._chains
-        try:
-            made = Chain(network, lambda settings: self._make(network, settings))
-        except UnknownPluginError:
-            if not lenient:
-                raise
-            made = Chain(network, lambda settings: self._make(network, settings, lenient=True))
-            chains = self._lenient
-        with self._lock:
-            return chains.setdefault(key, made)
-
-    def _forget_chains(self, used: Collection[str], failures: list[NetworkError]) -> None:
-        with self._lock:
-            self._lenient.clear()  # what they lack may be there the next time
-            unused = [self._chains.pop(key) for key in self._chains.keys() - used]
-        for chain in unused:
-            _remove_unused(chain, failures)
-
-    def _make(self, network: NetworkList, settings: Settings, *, lenient: bool = False) -> Plugin:
-        context = Context(
-            network=network.name,
-            host=self._host,
-            links=self._links,
-            ledger=self._ledger,
-            nat=lambda: self._nat(network.name),
-            delegate=lambda part: self._make(network, part, lenient=lenient),
-            later=self._do_later,
-        )
-        try:
-            return self._find(settings, context, network.cni_version)
-        except UnknownPluginError as error:
-            if lenient:
-                return MissingPlugin(error)
-            raise
-
-    def _find(self, settings: Settings, context: Context, version: str) -> Plugin:
-        try:
-            class_ = registry.find(settings.type)
-        except UnknownPluginError:
-            if not self._binaries:
-                raise
-            # Loaded on demand: it alone starts processes.
-            from cni_plugins.external import ExternalPlugin  # noqa: PLC0415
-
-            return ExternalPlugin(settings, context, binaries=self._binaries, version=version)
-        return class_(settings, context)
-
-    def _nat(self, network: str) -> SharedNat:
-        with self._lock:
-            if network not in self._nats:
-                self._nats[network] = SharedNat(nat.for_this_system(self._host, network))
-            return self._nats[network]
-
-    def _do_later(self, what: str, function: Callable[[], object]) -> None:
-        def run() -> None:
-            try:
-                function()
-            except Exception as error:  # noqa: BLE001 - nobody asks this thread what has become of it
-                log.warning("%s was not done and waits for the next gc: %s", what, error)
-
-        future = self._later.submit(run)
-        self._pending.add(future)
-        future.add_done_callback(self._pending.discard)
-
-
-@contextmanager
-def _collected(failures: list[NetworkError]) -> Iterator[None]:
-    try:
-        yield
-    except NetworkError as error:
-        failures.append(error)
-
-
-def _remove_unused(chain: Chain, failures: list[NetworkError]) -> None:
-    for plugin in chain.plugins():
-        with _collected(failures):
-            plugin.remove_unused()
-
-
-def _key(network: NetworkList) -> str:
-    return json.dumps(network.to_json(), sort_keys=True)
 
 
 def _check_names(attachment: Attachment) -> None:

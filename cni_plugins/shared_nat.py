@@ -75,6 +75,10 @@ class SharedNat:
         """See `nat.Nat`."""
         return self._nat.missing(owner)
 
+    def lost(self) -> list[str]:
+        """See `nat.Nat`."""
+        return self._nat.lost()
+
     def problems(self) -> list[str]:
         """See `nat.Nat`."""
         return self._nat.problems()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from ipaddress import ip_address
@@ -18,6 +19,7 @@ from cni_plugins import (
     ClosedError,
     ConfDirectory,
     ConfigurationError,
+    ExternalPluginError,
     Found,
     Ledger,
     NetworkError,
@@ -29,6 +31,7 @@ from cni_plugins import (
 from cri import config_values, default_network, pod_bandwidth
 from cri.config import NetworkConfig
 from cri.errors import InvalidArgumentError
+from cri.pod_cidr import PodCidr
 from cri.sandbox.host import Condition, Host, HostError, NetworkStack, Warden
 from cri.sandbox.spec import PodAddresses, Resolver, SandboxSpec
 
@@ -42,10 +45,13 @@ RECONCILE_SECONDS = 60.0
 """Between two looks whether the node still has what the pods need of it."""
 STATUS_SECONDS = 2.0
 """What a client waits for the plugins to say how they are; they may be others' and hang."""
+LOOK_SECONDS = 5.0
+"""Between two cheap looks whether bridges and tables are there; what is not is put back at once."""
+LOST_SECONDS = 1.0
+"""How long what such a look has found is told to those who ask."""
 THREADS = 64
 """For calls of plugins: their own, so that one that hangs keeps nothing else from being done."""
-_POD_CIDR = "podCIDR"
-"""Under this name the ledger keeps what the kubelet has said last: it does not say it again to a new daemon."""
+_MOST_WORDS = 5  # things that are lost, in a message
 
 
 class CniNetwork:
@@ -55,26 +61,49 @@ class CniNetwork:
     struck out after it is gone, so that a crash in between is found.
     """
 
-    def __init__(self, host: Host, config: NetworkConfig, state_dir: Path) -> None:
+    def __init__(
+        self,
+        host: Host,
+        config: NetworkConfig,
+        state_dir: Path,
+        *,
+        make_room: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`make_room` gives something up when the disk is full, and tells whether it did; any thread may call it."""
         self._host = host
         self._config = config
-        self._path = state_dir / "network.db"
+        self._state_dir = state_dir
+        self._make_room = make_room
         self._directory = ConfDirectory(config.conf_dir)
         self._found: Found | None = None
         self._default: NetworkList
         self._ledger: Ledger
+        self._pod_cidr: PodCidr
         self._cni: CNI
         self._watch: asyncio.Task[None] | None = None
-        self._asking: asyncio.Task[list[str]] | None = None
+        self._asking: asyncio.Task[tuple[list[str], list[str]]] | None = None
+        self._lost: tuple[float, list[str]] = (0.0, [])
+        """Until when that counts, and what was lost."""
+        self._broken = asyncio.Event()
+        self._gone: set[str] = set()
+        """Sandboxes that this daemon has detached, so that nothing of theirs need be looked for."""
+        self._spared: dict[str, tuple[str, ...]] = {}
+        """Sandboxes whose attachments are lost and could not be written down anew, with their addresses."""
         self._threads = ThreadPoolExecutor(THREADS, "network")
 
     async def open(self) -> None:
-        """Open the ledger. Raises NetworkError, also for a default network that cannot be."""
-        self._ledger = await asyncio.to_thread(Ledger, self._path, self._host.boot_id())
-        kept = await asyncio.to_thread(self._ledger.noted, _POD_CIDR)
-        self._default = default_network.render(
-            self._config, kept.split(",") if kept else self._config.subnets
-        )
+        """Open the ledger, whatever has become of it. Raises NetworkError for a default network that cannot be."""
+        path = self._state_dir / "network.db"
+        self._ledger = await asyncio.to_thread(Ledger, path, self._host.boot_id(), make_room=self._make_room)
+        self._pod_cidr = PodCidr(self._state_dir / "pod-cidr", self._ledger)
+        kept = await asyncio.to_thread(self._pod_cidr.read)
+        try:
+            self._default = default_network.render(self._config, kept or self._config.subnets)
+        except ConfigurationError as error:
+            if not kept:
+                raise
+            log.warning("the kept pod CIDR is passed over", pod_cidr=kept, error=str(error))
+            self._default = default_network.render(self._config, self._config.subnets)
         self._cni = CNI(self._ledger, binaries=[Path(one) for one in self._config.external_plugins])
 
     async def condition(self) -> Condition:
@@ -85,15 +114,29 @@ class CniNetwork:
             return Condition(ok=False, reason="NetworkConfigInvalid", message=str(error))
         # One question at a time, however many clients want to know: a plugin that hangs must not eat up the threads.
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._in_thread(self._cni.status, network))
+            self._asking = asyncio.create_task(self._in_thread(self._ask, network))
         try:
-            problems = await asyncio.wait_for(asyncio.shield(self._asking), STATUS_SECONDS)
+            problems, lost = await asyncio.wait_for(asyncio.shield(self._asking), STATUS_SECONDS)
         except TimeoutError:
             message = f"the plugins of network {network.name} have not said within {STATUS_SECONDS:g} s how they are"
             return Condition(ok=False, reason="NetworkPluginSilent", message=message)
+        if lost:
+            self._broken.set()
         if problems:
             return Condition(ok=False, reason="NetworkPluginNotReady", message="; ".join(problems))
+        if problem := self._ledger.problem:
+            return Condition(ok=False, reason="NetworkStateNotWritable", message=problem)
+        if lost:
+            words = "; ".join(lost[:_MOST_WORDS])
+            more = f"; and {len(lost) - _MOST_WORDS} more" if len(lost) > _MOST_WORDS else ""
+            message = f"{words}{more}; somebody has changed that by hand, and it is being put right"
+            return Condition(ok=False, reason="NetworkBroken", message=message)
         return Condition(ok=True)
+
+    @property
+    def ledger_problem(self) -> str:
+        """Why what pods have of the network cannot be written down, with the remedy; empty if it can."""
+        return self._ledger.problem
 
     async def attach(self, spec: SandboxSpec, warden: Warden) -> PodAddresses:
         """Give the pod loopback, eth0, addresses, routes and its host ports.
@@ -109,21 +152,38 @@ class CniNetwork:
 
         The pod is off the network when this returns; what only takes time is finished in the background.
         """
-        await self._in_thread(self._cni.delete_all, sandbox_id)
+        networks = await asyncio.to_thread(self._networks)
+        await self._in_thread(self._detach, sandbox_id, networks)
+        self._gone.add(sandbox_id)
+        self._spared.pop(sandbox_id, None)
 
     async def is_attached(self, sandbox_id: str) -> bool:
-        """Whether the pod has a network, and nothing of it has been taken back."""
+        """Whether the pod has a network, and nothing of it has been taken back.
+
+        Not if that is lost or cannot be read: see `rebuild`.
+        """
         return await asyncio.to_thread(self._cni.is_attached, sandbox_id)
+
+    async def rebuild(self, spec: SandboxSpec, warden: Warden, addresses: Sequence[str] = ()) -> bool:
+        """Write the network of a pod down that `is_attached` does not know; False if it has none, or was losing it.
+
+        For a sandbox that is READY by its record and whose warden lives, as the ledger may be lost. What the pod has is
+        asked of its own network stack; `reconcile` puts back what else there should be. Until this has succeeded the pod
+        keeps its interfaces, and `addresses`, those of its record, are given to nobody else. Raises NetworkError, HostError.
+        """
+        self._spared[spec.id] = tuple(addresses)
+        stack = self._host.network_stack(spec, warden)
+        attachment = _attachment(spec, _runtime_config(spec), stack.name)
+        rebuilt = await self._in_thread(self._rebuild, attachment, stack)
+        self._spared.pop(spec.id, None)
+        self._broken.set()  # for its claims, if a reconciliation does not follow anyway
+        return rebuilt
 
     async def release(self, sandbox_id: str) -> None:
         """Take the network back of a sandbox that no record names. Raises HostError."""
-
-        def release() -> None:
-            self._cni.delete_all(sandbox_id)
-            self._cni.delete(self._network(), Attachment(sandbox_id, INTERFACE))
-
         try:
-            await self._in_thread(release)
+            networks = await asyncio.to_thread(self._networks)
+            await self._in_thread(self._detach, sandbox_id, networks)
         except NetworkError as error:
             raise HostError("take back the network of", f"sandbox {sandbox_id}", str(error)) from error
 
@@ -138,11 +198,15 @@ class CniNetwork:
         except NetworkError as error:
             log.warning("no network for new pods", error=str(error))
             networks = []
+        there = set(sandboxes())
+        self._gone &= there
+        self._spared = {name: addresses for name, addresses in self._spared.items() if name in there}
         try:
-            for failure in await self._in_thread(self._cni.gc, sandboxes, networks, shared=shared):
+            for failure in await self._in_thread(self._gc, sandboxes, networks, shared=shared):
                 log.warning("the pods' network is not in line", error=str(failure))
         except NetworkError as error:
             log.warning("the pods' network was not looked at", error=str(error))
+        self._lost = (0.0, [])
 
     def watch(self, sandboxes: Callable[[], Collection[str]]) -> None:
         """Reconcile again and again from now on."""
@@ -160,7 +224,7 @@ class CniNetwork:
             raise InvalidArgumentError(f"pod_cidr {pod_cidr!r}: {error}") from None
         if default == self._default:
             return
-        await asyncio.to_thread(self._ledger.note, _POD_CIDR, ",".join(subnets))
+        await asyncio.to_thread(self._pod_cidr.write, subnets)
         self._default = default
         log.info("new pods get addresses of the kubelet's pod CIDR", pod_cidr=pod_cidr)
 
@@ -175,13 +239,25 @@ class CniNetwork:
         await asyncio.to_thread(self._ledger.close)
 
     async def _reconcile_often(self, sandboxes: Callable[[], Collection[str]]) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + RECONCILE_SECONDS
         while True:
-            await asyncio.sleep(RECONCILE_SECONDS)
             try:
-                await self.reconcile(sandboxes, shared=False)
+                async with asyncio.timeout(max(0.0, min(LOOK_SECONDS, due - loop.time()))):
+                    await self._broken.wait()
+            except TimeoutError:
+                pass
+            try:
+                broken = self._broken.is_set() or bool(await self._in_thread(self._look))
+                if broken or loop.time() >= due:
+                    self._broken.clear()
+                    await self.reconcile(sandboxes, shared=False)
+                    due = loop.time() + RECONCILE_SECONDS
+                    await asyncio.sleep(min(LOST_SECONDS, RECONCILE_SECONDS))  # some things cannot be mended
             except Exception:
                 # Whatever it was: the next time may go well, and there must be a next time.
                 log.exception("reconciliation failed")
+                due = loop.time() + RECONCILE_SECONDS
 
     async def _in_thread(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
@@ -199,6 +275,54 @@ class CniNetwork:
             stack.close()
         resolver = Resolver(result.dns.nameservers, result.dns.search, result.dns.options)
         return PodAddresses(tuple(str(ip.address.ip) for ip in result.ips), resolver)
+
+    def _rebuild(self, attachment: Attachment, stack: NetworkStack) -> bool:
+        try:
+            return self._cni.rebuild(self._networks(), attachment, stack)
+        finally:  # as above
+            stack.close()
+
+    def _detach(self, sandbox_id: str, networks: Sequence[NetworkList]) -> None:
+        if self._cni.delete_all(sandbox_id, otherwise=networks) or sandbox_id in self._gone:
+            return
+        # Nobody has written it down: there was nothing, or the ledger is lost.
+        for network in networks:
+            try:
+                self._cni.delete(network, Attachment(sandbox_id, INTERFACE))
+            except (ConfigurationError, ExternalPluginError) as error:
+                log.warning("nothing was detached by this network", network=network.name, error=str(error))
+
+    def _gc(
+        self, sandboxes: Callable[[], Collection[str]], networks: Sequence[NetworkList], *, shared: bool
+    ) -> list[NetworkError]:
+        if not self._spared:
+            return self._cni.gc(sandboxes, networks, shared=shared)
+        return self._cni.gc(sandboxes, networks, shared=shared, spared=dict(self._spared))
+
+    def _ask(self, network: NetworkList) -> tuple[list[str], list[str]]:
+        """What keeps ADD from working, and what is lost."""
+        self._ledger.retry()
+        return self._cni.status(network), self._look()
+
+    def _look(self) -> list[str]:
+        """What the node lacks of what pods need, as of a second ago at most."""
+        until, lost = self._lost
+        if time.monotonic() < until:
+            return lost
+        try:
+            lost = self._cni.lost()
+        except NetworkError as error:
+            lost = [str(error)]
+        self._lost = time.monotonic() + LOST_SECONDS, lost
+        return lost
+
+    def _networks(self) -> list[NetworkList]:
+        """The networks that a pod may be attached to of which nobody knows, the likeliest first."""
+        try:
+            return list({id(one): one for one in (self._network(), self._default)}.values())
+        except ConfigurationError as error:
+            log.warning("no network for new pods", error=str(error))
+            return [self._default]
 
     def _network(self) -> NetworkList:
         """The network that new pods get. Raises ConfigurationError if the operator's configuration is none."""

@@ -4,6 +4,9 @@ gRPC binds by itself, and it removes whatever is at the path first. So it is giv
 nobody else can enter, made beside the final path. Once the server answers, mode and group are set and the socket is
 renamed to its final path: rename(2) replaces a stale socket in one step, and connecting goes by the inode, not by the
 name that was bound. The daemon's umask stays as it is.
+
+A socket that somebody removes leads nowhere, and gRPC neither notices nor listens again once it serves. So whoever serves
+looks from time to time (`is_there`), and lets a further server listen at a `successor`.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import os
 import socket
 import stat
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -46,18 +50,23 @@ def check_path(path: Path) -> None:
 class ListeningSocket:
     """A place for a server to listen: `prepare`, let the server bind and start, `publish`; in the end `discard`."""
 
-    def __init__(self, path: Path, group: str = "") -> None:
+    def __init__(self, path: Path, group: str = "", directory_mode: int = 0o755) -> None:
+        """`directory_mode` is that of the path's directory, should it have to be made."""
         check_path(path)
         self.path = path
         self._gid = _group_id(group)
         self._hidden: Path | None = None
         self._inode: tuple[int, int] | None = None
+        self._directory_mode = directory_mode
 
     def prepare(self) -> str:
         """Make sure that nobody listens at the path; the address for gRPC to bind. Raises SocketError."""
         refuse_live(self.path)
         try:
-            self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if not self.path.parent.is_dir():
+                self.path.parent.mkdir(parents=True)
+                self.path.parent.chmod(self._directory_mode)
+            self._directory_mode = stat.S_IMODE(self.path.parent.stat().st_mode)
             self._hidden = Path(tempfile.mkdtemp(prefix=".", dir=self.path.parent))
         except OSError as error:
             raise SocketError(f"cannot make the socket {self.path}: {error.strerror}") from error
@@ -79,6 +88,35 @@ class ListeningSocket:
             raise SocketError(f"cannot make the socket {self.path}: {error.strerror}") from error
         self._hidden = None
         self._inode = (found.st_dev, found.st_ino)
+
+    def is_there(self) -> bool:
+        """Whether clients still find at the path what was published; also if that cannot be looked at."""
+        try:
+            found = self.path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+        return (found.st_dev, found.st_ino) == self._inode
+
+    def successor(self) -> ListeningSocket:
+        """A place at the same path, in a directory of the same mode, for when this one is lost.
+
+        What is no socket and has its path is put aside; what answers there is `prepare`'s to refuse. Raises SocketError.
+        """
+        try:
+            mode = self.path.lstat().st_mode
+            if not stat.S_ISSOCK(mode):
+                name = f"{self.path.name}.replaced-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+                self.path.rename(self.path.with_name(name))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise SocketError(
+                f"cannot put aside what is at {self.path}: {error.strerror}; move it away"
+            ) from error
+        group = "" if self._gid is None else str(self._gid)
+        return ListeningSocket(self.path, group, self._directory_mode)
 
     def discard(self) -> None:
         """Remove what is ours: the private directory, and the socket unless another server has replaced it."""

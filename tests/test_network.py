@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
@@ -23,6 +24,7 @@ from cni_plugins import (
     PortMapping,
     Result,
 )
+from cni_plugins.ledger_file import LedgerFile
 from cri import config, network
 from cri.errors import InvalidArgumentError
 from cri.network import CniNetwork
@@ -244,3 +246,186 @@ async def test_a_network_that_cannot_be_taken_back_is_an_error_of_the_host(
     monkeypatch.setattr(CNI, "delete", refuse)
     with pytest.raises(HostError, match="interface x"):
         await opened.release("c")
+
+
+@pytest.fixture
+def removed(open_network, monkeypatch):
+    """What is lost on the node, and how often it was put in line."""
+    seen = SimpleNamespace(lost=[], collected=0)
+
+    def collect(self, valid, networks, **_):
+        seen.collected += 1
+        seen.lost = []
+        return []
+
+    monkeypatch.setattr(CNI, "lost", lambda self: list(seen.lost))
+    monkeypatch.setattr(CNI, "gc", collect)
+    return seen
+
+
+async def until(what) -> None:
+    async with asyncio.timeout(10):
+        while not what():
+            await asyncio.sleep(0.01)
+
+
+async def test_what_somebody_has_removed_is_the_condition_until_it_is_back(
+    open_network, calls, removed
+) -> None:
+    opened = await open_network()
+    opened.watch(list)
+    assert (await opened.condition()).ok
+    removed.lost = ["bridge cri0 is not there", *(f"table {number} is not there" for number in range(9))]
+    assert (await opened.condition()).ok, "it was looked at a moment ago"
+    opened._lost = (0.0, [])
+    found = await opened.condition()
+    assert (found.ok, found.reason) == (False, "NetworkBroken")
+    assert "bridge cri0 is not there; table 0" in found.message
+    assert "and 5 more" in found.message
+    await until(lambda: removed.collected)
+    await asyncio.sleep(0.05)
+    assert (await opened.condition()).ok
+    assert removed.collected == 1
+
+
+async def test_what_nobody_asks_about_is_put_back_too(open_network, calls, removed, monkeypatch) -> None:
+    monkeypatch.setattr(network, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(network, "LOST_SECONDS", 0.05)
+    opened = await open_network()
+    opened.watch(list)
+    await asyncio.sleep(0.2)
+    assert removed.collected == 0, "there was no reason"
+    removed.lost = ["bridge cri0 is not there"]
+    await until(lambda: removed.collected)
+
+
+async def test_what_cannot_be_put_back_is_tried_with_pauses(open_network, calls, monkeypatch) -> None:
+    times = []
+
+    def fail(self, valid, networks, **_):
+        times.append(1)
+        raise KernelError(1, "make", "bridge cri0")
+
+    monkeypatch.setattr(CNI, "lost", lambda self: ["bridge cri0 is not there"])
+    monkeypatch.setattr(CNI, "gc", fail)
+    opened = await open_network()
+    opened.watch(list)
+    for _ in range(20):
+        assert not (await opened.condition()).ok
+        await asyncio.sleep(0.02)
+    assert 1 <= len(times) <= 2
+
+
+async def test_a_ledger_that_cannot_be_written_is_the_condition_until_it_can(
+    open_network, calls, monkeypatch
+) -> None:
+    opened = await open_network()
+    with monkeypatch.context() as disk:
+
+        def refuse(self, statements):
+            raise OSError(28, "No space left on device")
+
+        disk.setattr(LedgerFile, "_commit", refuse)
+        opened._ledger.note("a", "b")
+        found = await opened.condition()
+        assert (found.ok, found.reason) == (False, "NetworkStateNotWritable")
+        assert "No space left" in found.message == opened.ledger_problem
+    assert (await opened.condition()).ok
+    assert opened.ledger_problem == ""
+
+
+async def test_room_is_made_by_whoever_has_some(tmp_path: Path, settings, monkeypatch) -> None:
+    asked = []
+    opened = CniNetwork(
+        FakeHost(FakeKernel(), tmp_path), settings, tmp_path, make_room=lambda: bool(asked.append(1))
+    )
+    await opened.open()
+
+    def refuse(self, statements):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(LedgerFile, "_commit", refuse)
+        opened._ledger.note("a", "b")
+    assert asked == [1]
+    await opened.close()
+
+
+async def test_a_lost_network_is_rebuilt_and_until_then_spared(open_network, calls, monkeypatch) -> None:
+    rebuilt, spared, closed = [], [], []
+    answer: list = [KernelError(11, "list", "interfaces"), True]
+
+    def rebuild(self, networks, attachment, stack):
+        rebuilt.append(([one.name for one in networks], attachment))
+        result = answer.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(CNI, "rebuild", rebuild)
+    monkeypatch.setattr(CNI, "gc", lambda self, valid, networks, **values: spared.append(values) or [])
+    opened = await open_network()
+    stack = SimpleNamespace(name="/ns", move_target=-1, close=lambda: closed.append(1))
+    opened._host.network_stack = lambda spec, warden: stack
+    spec = sandbox(port_mappings=(SpecPort("tcp", 80, 8080),))
+    with pytest.raises(KernelError):
+        await opened.rebuild(spec, None, ["10.88.0.9"])
+    await opened.reconcile(lambda: [spec.id])
+    assert spared.pop()["spared"] == {spec.id: ("10.88.0.9",)}
+    assert await opened.rebuild(spec, None, ["10.88.0.9"])
+    await opened.reconcile(lambda: [spec.id])
+    assert "spared" not in spared.pop()
+    (names, attachment), _ = rebuilt
+    assert names == ["cri0"]
+    assert attachment.runtime.port_mappings == (PortMapping(80, 8080, "tcp"),)
+    assert closed == [1, 1]
+
+
+async def test_a_pod_that_nobody_has_written_down_is_detached_by_name_once(open_network, calls) -> None:
+    opened = await open_network()
+    await opened.detach("a" * 64)
+    await opened.detach("a" * 64)
+    ((name, attachment),) = calls.deleted
+    assert (name, attachment.owner) == ("cri0", f"{'a' * 64}/eth0")
+
+
+async def test_a_broken_configuration_keeps_nobody_from_being_detached(open_network, calls, settings) -> None:
+    settings.conf_dir.mkdir()
+    (settings.conf_dir / "10.conflist").write_text("{")
+    opened = await open_network()
+    await opened.detach("a" * 64)
+    await opened.release("b" * 64)
+    assert [name for name, _ in calls.deleted] == ["cri0", "cri0"]
+
+
+@pytest.mark.parametrize("lost", ["network.db", "pod-cidr"])
+@pytest.mark.parametrize("how", ["missing", "empty", "noise", "directory", "fifo", "link"])
+async def test_the_pod_cidr_outlives_either_of_its_places(
+    open_network, calls, tmp_path: Path, lost: str, how: str
+) -> None:
+    opened = await open_network()
+    await opened.set_pod_cidr("10.1.2.0/24")
+    await opened.close()
+    path = tmp_path / lost
+    path.unlink()
+    match how:
+        case "empty":
+            path.touch()
+        case "noise":
+            path.write_bytes(os.urandom(8192))
+        case "directory":
+            path.mkdir()
+        case "fifo":
+            os.mkfifo(path)
+        case "link":
+            path.symlink_to(path.name)
+    for _ in range(2):
+        again = await open_network()
+        assert again._default.plugins[0]["ipam"]["ranges"] == [[{"subnet": "10.1.2.0/24"}]]
+        await again.close()
+
+
+async def test_a_kept_pod_cidr_that_cannot_be_is_passed_over(open_network, calls, tmp_path: Path) -> None:
+    (tmp_path / "pod-cidr").write_text("10.0.0.1/32")
+    opened = await open_network()
+    assert opened._default.plugins[0]["ipam"]["ranges"][0] == [{"subnet": "10.88.0.0/16"}]

@@ -13,6 +13,7 @@ import pytest
 
 from cri.metrics import Metrics
 from cri.rpc import RpcServer, RpcTableError
+from cri.rpc import server as rpc_server
 from cri.sockets import ListeningSocket, SocketError, check_path
 
 
@@ -231,3 +232,111 @@ async def test_health_and_reflection(short_dir: Path, services) -> None:
 async def test_a_service_that_does_not_fit_is_a_start_up_error(services) -> None:
     with pytest.raises(RpcTableError, match="version for Version is missing"):
         RpcServer(object(), services[1], Metrics())
+
+
+async def until_it_answers(path: Path) -> bytes:
+    async with asyncio.timeout(20):
+        while True:
+            try:  # a connection of its own: channels to one path share theirs
+                own = (("grpc.use_local_subchannel_pool", 1),)
+                async with grpc.aio.insecure_channel(f"unix:{path}", options=own) as channel:
+                    return await channel.unary_unary("/runtime.v1.RuntimeService/Version")(b"", timeout=5)
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+def looks(monkeypatch) -> None:
+    monkeypatch.setattr(rpc_server, "LOOK_SECONDS", 0.05)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def empty_the_directory(path: Path) -> None:
+    for each in path.parent.iterdir():
+        each.unlink()
+
+
+def remove_the_directory(path: Path) -> None:
+    empty_the_directory(path)
+    path.parent.rmdir()
+
+
+def put_a_file_there(path: Path) -> None:
+    path.unlink()
+    path.write_text("mine")
+
+
+def put_a_dead_socket_there(path: Path) -> None:
+    path.unlink()
+    listen(path).close()
+
+
+def put_a_directory_there(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def put_a_link_there(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        remove,
+        empty_the_directory,
+        remove_the_directory,
+        put_a_file_there,
+        put_a_dead_socket_there,
+        put_a_directory_there,
+        put_a_link_there,
+    ],
+)
+async def test_a_socket_that_somebody_removes_comes_back(short_dir: Path, services, looks, harm) -> None:
+    path = short_dir / harm.__name__ / "x.sock"
+    path.parent.mkdir(mode=0o711)
+    server = RpcServer(*services, Metrics())
+    await server.start(path, str(os.getgid()))
+    async with grpc.aio.insecure_channel(f"unix:{path}") as connected:
+        version = connected.unary_unary("/runtime.v1.RuntimeService/Version")
+        assert await version(b"", timeout=5) == b""
+        for _ in range(2):
+            harm(path)
+            assert await until_it_answers(path) == b""
+            assert stat.S_IMODE(path.stat().st_mode) == 0o660
+            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o711
+            assert await version(b"", timeout=5) == b"", "whoever is connected stays so"
+    await server.stop(1)
+    assert not path.exists()
+    kept = [each for each in path.parent.iterdir() if ".replaced-" in each.name]
+    assert len(kept) == (2 if harm in (put_a_file_there, put_a_directory_there, put_a_link_there) else 0)
+
+
+async def test_another_servers_socket_stays_until_that_one_ends(
+    short_dir: Path, services, looks, capsys
+) -> None:
+    path = short_dir / "x.sock"
+    server = RpcServer(*services, Metrics())
+    await server.start(path)
+    path.unlink()
+    with listen(path):
+        inode = path.stat().st_ino
+        await asyncio.sleep(0.5)
+        assert path.stat().st_ino == inode
+    assert await until_it_answers(path) == b""
+    await server.stop(1)
+
+
+async def test_however_often_it_is_removed_few_servers_are_kept(short_dir: Path, services, looks) -> None:
+    path = short_dir / "x.sock"
+    server = RpcServer(*services, Metrics())
+    await server.start(path)
+    for _ in range(8):
+        path.unlink()
+        assert await until_it_answers(path) == b""
+    assert len(server._servers) <= rpc_server.MOST_SERVERS
+    await server.stop(1)

@@ -200,12 +200,14 @@ class FreeBSDLinks(CommonLinks):
 
         A host that gets its default route from router advertisements keeps it: else the kernel takes none of a router.
         """
-        for version in versions:
-            if ioctl.sysctl_read(_FORWARDING[version]):
-                continue
+        for version in self.not_forwarding(versions):
             if version == 6 and not ioctl.sysctl_read(_ADVERTISED_ROUTES):
                 ioctl.sysctl_write(_ADVERTISED_ROUTES, 1)
             ioctl.sysctl_write(_FORWARDING[version], 1)
+
+    def not_forwarding(self, versions: Collection[int]) -> list[int]:
+        """See `links.Links`."""
+        return [version for version in versions if not ioctl.sysctl_read(_FORWARDING[version])]
 
     def _announce(self, stack: SocketSource, link: Link, addresses: Sequence[InterfaceAddress]) -> None:
         """The kernel does it for IPv4."""

@@ -132,6 +132,22 @@ class PfNat:
         with opened as pf:
             return [f"anchor {anchor}" for anchor, version in loaded.items() if pf.version(anchor) != version]
 
+    def lost(self) -> list[str]:
+        """See `nat.Nat`. An anchor without rules vanishes, so one that is there has some."""
+        loaded = sorted(self._loaded)
+        if not loaded:
+            return []
+        if (opened := _open()) is None:
+            return [f"pf is not there, and {len(loaded)} anchors with it"]
+        with opened as pf:
+            there = {f"{PARENT}/{name}" for name in pf.anchors(PARENT)}
+        # Those that were taken back meanwhile are not lost.
+        return [
+            f"anchor {anchor} is not there"
+            for anchor in loaded
+            if anchor not in there and anchor in self._loaded
+        ]
+
     def problems(self) -> list[str]:
         """See `nat.Nat`. What only the node's own connections suffer from (`host_problems`) is the doctor's to tell."""
         try:

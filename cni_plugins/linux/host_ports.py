@@ -60,7 +60,7 @@ from cni_plugins.linux.nftables import (
 )
 from cni_plugins.nat import PROTOCOLS, HostPort
 from cni_plugins.netlink.client import Request
-from cni_plugins.types import Address, InterfaceAddress, Network
+from cni_plugins.types import InterfaceAddress, Network
 
 LOCALNET = "localnet"
 """The set of the interfaces that route 127.0.0.0/8 for us."""
@@ -70,6 +70,9 @@ WAYS_IN = ("any4", "address4", "any6", "address6")
 
 OWNED = (*WAYS_IN, "published4", "published6")
 """The maps whose elements are somebody's."""
+
+_PUBLISHED = {"published4": 4, "published6": 16}
+"""The maps whose keys begin with a pod's address, and how long that is."""
 
 _FROM_ANYWHERE = "from-anywhere"
 
@@ -174,13 +177,10 @@ def way_in(owner: str, port: HostPort) -> Element:
     )
 
 
-def leads_to(piece: Piece, address: Address) -> bool:
-    """Tell whether a piece is part of a port's way to a pod's address."""
-    return (
-        isinstance(piece, Element)
-        and piece.set == f"published{address.version}"
-        and piece.key.startswith(address.packed)
-    )
+def leads_to(piece: Piece) -> bytes:
+    """Return the pod's address, packed, to which a piece is part of a port's way; empty if it is no such piece."""
+    length = _PUBLISHED.get(piece.set, 0) if isinstance(piece, Element) else 0
+    return piece.key[:length] if isinstance(piece, Element) else b""
 
 
 def words(port: HostPort) -> str:

@@ -119,14 +119,17 @@ class LinuxLinks(CommonLinks):
 
     def enable_forwarding(self, versions: Collection[int]) -> None:
         """See `links.Links`. Netlink tells of it and cannot change it, as a whole and for IPv6."""
-        if not versions:
-            return
-        with Routes.of(self._host) as routes:
-            missing = [version for version in versions if not routes.forwards(version)]
-        for version in missing:
+        for version in self.not_forwarding(versions):
             if version == 6:
                 self._keep_advertised_routes()
             sysctl.write(self._host, _FORWARDING[version], "1")
+
+    def not_forwarding(self, versions: Collection[int]) -> list[int]:
+        """See `links.Links`."""
+        if not versions:
+            return []
+        with Routes.of(self._host) as routes:
+            return [version for version in versions if not routes.forwards(version)]
 
     def _keep_advertised_routes(self) -> None:
         """Let interfaces that take router advertisements go on when the host forwards: it may have its default route so.

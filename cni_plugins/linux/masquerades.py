@@ -36,7 +36,7 @@ from cni_plugins.linux.nftables import (
 )
 from cni_plugins.nat import Masquerade
 from cni_plugins.netlink.client import Request
-from cni_plugins.types import Address, Network
+from cni_plugins.types import Network
 
 OWNED = ("sources4", "sources6")
 """The maps whose elements are somebody's."""
@@ -114,13 +114,9 @@ def pieces(owner: str, wanted: Masquerade) -> list[Piece]:
     ]
 
 
-def translates(piece: Piece, address: Address) -> bool:
-    """Tell whether a piece is what has an address masqueraded."""
-    return (
-        isinstance(piece, Element)
-        and piece.set == f"sources{address.version}"
-        and piece.key == address.packed
-    )
+def translated(piece: Piece) -> bytes:
+    """Return the pod's address that a piece has masqueraded, packed; empty if it is no such piece."""
+    return piece.key if isinstance(piece, Element) and piece.set in OWNED else b""
 
 
 def _leave(table: str, chain: str, network: Network) -> Request:

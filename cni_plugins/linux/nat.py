@@ -40,7 +40,7 @@ class NftNat:
         self._connections = Connections(host)
         self._ports = PublishedPorts(host, f"cni-{network}-hostports", self._connections)
         self._masquerades = NftTable(
-            host, f"cni-{network}-masquerade", masquerades.skeleton, masquerades.OWNED
+            host, f"cni-{network}-masquerade", masquerades.skeleton, masquerades.OWNED, masquerades.translated
         )
 
     def publish(self, owner: str, ports: Sequence[HostPort]) -> None:
@@ -84,9 +84,13 @@ class NftNat:
                 found += table.missing(owner)
         return found
 
+    def lost(self) -> list[str]:
+        """See `nat.Nat`. A table, that is, or all that was in it."""
+        return [what for table in (self._ports.table, self._masquerades) for what in table.lost()]
+
     def _is_translated(self, address: Address) -> bool:
         with self._masquerades.lock:
-            if any(masquerades.translates(piece, address) for piece in self._masquerades.pieces):
+            if self._masquerades.concerns(address):
                 return True
         return self._ports.lead_to(address)
 

@@ -17,7 +17,7 @@ from cni_plugins.errors import KernelError
 from cni_plugins.linux.nftables import Element, Nftables, comment_of, table_add, table_del
 from cni_plugins.linux.standing import Standing
 from cni_plugins.netlink.client import Request, UnansweredError
-from cni_plugins.types import SocketSource
+from cni_plugins.types import Address, SocketSource
 
 
 class Piece(Protocol):
@@ -46,7 +46,8 @@ class Change(NamedTuple):
 class NftTable:
     """One table, with the objects that `skeleton` makes as long as anybody owns something in it.
 
-    `sets` are those whose elements have owners. `lock` is the caller's to hold around `plan` and `apply`, and around `restore`.
+    `sets` are those whose elements have owners; `about` returns the pod's address, packed, that a piece is for the sake of,
+    or nothing. `lock` is the caller's to hold around `plan` and `apply`, and around `restore`.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class NftTable:
         name: str,
         skeleton: Callable[[str], Sequence[Request]],
         sets: Sequence[str],
+        about: Callable[[Piece], bytes],
     ) -> None:
         self.name = name
         self.lock = threading.Lock()
@@ -63,6 +65,9 @@ class NftTable:
         self._sets = sets
         self._owned: dict[str, tuple[Piece, ...]] = {}
         self._uses: Counter[Piece] = Counter()
+        self._about = about
+        self._addresses: Counter[bytes] = Counter()
+        """How many pieces are about an address."""
         self._restored = False  # until then there may be more in the table than is remembered
         self._certain = True  # that the kernel has what is remembered
 
@@ -75,6 +80,10 @@ class NftTable:
     def owned(self) -> dict[str, tuple[Piece, ...]] | None:
         """All that anybody owns, by owner; None as long as that is not known."""
         return dict(self._owned) if self._restored else None
+
+    def concerns(self, address: Address) -> bool:
+        """Tell whether anybody owns what is about a pod's address, whatever else is in the table."""
+        return self._addresses[address.packed] > 0
 
     def owned_by(self, owner: str) -> tuple[Piece, ...]:
         """What one owner owns."""
@@ -97,6 +106,19 @@ class NftTable:
                 for element in elements
                 if not element.is_in(nftables, self.name)
             ]
+
+    def lost(self) -> list[str]:
+        """Say so if somebody owns something in the table, and it is not there or empty. Raises KernelError."""
+        with self.lock:
+            if not self._owned:
+                return []
+            with self.nftables.lent() as nftables:
+                objects = nftables.objects(self.name)
+        return (
+            []
+            if objects
+            else [f"nftables table {self.name} is {'not there' if objects is None else 'empty'}"]
+        )
 
     def plan(self, owner: str, pieces: Sequence[Piece]) -> Change:
         """Return what it takes to make an owner have these pieces and no others."""
@@ -133,6 +155,9 @@ class NftTable:
             self._uses.update(self._owned[owner])
         for piece in change.destroyed:
             del self._uses[piece]
+            self._count(piece, -1)
+        for piece in change.created:
+            self._count(piece, 1)
 
     def restore(self, owned: Mapping[str, Sequence[Piece]]) -> None:
         """Make the table exactly this. Raises KernelError, and then nothing is changed."""
@@ -140,7 +165,14 @@ class NftTable:
         self._replace(after)
         self._owned = after
         self._uses = Counter(piece for pieces in after.values() for piece in pieces)
+        self._addresses = Counter(filter(None, map(self._about, self._uses)))
         self._restored = True
+
+    def _count(self, piece: Piece, number: int) -> None:
+        if address := self._about(piece):
+            self._addresses[address] += number
+            if not self._addresses[address]:
+                del self._addresses[address]
 
     def rehearse(self, pieces: Sequence[Piece]) -> None:
         """Have the kernel judge such a table, and make none. Raises KernelError."""

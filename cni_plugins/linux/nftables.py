@@ -317,6 +317,16 @@ class Nftables(Client):
         """Have the kernel judge requests as `commit` does, and do none of them."""
         self._transact(list(requests), ending=False)
 
+    def objects(self, table: str) -> int | None:
+        """Return how many chains, sets and maps a table has; None if it is not there."""
+        try:
+            answers = self.ask(_request(GETTABLE, {"name": table}, "look at", f"nftables table {table}"))
+        except KernelError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+        return sum(int(answer.attributes.get("use", 0)) for answer in answers)
+
     def elements(self, table: str, name: str) -> list[dict[str | int, Any]]:
         """Return the elements of a set; none if it or the table is not there."""
         request = _request(

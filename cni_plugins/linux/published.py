@@ -33,7 +33,7 @@ class PublishedPorts:
 
     def __init__(self, host: SocketSource, table: str, connections: Connections) -> None:
         self._host = host
-        self.table = NftTable(host, table, host_ports.skeleton, host_ports.OWNED)
+        self.table = NftTable(host, table, host_ports.skeleton, host_ports.OWNED, host_ports.leads_to)
         self._connections = connections
 
     def publish(self, owner: str, ports: Sequence[HostPort]) -> None:
@@ -58,7 +58,7 @@ class PublishedPorts:
     def lead_to(self, address: Address) -> bool:
         """Tell whether a port of anybody's is open that leads to a pod's address."""
         with self.table.lock:
-            return any(host_ports.leads_to(piece, address) for piece in self.table.pieces)
+            return self.table.concerns(address)
 
     def restore(self, wanted: Mapping[str, Sequence[HostPort]]) -> None:
         """Make the ports exactly these. Raises KernelError, ConfigurationError.

@@ -28,6 +28,7 @@ from cni_plugins.pair_names import checked_mac, mac
 from cni_plugins.pairs import (
     PairPlugin,
     gateway_routes,
+    not_forwarding,
     own_ips,
     with_prefix,
 )
@@ -79,6 +80,22 @@ class BridgePlugin(PairPlugin):
             problems += self._links.refused(self._bridge, self._versions)
         return problems + super().status()
 
+    def lost(self, requests: Sequence[Request]) -> list[str]:
+        """See `Plugin`: the bridge, its addresses, and forwarding between them."""
+        if not requests:
+            return []
+        gateways = self._gateways([ip for request in requests for ip in own_ips(request)])
+        found = self._links.glance(self._bridge)
+        if found is None or not self._links.is_bridge(found.link):
+            return [f"bridge {self._bridge} is not there"]
+        lost = [] if found.link.up else [f"bridge {self._bridge} is down"]
+        lost += [
+            f"bridge {self._bridge} lacks address {gateway}"
+            for gateway in gateways
+            if not has_gateway(found.addresses, gateway)
+        ]
+        return lost + not_forwarding(self._links, {gateway.version for gateway in gateways})
+
     def remove_unused(self) -> bool:
         """Delete the bridge if it was made here and has no members; return whether it is gone.
 
@@ -113,11 +130,15 @@ class BridgePlugin(PairPlugin):
             Interface(pair.pod_name, pair.pod_mac, request.attachment.netns, pair.mtu),
         )
 
+    def _near_interfaces(self, host: Link) -> tuple[Interface, ...]:
+        bridge = self._links.find(self._bridge)
+        on_host = Interface(host.name, host.mac, mtu=host.mtu)
+        return (Interface(bridge.name, bridge.mac, mtu=bridge.mtu), on_host) if bridge else (on_host,)
+
     def _restore(self, attached: Sequence[tuple[Request, Link]]) -> None:
         if not attached:
             return
-        gateways = [gateway for request, _ in attached for gateway in self._gateways(own_ips(request))]
-        bridge = self._ensure(list(dict.fromkeys(gateways)))
+        bridge = self._ensure(self._gateways([ip for request, _ in attached for ip in own_ips(request)]))
         for request, link in attached:
             if link.master != bridge.index or not link.up:
                 self._links.restore(replace(self._pair(request, mtu=bridge.mtu), port=self._port))
@@ -141,7 +162,10 @@ class BridgePlugin(PairPlugin):
         """Return the addresses that the bridge has for the sake of some pods'."""
         if not self._is_gateway:
             return []
-        return [with_prefix(ip.gateway, ip.address.network) for ip in ips if ip.gateway is not None]
+        wanted = dict.fromkeys(
+            (ip.gateway, ip.address.network) for ip in ips
+        )  # of all pods it is the same few
+        return [with_prefix(gateway, network) for gateway, network in wanted if gateway is not None]
 
     def _ensure(self, gateways: Sequence[InterfaceAddress]) -> Link:
         """Make the bridge if need be, with at least these addresses, and have the host forward for them."""

@@ -15,6 +15,7 @@ has them, and no pod of any network gets the gateway of a range that has been le
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import ClassVar
@@ -22,10 +23,12 @@ from typing import ClassVar
 from cni_plugins import ipam
 from cni_plugins.errors import ConfigurationError, NotAttachedError
 from cni_plugins.leases import Leases
+from cni_plugins.pairs import own_ips
 from cni_plugins.plugin import Context, Request
 from cni_plugins.ranges import RangeSet, refuse_overlaps
 from cni_plugins.settings import Settings
-from cni_plugins.types import DNS, Address, IPConfig, Result
+from cni_plugins.steps import all_of
+from cni_plugins.types import DNS, Address, InterfaceAddress, IPConfig, Result
 
 
 class HostLocalPlugin(ipam.IpamPlugin):
@@ -80,8 +83,34 @@ class HostLocalPlugin(ipam.IpamPlugin):
             )
 
     def gc(self, requests: Sequence[Request]) -> None:
-        """Release what nobody has any more."""
-        self._leases().release_others({request.owner for request in requests})
+        """Release what nobody has any more, and lease to everybody what they have: the ledger may have lost that."""
+        leases = self._leases()
+        all_of(
+            [
+                partial(leases.release_others, {request.owner for request in requests}),
+                *(
+                    partial(leases.have, request.owner, addresses)
+                    for request in requests
+                    if (addresses := self._of_ours(request))
+                ),
+            ]
+        )
+
+    def _of_ours(self, request: Request) -> list[Address]:
+        """Return the addresses of an attachment that must not be given to others: of another configuration's, some of it."""
+        addresses = [ip.address.ip for ip in own_ips(request)]
+        if request.ours:
+            return addresses
+        return [address for address in addresses if any(each.range_of(address) for each in self._sets)]
+
+    def found(self, request: Request, addresses: Sequence[InterfaceAddress]) -> Result:
+        """See `IpamPlugin`."""
+        sets = self._range_sets(request)
+        ips = []
+        for address in addresses:
+            ranges = next((each for each in sets if each.range_of(address.ip)), None)
+            ips.append(IPConfig(*ranges.with_prefix(address.ip)) if ranges else IPConfig(address))
+        return Result(ips=tuple(ips), routes=self._routes)
 
     def status(self) -> list[str]:
         """Tell of ranges that are another network's already, and of a gateway whose address a pod has."""

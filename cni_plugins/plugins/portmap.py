@@ -12,6 +12,7 @@ which would restrict who gets in.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from ipaddress import ip_interface
 from typing import ClassVar
 
@@ -21,6 +22,7 @@ from cni_plugins.nat import HostPort
 from cni_plugins.plugin import Context, Plugin, Request
 from cni_plugins.runtime_config import PortMapping
 from cni_plugins.settings import Settings
+from cni_plugins.steps import all_of
 from cni_plugins.types import InterfaceAddress, Result
 
 
@@ -90,11 +92,24 @@ class PortmapPlugin(Plugin):
             )
 
     def gc(self, requests: Sequence[Request]) -> None:
-        """Open the ports of all these that are ours, and release those of nobody."""
+        """Open the ports of all these that are ours, and release those of nobody.
+
+        Ours have their ports claimed for them where the ledger has lost that.
+        """
         wanted = {request.owner: self._ports(request) for request in requests if request.ours}
         self._context.nat().restore_ports({owner: ports for owner, ports in wanted.items() if ports})
         owners = {request.owner for request in requests}
-        HostPorts.of(self._context.ledger).release_others(self._context.network, owners)
+        claims = HostPorts.of(self._context.ledger)
+        all_of(
+            [
+                partial(claims.release_others, self._context.network, owners),
+                *(
+                    partial(self._claim_found, claims, self._holder(request), wanted[request.owner])
+                    for request in requests
+                    if request.ours
+                ),
+            ]
+        )
 
     def status(self) -> list[str]:
         """Return what keeps translations from taking effect, if there are any: most pods have no host ports."""
@@ -103,6 +118,12 @@ class PortmapPlugin(Plugin):
             if HostPorts.of(self._context.ledger).any_of(self._context.network)
             else []
         )
+
+    @staticmethod
+    def _claim_found(claims: HostPorts, holder: Holder, ports: Sequence[HostPort]) -> None:
+        held = claims.held(holder) if ports else set()
+        if lacking := [port for port in map(Port.of, ports) if port not in held]:
+            claims.claim(holder, lacking, found=True)
 
     def _holder(self, request: Request) -> Holder:
         return Holder(request.owner, self._context.network)

@@ -22,7 +22,7 @@ from typing import ClassVar
 
 from cni_plugins.links import State
 from cni_plugins.pair_names import mac
-from cni_plugins.pairs import PairPlugin, alone, gateway_routes, own_ips
+from cni_plugins.pairs import PairPlugin, alone, gateway_routes, not_forwarding, own_ips
 from cni_plugins.plugin import Context, Request
 from cni_plugins.rtnetlink import Link
 from cni_plugins.settings import Settings
@@ -58,6 +58,12 @@ class PtpPlugin(PairPlugin):
         """Tell of addresses that no host end can have, too."""
         return self._links.refused(self._names.host(""), self._versions) + super().status()
 
+    def lost(self, requests: Sequence[Request]) -> list[str]:
+        """See `Plugin`: forwarding, for a host end is its own pod's."""
+        return not_forwarding(
+            self._links, {ip.address.version for request in requests for ip in own_ips(request)}
+        )
+
     def _attach(
         self,
         request: Request,
@@ -82,6 +88,9 @@ class PtpPlugin(PairPlugin):
             Interface(pair.host_name, pair.host_mac, mtu=mtu),
             Interface(pair.pod_name, pair.pod_mac, request.attachment.netns, mtu),
         )
+
+    def _near_interfaces(self, host: Link) -> tuple[Interface, ...]:
+        return (Interface(host.name, host.mac, mtu=host.mtu),)
 
     def _restore(self, attached: Sequence[tuple[Request, Link]]) -> None:
         for request, link in attached:

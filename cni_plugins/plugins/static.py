@@ -9,6 +9,7 @@ else the capability `ips` comes instead of all of those. Whether somebody else h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ipaddress import ip_address, ip_interface
 from typing import Any, ClassVar
 
@@ -50,6 +51,12 @@ class StaticPlugin(ipam.IpamPlugin):
             raise AttachmentBrokenError(
                 f"{self._settings.where}: {request.owner} lacks {', '.join(missing)}; delete and add it again"
             )
+
+    def found(self, request: Request, addresses: Sequence[InterfaceAddress]) -> Result:
+        """See `IpamPlugin`."""
+        known = {ip.address.ip: ip for ip in self._ips(request)}
+        ips = tuple(known.get(address.ip, IPConfig(address)) for address in addresses)
+        return Result(ips=ips, routes=self._routes)
 
     def _ips(self, request: Request) -> tuple[IPConfig, ...]:
         replacing = [*map(str, request.runtime.ips)] or ipam.arguments(self._settings)

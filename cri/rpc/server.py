@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
 import grpc
+import structlog
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health_aio
@@ -16,7 +18,9 @@ from cri.metrics import Metrics
 from cri.rpc import descriptors
 from cri.rpc.calls import Call, unimplemented
 from cri.rpc.table import IMAGE_SERVICE, RUNTIME_SERVICE, TABLE, UNIMPLEMENTED, check_service, check_table
-from cri.sockets import ListeningSocket
+from cri.sockets import ListeningSocket, SocketError
+
+log = structlog.get_logger(__name__)
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """As the kubelet and crictl have it, both ways."""
@@ -25,6 +29,11 @@ OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
 )
+
+LOOK_SECONDS = 1.0
+"""Between two looks whether the socket is still at its path."""
+MOST_SERVERS = 4
+"""Each time that it was not, a further server listens; those before it serve whoever is connected to them."""
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
 
@@ -64,36 +73,81 @@ class RpcServer:
     """Serves the CRI on a unix socket, from `start` to `stop`."""
 
     def __init__(self, runtime: object, image: object, metrics: Metrics) -> None:
-        self._server = grpc.aio.server(options=OPTIONS)
-        add_services(self._server, runtime, image, metrics)
+        self._services = runtime, image, metrics
         self._health = health_aio.HealthServicer()
-        add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            (*TABLE, HEALTH_SERVICE, reflection.SERVICE_NAME), self._server, pool=_reflection_pool()
-        )
+        self._servers = [self._make()]
         self._socket: ListeningSocket | None = None
+        self._keeping: asyncio.Task[None] | None = None
 
     async def start(self, path: Path, group: str = "") -> None:
         """Listen at `path` (see `cri.sockets`); the socket appears when calls are answered. Raises SocketError."""
-        socket = ListeningSocket(path, group)
-        try:
-            self._server.add_insecure_port(socket.prepare())
-            await self._server.start()
-            for name in ("", *TABLE):
-                await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-            socket.publish()
-        except BaseException:
-            socket.discard()
-            raise
-        self._socket = socket
+        for name in ("", *TABLE):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        place = ListeningSocket(path, group)
+        await _listen(self._servers[0], place, place.prepare())
+        self._socket = place
+        self._keeping = asyncio.create_task(self._keep(), name="socket")
 
     async def stop(self, grace: float) -> None:
         """Refuse new calls, give those under way `grace` seconds, then cancel them. Succeeds if not started."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait([self._keeping])
         if self._socket is not None:
             self._socket.discard()
             self._socket = None
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace)
+        await asyncio.gather(*(server.stop(grace) for server in self._servers))
+
+    def _make(self) -> grpc.aio.Server:
+        server = grpc.aio.server(options=OPTIONS)
+        add_services(server, *self._services)
+        add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection(
+            (*TABLE, HEALTH_SERVICE, reflection.SERVICE_NAME), server, pool=_reflection_pool()
+        )
+        return server
+
+    async def _keep(self) -> None:
+        """Have the socket again when somebody has removed or replaced it."""
+        told = ""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            assert self._socket is not None
+            if await asyncio.to_thread(self._socket.is_there):
+                continue
+            try:
+                place = await asyncio.to_thread(self._socket.successor)
+                await self._listen_anew(place)
+            except (SocketError, RuntimeError) as error:  # gRPC's own, where it cannot bind
+                if str(error) != told:
+                    log.error("the socket is gone, and cannot be made again", error=str(error))  # noqa: TRY400
+                told = str(error)
+                continue
+            self._socket, told = place, ""
+            log.warning("somebody has removed the socket; it is there again", socket=str(place.path))
+            if len(self._servers) > MOST_SERVERS:
+                await self._servers.pop(0).stop(0)
+
+    async def _listen_anew(self, place: ListeningSocket) -> None:
+        address = place.prepare()
+        server = self._make()
+        try:
+            await _listen(server, place, address)
+        except BaseException:
+            await server.stop(0)
+            raise
+        self._servers.append(server)
+
+
+async def _listen(server: grpc.aio.Server, place: ListeningSocket, address: str) -> None:
+    try:
+        server.add_insecure_port(address)
+        await server.start()
+        place.publish()
+    except BaseException:
+        place.discard()
+        raise
 
 
 def _reflection_pool() -> DescriptorPool:

@@ -338,9 +338,19 @@ def test_a_bridge_may_leave_its_mtu_to_the_kernel(kernel, driver):
     assert kernel.get(0, "pods1").mtu == 1500
 
 
+def test_a_bridge_is_glanced_at_without_its_routes(kernel, driver):
+    assert driver.glance("pods1") is None
+    driver.make_bridge("pods1", "02:00:00:00:00:04", 0)
+    found = driver.glance("pods1")
+    assert (found.link.name, found.addresses, found.routes) == ("pods1", (), ())
+    assert driver.is_bridge(found.link)
+
+
 def test_forwarding_is_switched_on_where_it_is_off(kernel, driver):
     kernel.sysctls["net.inet6.ip6.forwarding"] = 2  # whatever else it may mean one day
+    assert driver.not_forwarding({4, 6}) == [4]
     driver.enable_forwarding({4, 6})
+    assert driver.not_forwarding({4, 6}) == []
     assert kernel.sysctls == {"net.inet.ip.forwarding": 1, "net.inet6.ip6.forwarding": 2}
 
 

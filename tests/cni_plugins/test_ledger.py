@@ -1,7 +1,6 @@
 """What survives the process, and what must not be given twice."""
 
 import signal
-import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -102,17 +101,6 @@ def test_notes_are_kept(ledger) -> None:
     ledger.note("podCIDR", "10.0.0.0/24")
     ledger.note("podCIDR", "10.1.0.0/24")
     assert ledger.noted("podCIDR") == "10.1.0.0/24"
-
-
-def test_a_file_that_is_no_ledger_or_of_a_later_release_is_left_alone(tmp_path) -> None:
-    (tmp_path / "text").write_text("no database at all, but long enough to be looked at " * 20)
-    with pytest.raises(LedgerError, match="text"):
-        Ledger(tmp_path / "text", "b")
-    later = sqlite3.connect(tmp_path / "later")
-    later.execute("PRAGMA user_version = 99")
-    later.close()
-    with pytest.raises(LedgerError, match="later release"):
-        Ledger(tmp_path / "later", "b")
 
 
 def test_only_the_owner_reads_it_and_it_closes_when_nobody_is_at_it(tmp_path) -> None:

@@ -602,6 +602,26 @@ def test_an_anchor_that_somebody_has_changed_is_missing(nat, kernel, pf, monkeyp
     assert len(nat.missing("one")) == 2
 
 
+def test_anchors_that_somebody_has_flushed_are_lost(nat, make, kernel, pf, monkeypatch):
+    assert nat.lost() == []
+    nat.publish("one", [tcp()])
+    nat.masquerade("one", Masquerade((POD.ip,)))
+    make("other").publish("two", [tcp(81, OTHER)])
+    assert nat.lost() == []
+    (ports,) = [path for path in ours(kernel) if path == nat._anchor("ports", "one")]
+    with pf.Pf() as opened:
+        opened.replace(ports, ())
+    assert nat.lost() == [f"anchor {ports} is not there"]
+    nat.restore_ports({"one": [tcp()]})
+    assert nat.lost() == []
+    nat.withdraw("one")
+    nat.unmasquerade("one")
+    assert nat.lost() == []
+    nat.publish("one", [tcp()])
+    monkeypatch.setattr(pf, "DEVICE", "/nonexistent/pf")
+    assert nat.lost() == ["pf is not there, and 1 anchors with it"]
+
+
 def test_what_is_gone_needs_no_room_for_another_anchor(nat, kernel):
     """pf makes an anchor before it empties it, and has room for a certain number (`set limit anchors`)."""
     nat.publish("one", [tcp()])
