@@ -77,7 +77,9 @@ def _move_up(name: str, directory: int, top: int, numbers: Iterator[int]) -> Non
             )
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                remove_tree(name, dir_fd=directory)  # where it is, which gives the disk room for what comes next
+                remove_tree(
+                    name, dir_fd=directory
+                )  # where it is, which gives the disk room for what comes next
                 return
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise  # else the name is taken

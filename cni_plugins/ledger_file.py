@@ -77,7 +77,7 @@ class LedgerFile:
         except (UnusableError, sqlite3.Error, OSError) as error:
             self.rebuilt = True
             found = rescue.salvage(self._path)
-            log.error(  # noqa: TRY400 - for operators
+            log.error(
                 "ledger %s cannot be used: %s; read of it: %d attachments, %d claims, %d notes",
                 *(self._path, error, len(found.attachments), len(found.claims), len(found.notes)),
             )
@@ -99,9 +99,7 @@ class LedgerFile:
             except (sqlite3.Error, OSError) as error:
                 if last or self._is_full(error):
                     raise self._failed(error) from error
-                log.error(  # noqa: TRY400
-                    "ledger %s cannot be written: %s; it is made anew", self._path, error
-                )
+                log.error("ledger %s cannot be written: %s; it is made anew", self._path, error)
                 self._disconnect()
             else:
                 self._pending.clear()

@@ -119,7 +119,7 @@ async def serve(config: Config) -> None:
             platforms=platforms(host),
             max_parallel=config.image.max_parallel_downloads,
         )
-        network = CniNetwork(host, config.network, config.state_dir)
+        network = CniNetwork(host, config.network, config.state_dir, make_room=reserve.give_up)
         await network.open()
         end.push_async_callback(network.close)
         node = Node(
@@ -132,6 +132,7 @@ async def serve(config: Config) -> None:
             trash=await asyncio.to_thread(Trash, config.state_dir / "removed"),
             runtime_handlers=config.runtime_handlers,
             spare_descriptors=descriptors.lent,
+            demand_descriptors=descriptors.demand,
         )
         pods = Pods(node)
         await _recover(node, pods, health)

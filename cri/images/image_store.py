@@ -88,7 +88,7 @@ class ImageStore:
             await self.layers.load(await self._running_on())
         except OSError as error:
             # That nothing can be read does not mean that nothing is there.
-            log.error("layers cannot be read; images stay as recorded", error=str(error))  # noqa: TRY400
+            log.error("layers cannot be read; images stay as recorded", error=str(error))
             return
         notes = await asyncio.to_thread(self._notes.read)
         for image in await mend(self._store, self._content, self._runnable, notes):

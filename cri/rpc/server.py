@@ -121,7 +121,7 @@ class RpcServer:
                 await self._listen_anew(place)
             except (SocketError, RuntimeError) as error:  # gRPC's own, where it cannot bind
                 if str(error) != told:
-                    log.error("the socket is gone, and cannot be made again", error=str(error))  # noqa: TRY400
+                    log.error("the socket is gone, and cannot be made again", error=str(error))
                 told = str(error)
                 continue
             self._socket, told = place, ""

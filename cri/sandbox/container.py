@@ -376,8 +376,10 @@ class Container:
                 log.debug("there is nothing to kill", container=self.id)
             except HostError as error:  # gone, silent, or not able to
                 log.warning("a container is ended by the host", container=self.id, reason=str(error))
-        if self.ended.is_set():
-            return
+        if not self.ended.is_set():
+            await self._host_stops()
+
+    async def _host_stops(self) -> None:
         try:
             await self._node.host.stop_container(self.spec)
         except HostError as error:

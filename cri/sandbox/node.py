@@ -78,6 +78,8 @@ class Node:
     runtime_handlers: tuple[str, ...] = ()
     spare_descriptors: Callable[[], AbstractContextManager[object]] = nullcontext
     """Descriptors for what must work when there are no others: stopping, removing, undoing."""
+    demand_descriptors: Callable[[str], None] = lambda _: None
+    """Raises ResourceExhaustedError, which names what was wanted, while there are too few to make something new."""
 
     def sandbox_directory(self, sandbox_id: str) -> Path:
         """Where a sandbox keeps its files."""

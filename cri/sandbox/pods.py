@@ -251,6 +251,7 @@ class Pods:
             raise AlreadyExistsError(
                 f"sandbox name {'/'.join(map(str, name))} is taken by {taken}: remove it or raise metadata.attempt"
             )
+        self._node.demand_descriptors(f"sandbox {'/'.join(map(str, name))}")
         sandbox_id = secrets.token_hex(32)
         spec = translate.sandbox_spec(
             sandbox_id,
@@ -326,6 +327,7 @@ class Pods:
             raise FailedPreconditionError(
                 f"sandbox {sandbox.id} takes no more containers: {sandbox.foreign}; make the pod anew"
             )
+        self._node.demand_descriptors(f"container {name[1]} of sandbox {sandbox.id}")
         image = self._node.images.runnable(config.image.image if config.image else "")
         volumes = {
             mount.image.image: self._node.images.runnable(mount.image.image).layers

@@ -54,8 +54,8 @@ def everything(node: Node) -> Found:
             continue
         sandboxes[key] = _sandbox(node, key, values, why)
     for directory in _directories(node.state_dir / "sandboxes"):
-        if directory.name not in sandboxes and (lost := _lost_sandbox(node, directory)) is not None:
-            sandboxes[lost.id] = lost
+        if directory.name not in sandboxes and (sandbox := _lost_sandbox(node, directory)):
+            sandboxes[sandbox.id] = sandbox
     found.sandboxes = list(sandboxes.values())
     known: set[str] = set()
     for key, values, why in _rows(node, ContainerRecord):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -26,6 +27,8 @@ class Spawner:
         self._driver = driver
         self._pid = 0
         self._channel: socket.socket | None = None
+        # The daemon raises its own; its pods are to have what it was started with.
+        self._open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def start(self) -> None:
         """Start the process (posix_spawn: no copy of this one is made). Blocks for a moment."""
@@ -36,7 +39,10 @@ class Spawner:
             paths = list(
                 dict.fromkeys(_import_directory(name) for name in ("cri", "baustelle", "_cffi_backend"))
             )
-            program = f"import sys; sys.path[:0] = {paths!r}; from cri.sandbox.warden.spawner import main; main(3, {self._driver!r})"
+            program = (
+                f"import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, {self._open_files!r}); "
+                f"sys.path[:0] = {paths!r}; from cri.sandbox.warden.spawner import main; main(3, {self._driver!r})"
+            )
             self._pid = os.posix_spawn(
                 sys.executable,
                 [sys.executable, "-I", "-S", "-c", program],
