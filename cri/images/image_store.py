@@ -8,6 +8,8 @@ import re
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Self
 
 import structlog
 
@@ -27,6 +29,7 @@ from registratur import (
     Platform,
     PulledImage,
     Reference,
+    long_json,
     pull,
 )
 
@@ -34,8 +37,25 @@ log = structlog.get_logger(__name__)
 
 _IMAGE_ID = re.compile(r"(sha256:)?[0-9a-f]{64}|sha256:[0-9a-f]*")
 
+LONG_CONFIG = 64 * 1024
+"""Characters from which on the config of an image is read before anybody asks for it, in a thread."""
+
 _SHORTEST_ID = 12
 """Hexadecimal digits from which on a word may be the beginning of an image id."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    """What containers need of an image config."""
+
+    defaults: ImageDefaults
+    os: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read it; a long one blocks. Raises ImageConfigError."""
+        document = long_json.loads(text)
+        return cls(ImageDefaults.from_config(document), str(document.get("os", "")))
 
 
 class ImageStore:
@@ -64,6 +84,8 @@ class ImageStore:
         self._pulls: SharedWork[str] = SharedWork("pull")
         self._removals: SharedWork[None] = SharedWork("remove image")
         self._pulling = 0
+        self._read: dict[str, _Config] = {}
+        """What has been read of configs, by image id: the digest of the config, so that it never changes."""
         self._naming = asyncio.Lock()
         """Held over a read, change and write of records, never over a pull."""
         self._sweeping = asyncio.Lock()
@@ -74,6 +96,8 @@ class ImageStore:
         await self.layers.load()
         await asyncio.to_thread(self._content.clean)
         for image in list(self._store.images.values()):
+            if len(image.config) > LONG_CONFIG:
+                await asyncio.to_thread(self._remember, image.id, image.config)
             missing = [chain_id for chain_id in image.chains if not self.layers.has(chain_id)]
             if missing:
                 log.warning(
@@ -134,13 +158,13 @@ class ImageStore:
         image = self.find(reference)
         if image is None:
             raise NotFoundError(f"image {reference!r} is not on this node: pull it first")
-        config = json.loads(image.config)
+        known = self._read.get(image.id) or self._remember(image.id, image.config)
         return RunnableImage(
             id=image.id,
             reference=image.digests[0] if image.digests else image.id,
             layers=tuple(image.chains),
-            defaults=ImageDefaults.from_config(config),
-            os=str(config.get("os", "")),
+            defaults=known.defaults,
+            os=known.os,
         )
 
     def hold(self, layers: Iterable[str]) -> AbstractContextManager[None]:
@@ -206,9 +230,20 @@ class ImageStore:
         tag, digest = reference.tagged, f"{reference.name}@{pulled.repo_digest}"
         if reference.digest is not None:
             tag = None
-        config = await asyncio.to_thread(self._content.read, pulled.config.digest)
+        config = await asyncio.to_thread(self._config_of, pulled)
         async with self._naming:
-            await self._save(pulled, config.decode(), tag, digest)
+            await self._save(pulled, config, tag, digest)
+
+    def _config_of(self, pulled: PulledImage) -> str:
+        """The config of an image, which has been read once it is recorded. Blocks."""
+        config = self._content.read(pulled.config.digest).decode()
+        self._remember(pulled.id, config)
+        return config
+
+    def _remember(self, image_id: str, config: str) -> _Config:
+        """Read a config, of megabytes perhaps, once."""
+        known = self._read[image_id] = _Config.parse(config)
+        return known
 
     async def _save(self, pulled: PulledImage, config: str, tag: str | None, digest: str) -> None:
         known = self._store.images.get(pulled.id)
@@ -236,6 +271,7 @@ class ImageStore:
     async def _remove(self, image: ImageRecord) -> None:
         async with self._naming:
             await self._store.delete(image)
+            self._read.pop(image.id, None)
         log.info("image removed", id=image.id, tags=image.tags)
         await self.collect()
         await self._collect_content()
