@@ -53,11 +53,13 @@ def handlers(
     return made
 
 
-def add_services(server: grpc.aio.Server, runtime: object, image: object, metrics: Metrics) -> None:
+def add_services(
+    server: grpc.aio.Server, runtime: object, image: object, metrics: Metrics, room: Room | None = None
+) -> None:
     """Put both services on a server of the running loop. Raises RpcTableError if the release does not fit together."""
     check_table()
     ending.remember_makers(asyncio.get_running_loop())
-    room = Room()
+    room = room or Room()
     for service_name, service in ((RUNTIME_SERVICE, runtime), (IMAGE_SERVICE, image)):
         made = handlers(service_name, service, metrics, room)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service_name, made),))
