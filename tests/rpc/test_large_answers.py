@@ -19,7 +19,7 @@ from cri.rpc.server import OPTIONS, add_services
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench/lists"))
 
-from unread import UnreadClient  # noqa: E402
+from unread import UnreadClient
 
 MIB = 1 << 20
 LIST = "runtime.v1.RuntimeService/ListContainers"
