@@ -1,4 +1,4 @@
-"""What the node knows, as CRI messages: encoded, list items once and for all.
+"""What the node knows, as CRI messages, encoded.
 
 Protobuf concatenates: the encoding of a list message is the concatenation of its items, each with its tag and length.
 So an item is encoded once per change of its object, and a List answer is a join of bytes; likewise long text and output
@@ -58,36 +58,32 @@ def list_item(message: Message) -> bytes:
 
 def sandbox_item(sandbox: PodSandbox) -> bytes:
     """The sandbox as an element of ListPodSandboxResponse.items."""
-    if sandbox.encoded is None:
-        record = sandbox.record
-        item = _new(
-            "PodSandbox",
-            id=record.id,
-            state=sandbox_state(sandbox),
-            created_at=record.created_at,
-            runtime_handler=record.runtime_handler,
-        )
-        _copy(_config(sandbox), item, "metadata", "labels", "annotations")
-        sandbox.encoded = list_item(item)
-    return sandbox.encoded
+    record = sandbox.record
+    item = _new(
+        "PodSandbox",
+        id=record.id,
+        state=_SANDBOX_STATE[SandboxState(record.state)],
+        created_at=record.created_at,
+        runtime_handler=record.runtime_handler,
+    )
+    _copy(_config(sandbox), item, "metadata", "labels", "annotations")
+    return list_item(item)
 
 
 def container_item(container: Container) -> bytes:
     """The container as an element of ListContainersResponse.containers."""
-    if container.encoded is None:
-        record = container.record
-        item = _new(
-            "Container",
-            id=record.id,
-            pod_sandbox_id=record.sandbox_id,
-            image_ref=record.image_ref,
-            state=container_state(container),
-            created_at=record.created_at,
-            image_id=record.image_id,
-        )
-        _copy(_config(container), item, "metadata", "image", "labels", "annotations")
-        container.encoded = list_item(item)
-    return container.encoded
+    record = container.record
+    item = _new(
+        "Container",
+        id=record.id,
+        pod_sandbox_id=record.sandbox_id,
+        image_ref=record.image_ref,
+        state=_CONTAINER_STATE[ContainerState(record.state)],
+        created_at=record.created_at,
+        image_id=record.image_id,
+    )
+    _copy(_config(container), item, "metadata", "image", "labels", "annotations")
+    return list_item(item)
 
 
 def image_item(image: ImageRecord) -> bytes:
@@ -132,7 +128,7 @@ def sandbox_status(sandbox: PodSandbox, *, verbose: bool) -> bytes:
     _copy(config, status, "metadata", "labels", "annotations")
     status.linux.namespaces.options.CopyFrom(config.linux.security_context.namespace_options)
     info = {"pid": sandbox.warden.pid if sandbox.warden else 0, "spec": json.loads(record.spec)}
-    return list_item(status) + (info_field(json.dumps(info).encode()) if verbose else b"")
+    return b"".join([list_item(status), *(info_field(json.dumps(info).encode()) if verbose else ())])
 
 
 def container_status(container: Container, image: str, *, verbose: bool) -> bytes:
@@ -161,14 +157,14 @@ def container_status(container: Container, image: str, *, verbose: bool) -> byte
         user = status.user.linux
         user.uid, user.gid = credentials.uid, credentials.gid
         user.supplemental_groups.extend(credentials.groups)
-    return list_item(status) + (info_field(_container_info(container)) if verbose else b"")
+    return b"".join([list_item(status), *(info_field(_container_info(container)) if verbose else ())])
 
 
-def info_field(*text: bytes) -> bytes:
-    """The field `info` of a verbose status: a map with one entry of the same name, which is JSON."""
+def info_field(*text: bytes) -> list[bytes]:
+    """The field `info` of a verbose status, in pieces: a map with one entry of the same name, which is JSON."""
     size = sum(map(len, text))
     key, value = header(1, 4) + b"info", header(2, size)
-    return b"".join((header(2, len(key) + len(value) + size), key, value, *text))
+    return [header(2, len(key) + len(value) + size), key, value, *text]
 
 
 def container_attributes(container: Container) -> bytes:

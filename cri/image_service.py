@@ -22,22 +22,22 @@ class ImageService:
         self._encoded: dict[str, tuple[ImageRecord, bytes]] = {}
         self._pace = lists.Pace()
 
-    async def list_images(self, request: v1.ListImagesRequest) -> AsyncGenerator[bytes, None]:
+    async def list_images(self, request: v1.ListImagesRequest) -> AsyncGenerator[list[bytes], None]:
         """Images that match the filter."""
-        async for item in self._items(request.filter):
-            yield item
+        async for items in self._items(request.filter):
+            yield items
 
     async def stream_images(self, request: v1.StreamImagesRequest) -> AsyncGenerator[bytes, None]:
         """As ListImages, in messages of bounded size."""
         async for message in lists.batches(self._items(request.filter)):
             yield message
 
-    async def image_status(self, request: v1.ImageStatusRequest) -> AsyncGenerator[bytes, None]:
+    async def image_status(self, request: v1.ImageStatusRequest) -> AsyncGenerator[list[bytes], None]:
         """One image; no image in the answer if it is not here."""
         image = self._images.find(_name(request.image))
         if image is None:
             return
-        yield encode.image_item(image)
+        yield [encode.image_item(image)]
         if request.verbose:
             # The config is JSON already, and may be long.
             chain = json.dumps(image.chains[-1:]).encode()
@@ -62,21 +62,20 @@ class ImageService:
             container_filesystems=[self._stats.container_filesystem()],
         )
 
-    async def _items(self, wanted: v1.ImageFilter | None) -> AsyncGenerator[bytes, None]:
+    async def _items(self, wanted: v1.ImageFilter | None) -> AsyncGenerator[list[bytes], None]:
         images = self._matching(wanted)
         if len(self._encoded) > len(images) and wanted is None:
             here = {image.id for image in images}
             self._encoded = {known: item for known, item in self._encoded.items() if known in here}
-        async for image in self._pace.over(images):
-            item = self._item(image)
-            lists.checked(f"image {image.id}", len(item))
-            yield item
+        async for some in self._pace.over(images):
+            yield [self._item(image) for image in some]
 
     def _item(self, image: ImageRecord) -> bytes:
         """The image as an element of a list. Records do not change, so neither does this."""
         cached = self._encoded.get(image.id)
         if cached is None or cached[0] is not image:
             cached = self._encoded[image.id] = (image, encode.image_item(image))
+            lists.checked(f"image {image.id}", len(cached[1]))
         return cached[1]
 
     def _matching(self, wanted: v1.ImageFilter | None) -> list[ImageRecord]:

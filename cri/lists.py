@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Sequence
 from typing import TypeVar
 
 from cri.errors import ResourceExhaustedError
@@ -12,6 +12,9 @@ from cri.rpc.answers import MAX_MESSAGE_BYTES
 
 SLICE = 0.00025
 """Seconds of work between two turns of the loop. A call that needs none of it takes several of these turns."""
+
+SOME = 16
+"""Items between two looks at the clock."""
 
 BATCH = 100
 """Items in one message of a streamed list, at most."""
@@ -28,17 +31,28 @@ class Pace:
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
-        """Held over one turn of the loop."""
+        """Held for a turn or two of the loop."""
+        self._free = asyncio.Event()
+        """Nobody has had his slice in this turn."""
+        self._free.set()
 
-    async def over(self, items: Iterable[T]) -> AsyncGenerator[T, None]:
-        """The items, with the loop let in again and again. What may change meanwhile must be given as a copy."""
-        began = time.perf_counter()
-        for item in items:
-            yield item
-            if time.perf_counter() - began > SLICE:
-                async with self._turn:
-                    await asyncio.sleep(0)
-                began = time.perf_counter()
+    async def over(self, items: Sequence[T], some: int = SOME) -> AsyncGenerator[Sequence[T], None]:
+        """The items, some at a time, with the loop let in between. What may change meanwhile must be given as a copy."""
+        ends = await self._slice()
+        for first in range(0, len(items), some):
+            yield items[first : first + some]
+            if time.perf_counter() > ends:
+                await asyncio.sleep(0)
+                ends = await self._slice()
+
+    async def _slice(self) -> float:
+        """Wait for a slice; when it ends."""
+        loop = asyncio.get_running_loop()
+        async with self._turn:
+            await self._free.wait()
+            self._free.clear()
+            loop.call_soon(self._free.set)
+        return time.perf_counter() + SLICE
 
 
 def checked(what: str, size: int) -> None:
@@ -50,16 +64,17 @@ def checked(what: str, size: int) -> None:
         )
 
 
-async def batches(items: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+async def batches(items: AsyncGenerator[Sequence[bytes], None]) -> AsyncGenerator[bytes, None]:
     """The messages of a streamed list, from its items."""
     batch: list[bytes] = []
     size = 0
-    async for item in items:
-        if batch and (len(batch) == BATCH or size + len(item) > BATCH_BYTES):
-            yield b"".join(batch)
-            batch.clear()
-            size = 0
-        batch.append(item)
-        size += len(item)
+    async for some in items:
+        for item in some:
+            if batch and (len(batch) == BATCH or size + len(item) > BATCH_BYTES):
+                yield b"".join(batch)
+                batch.clear()
+                size = 0
+            batch.append(item)
+            size += len(item)
     if batch:
         yield b"".join(batch)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Iterable
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from cri import encode, lists
 from cri._version import __version__
@@ -18,16 +18,16 @@ from cri.sandbox.container import Container
 from cri.sandbox.exec import exec_sync
 from cri.sandbox.host import Host
 from cri.sandbox.machine import ContainerState, SandboxState
+from cri.sandbox.pod import PodSandbox
 from cri.sandbox.pods import Pods
-from cri.state import ContainerRecord, SandboxRecord
 from cri.stats import Stats
 from cri.streaming import StreamingRequests
 
 RUNTIME_NAME = "cri-jails"
 API_VERSION = "v1"
 
-LONG_STATUS = 64 * 1024
-"""Bytes of what is known of an object from which on its status is put together in a thread."""
+LONG = 64 * 1024
+"""Bytes of what is known of an object, from which on it is encoded in a thread."""
 
 
 class RuntimeService:
@@ -129,14 +129,12 @@ class RuntimeService:
     async def pod_sandbox_status(self, request: v1.PodSandboxStatusRequest) -> bytes:
         """Everything about a sandbox."""
         sandbox = self._pods.sandbox(request.pod_sandbox_id)
-        return await _in_thread_if_long(
-            sandbox.record, lambda: encode.sandbox_status(sandbox, verbose=request.verbose)
-        )
+        return await _encoded(sandbox, lambda: encode.sandbox_status(sandbox, verbose=request.verbose))
 
-    async def list_pod_sandbox(self, request: v1.ListPodSandboxRequest) -> AsyncGenerator[bytes, None]:
+    async def list_pod_sandbox(self, request: v1.ListPodSandboxRequest) -> AsyncGenerator[list[bytes], None]:
         """Sandboxes that match the filter."""
-        async for item in self._sandboxes(request.filter):
-            yield item
+        async for items in self._sandboxes(request.filter):
+            yield items
 
     async def stream_pod_sandboxes(
         self, request: v1.StreamPodSandboxesRequest
@@ -173,19 +171,18 @@ class RuntimeService:
         """Everything about a container."""
         container = self._pods.container(request.container_id)
         image = self._image_of(container)
-        return await _in_thread_if_long(
-            container.record, lambda: encode.container_status(container, image, verbose=request.verbose)
+        return await _encoded(
+            container, lambda: encode.container_status(container, image, verbose=request.verbose)
         )
 
-    async def list_containers(self, request: v1.ListContainersRequest) -> AsyncGenerator[bytes, None]:
+    async def list_containers(self, request: v1.ListContainersRequest) -> AsyncGenerator[list[bytes], None]:
         """Containers that match the filter."""
-        async for container in self._containers(request.filter):
-            yield self._container_item(container)
+        async for items in self._container_items(request.filter):
+            yield items
 
     async def stream_containers(self, request: v1.StreamContainersRequest) -> AsyncGenerator[bytes, None]:
         """As ListContainers, in messages of bounded size."""
-        items = (self._container_item(container) async for container in self._containers(request.filter))
-        async for message in lists.batches(items):
+        async for message in lists.batches(self._container_items(request.filter)):
             yield message
 
     async def update_container_resources(
@@ -207,15 +204,14 @@ class RuntimeService:
         await self._pods.container(request.container_id).reopen_log()
         return v1.ReopenContainerLogResponse()
 
-    async def exec_sync(self, request: v1.ExecSyncRequest) -> AsyncGenerator[bytes, None]:
+    async def exec_sync(self, request: v1.ExecSyncRequest) -> AsyncGenerator[list[bytes], None]:
         """Run a command in a container and answer with what it printed."""
         container, warden = self._pods.running(request.container_id)
         result = await exec_sync(warden, container.spec, list(request.cmd), request.timeout)
-        yield bytes(v1.ExecSyncResponse(exit_code=result.exit_code))
+        yield [bytes(v1.ExecSyncResponse(exit_code=result.exit_code))]
         for field, output in ((1, result.stdout), (2, result.stderr)):
             if output:
-                yield encode.header(field, len(output))
-                yield output
+                yield [encode.header(field, len(output)), output]
 
     # -- streams
 
@@ -233,7 +229,9 @@ class RuntimeService:
 
     # -- statistics
 
-    async def container_stats(self, request: v1.ContainerStatsRequest) -> AsyncGenerator[bytes, None]:
+    async def container_stats(
+        self, request: v1.ContainerStatsRequest
+    ) -> AsyncGenerator[Sequence[bytes], None]:
         """One container's figures."""
         container = self._pods.container(request.container_id)
         found = await self._stats.of([container])
@@ -241,69 +239,75 @@ class RuntimeService:
             raise NotFoundError(
                 f"container {container.id} is {container.state}: only running ones have statistics"
             )
-        for piece in found[0][1]:
-            yield piece
+        yield found[0][1]
 
     async def list_container_stats(
         self, request: v1.ListContainerStatsRequest
-    ) -> AsyncGenerator[bytes, None]:
+    ) -> AsyncGenerator[list[bytes], None]:
         """The figures of running containers that match the filter."""
-        async for item in self._figures(request.filter):
-            for piece in item:
-                yield piece
+        async for some in self._figures(request.filter):
+            yield [piece for item in some for piece in item]
 
     async def stream_container_stats(
         self, request: v1.StreamContainerStatsRequest
     ) -> AsyncGenerator[bytes, None]:
         """As ListContainerStats, in messages of bounded size."""
-        items = (b"".join(item) async for item in self._figures(request.filter))
+        items = ([b"".join(item) for item in some] async for some in self._figures(request.filter))
         async for message in lists.batches(items):
             yield message
 
     # -- what the lists show
 
-    async def _sandboxes(self, wanted: v1.PodSandboxFilter | None) -> AsyncGenerator[bytes, None]:
-        async for sandbox in self._pace.over(list(self._pods.sandboxes.values())):
-            if sandbox.state is SandboxState.CREATING:
-                continue
-            if wanted is None or (
-                sandbox.id.startswith(wanted.id)
-                and (wanted.state is None or encode.sandbox_state(sandbox) == wanted.state.state)
-                and encode.matches_labels(sandbox.config.labels, wanted.label_selector)
-            ):
-                item = encode.sandbox_item(sandbox)
-                lists.checked(f"sandbox {sandbox.id}", len(item))
-                yield item
+    async def _sandboxes(self, wanted: v1.PodSandboxFilter | None) -> AsyncGenerator[list[bytes], None]:
+        def shown(sandbox: PodSandbox) -> bool:
+            # What is encoded has been shown before.
+            return (sandbox.encoded is not None or sandbox.state is not SandboxState.CREATING) and (
+                wanted is None
+                or (
+                    sandbox.id.startswith(wanted.id)
+                    and (wanted.state is None or encode.sandbox_state(sandbox) == wanted.state.state)
+                    and encode.matches_labels(sandbox.config.labels, wanted.label_selector)
+                )
+            )
 
-    async def _containers(self, wanted: v1.ContainerFilter | None) -> AsyncGenerator[Container, None]:
-        async for container in self._pace.over(list(self._pods.containers.values())):
-            if container.state is ContainerState.CREATING:
-                continue
-            if wanted is None or (
-                container.id.startswith(wanted.id)
-                and container.record.sandbox_id.startswith(wanted.pod_sandbox_id)
-                and (wanted.state is None or encode.container_state(container) == wanted.state.state)
-                and encode.matches_labels(container.config.labels, wanted.label_selector)
-            ):
-                yield container
+        async for some in self._pace.over(list(self._pods.sandboxes.values())):
+            yield [
+                sandbox.encoded or await _item(sandbox, encode.sandbox_item)
+                for sandbox in some
+                if shown(sandbox)
+            ]
 
-    @staticmethod
-    def _container_item(container: Container) -> bytes:
-        item = encode.container_item(container)
-        lists.checked(f"container {container.id}", len(item))
-        return item
+    async def _containers(self, wanted: v1.ContainerFilter | None) -> AsyncGenerator[list[Container], None]:
+        def shown(container: Container) -> bool:
+            return (container.encoded is not None or container.state is not ContainerState.CREATING) and (
+                wanted is None
+                or (
+                    container.id.startswith(wanted.id)
+                    and container.record.sandbox_id.startswith(wanted.pod_sandbox_id)
+                    and (wanted.state is None or encode.container_state(container) == wanted.state.state)
+                    and encode.matches_labels(container.config.labels, wanted.label_selector)
+                )
+            )
+
+        async for some in self._pace.over(list(self._pods.containers.values())):
+            yield [container for container in some if shown(container)]
+
+    async def _container_items(self, wanted: v1.ContainerFilter | None) -> AsyncGenerator[list[bytes], None]:
+        async for some in self._containers(wanted):
+            yield [container.encoded or await _item(container, encode.container_item) for container in some]
 
     async def _figures(
         self, wanted: v1.ContainerStatsFilter | None
-    ) -> AsyncGenerator[tuple[bytes, ...], None]:
+    ) -> AsyncGenerator[list[tuple[bytes, ...]], None]:
         wanted = wanted or v1.ContainerStatsFilter()
         chosen = v1.ContainerFilter(
             id=wanted.id, pod_sandbox_id=wanted.pod_sandbox_id, label_selector=wanted.label_selector
         )
-        containers = [container async for container in self._containers(chosen)]
-        async for container, item in self._pace.over(await self._stats.of(containers)):
-            lists.checked(f"container {container}", sum(map(len, item)))
-            yield item
+        containers = [container async for some in self._containers(chosen) for container in some]
+        async for figures in self._pace.over(await self._stats.of(containers)):
+            for container, item in figures:
+                lists.checked(f"container {container}", sum(map(len, item)))
+            yield [item for _, item in figures]
 
     def _image_of(self, container: Container) -> str:
         """How the container's image is called at the moment; "" if it has no name any more."""
@@ -311,8 +315,21 @@ class RuntimeService:
         return image.tags[0] if image is not None and image.tags else ""
 
 
-async def _in_thread_if_long(record: SandboxRecord | ContainerRecord, encoded: Callable[[], bytes]) -> bytes:
-    """The status of an object; that of one with thousands of mounts is none of the loop's business."""
-    if len(record.config) + len(record.spec) <= LONG_STATUS:
+O = TypeVar("O", PodSandbox, Container)  # noqa: E741 - an object
+
+
+async def _item(of: O, encoded: Callable[[O], bytes]) -> bytes:
+    """An object as the item of a list, kept until it changes. Raises ResourceExhaustedError if no message can have it."""
+    record = of.record
+    item = await _encoded(of, lambda: encoded(of))
+    lists.checked(f"{record.kind} {of.id}", len(item))
+    if of.record is record:  # else it has changed meanwhile
+        of.encoded = item
+    return item
+
+
+async def _encoded(of: PodSandbox | Container, encoded: Callable[[], bytes]) -> bytes:
+    """What is encoded of an object; in a thread if it has ten thousand annotations or mounts."""
+    if len(of.record.config) + len(of.record.spec) <= LONG:
         return encoded()
     return await asyncio.to_thread(encoded)

@@ -15,6 +15,7 @@ from cni_plugins import NetworkError
 from cri import config as configuration
 from cri.config import Config, StreamingConfig
 from cri.errors import CRIError
+from cri.garbage import Sparing
 from cri.image_service import ImageService
 from cri.images import ImageStore
 from cri.metrics import Metrics, MetricsServer
@@ -39,12 +40,16 @@ log = structlog.get_logger(__name__)
 SHUTDOWN_GRACE = 5.0
 """Seconds that calls under way may take when the daemon is told to end."""
 
+SWITCH_INTERVAL = 0.0005
+"""Seconds after which a thread that computes lets the loop in: a call waits for that several times (the default is 5 ms)."""
+
 THREADS = 32
 """For what the kernel or a disk takes its time over; what a volume can hang has threads of its own (`cri.threads`)."""
 
 
 def run(config: Config) -> int:
     """Run the daemon until SIGTERM or SIGINT; the exit status. Containers go on without it."""
+    sys.setswitchinterval(SWITCH_INTERVAL)
     try:
         asyncio.run(serve(config))
     except (
@@ -122,6 +127,9 @@ async def serve(config: Config) -> None:
         network.watch(lambda: list(pods.sandboxes))
         await images.load()
         end.push_async_callback(images.settle)
+        spared = Sparing()
+        end.callback(spared.end)
+        spared.begin()
         await _serve_rpc(config, end, host=host, pods=pods, images=images, network=network)
         log.info("serving", socket=str(config.socket), host=host.name, sandboxes=len(pods.sandboxes))
         await stop.wait()

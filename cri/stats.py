@@ -13,6 +13,7 @@ import structlog
 from cri import encode
 from cri.api.runtime import v1
 from cri.images import ImageStore
+from cri.lists import Pace
 from cri.sandbox.container import Container
 from cri.sandbox.host import Host, HostError
 from cri.sandbox.machine import ContainerState
@@ -43,6 +44,7 @@ class Stats:
         self._disk: dict[str, tuple[float, DiskUsage]] = {}
         self._attributes: dict[str, bytes] = {}
         self._slots = asyncio.Semaphore(AT_ONCE)
+        self._pace = Pace()
         self._looking: SharedWork[Sequence[Figures]] = SharedWork("statistics")
 
     async def of(self, containers: Iterable[Container]) -> Sequence[Figures]:
@@ -67,18 +69,17 @@ class Stats:
     async def _look(self, containers: Sequence[Container]) -> Sequence[Figures]:
         self._forget_gone()
         found: list[Figures | None] = [None] * len(containers)
-        left = iter(enumerate(containers))
 
-        async def work() -> None:
-            for place, container in left:
+        async def work(first: int) -> None:
+            async for (place,) in self._pace.over(range(first, len(containers), AT_ONCE), some=1):
                 async with self._slots:
-                    found[place] = await self._of(container)
+                    found[place] = await self._of(containers[place])
 
         # A task for each of a thousand containers would take the loop for as long as all of them need to begin.
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(AT_ONCE, len(containers))):
-                    group.create_task(work())
+                for first in range(min(AT_ONCE, len(containers))):
+                    group.create_task(work(first))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None  # the others were cancelled on account of it
         return [item for item in found if item is not None]

@@ -14,6 +14,7 @@ from typing import Self
 import structlog
 
 from baustelle.bundle import ImageDefaults
+from baustelle.errors import ImageConfigError
 from cri.errors import InvalidArgumentError, NotFoundError
 from cri.images.layers import Layers, PullSink, chain_ids
 from cri.sandbox.host import Snapshotter
@@ -54,7 +55,12 @@ class _Config:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read it; a long one blocks. Raises ImageConfigError."""
-        document = long_json.loads(text)
+        try:
+            document = long_json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ImageConfigError(f"image config is no JSON: {error}") from error
+        if not isinstance(document, dict):
+            raise ImageConfigError(f"image config is a JSON {type(document).__name__}, expected an object")
         return cls(ImageDefaults.from_config(document), str(document.get("os", "")))
 
 
@@ -84,7 +90,7 @@ class ImageStore:
         self._pulls: SharedWork[str] = SharedWork("pull")
         self._removals: SharedWork[None] = SharedWork("remove image")
         self._pulling = 0
-        self._read: dict[str, _Config] = {}
+        self._read: dict[str, _Config | ImageConfigError] = {}
         """What has been read of configs, by image id: the digest of the config, so that it never changes."""
         self._naming = asyncio.Lock()
         """Held over a read, change and write of records, never over a pull."""
@@ -97,7 +103,7 @@ class ImageStore:
         await asyncio.to_thread(self._content.clean)
         for image in list(self._store.images.values()):
             if len(image.config) > LONG_CONFIG:
-                await asyncio.to_thread(self._remember, image.id, image.config)
+                await asyncio.to_thread(self._config, image.id, image.config)
             missing = [chain_id for chain_id in image.chains if not self.layers.has(chain_id)]
             if missing:
                 log.warning(
@@ -154,11 +160,12 @@ class ImageStore:
             await self._removals.run(image.id, lambda: self._remove(image))
 
     def runnable(self, reference: str) -> RunnableImage:
-        """What a container needs of an image. Raises NotFoundError."""
+        """What a container needs of an image. Raises NotFoundError, ImageConfigError."""
         image = self.find(reference)
         if image is None:
             raise NotFoundError(f"image {reference!r} is not on this node: pull it first")
-        known = self._read.get(image.id) or self._remember(image.id, image.config)
+        if isinstance(known := self._config(image.id, image.config), ImageConfigError):
+            raise ImageConfigError(str(known)) from known
         return RunnableImage(
             id=image.id,
             reference=image.digests[0] if image.digests else image.id,
@@ -237,12 +244,17 @@ class ImageStore:
     def _config_of(self, pulled: PulledImage) -> str:
         """The config of an image, which has been read once it is recorded. Blocks."""
         config = self._content.read(pulled.config.digest).decode()
-        self._remember(pulled.id, config)
+        self._config(pulled.id, config)
         return config
 
-    def _remember(self, image_id: str, config: str) -> _Config:
-        """Read a config, of megabytes perhaps, once."""
-        known = self._read[image_id] = _Config.parse(config)
+    def _config(self, image_id: str, text: str) -> _Config | ImageConfigError:
+        """What there is in a config, or is wrong with it; read once, as it may have megabytes."""
+        if (known := self._read.get(image_id)) is None:
+            try:
+                known = _Config.parse(text)
+            except ImageConfigError as error:
+                known = error  # for whoever wants to run the image
+            self._read[image_id] = known
         return known
 
     async def _save(self, pulled: PulledImage, config: str, tag: str | None, digest: str) -> None:

@@ -1,7 +1,8 @@
 """Answers as gRPC is given them: encoded, of a size that clients take, and never built in one go when they are large.
 
-A service answers with a message, with its encoding, or with an asynchronous generator of pieces of the encoding. Pieces
-may be shared between calls (the cached items of a list), so that a call that waits for its turn holds next to nothing.
+A service answers with a message, with its encoding, or with an asynchronous generator of pieces of the encoding, some at
+a time. Pieces may be shared between calls (the cached items of a list), so that a call that waits for its turn holds next
+to nothing.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ Answer: TypeAlias = betterproto2.Message | Message | bytes
 Parts = Sequence[bytes]
 
 
-async def parts(answered: Awaitable[Answer] | AsyncGenerator[bytes, None]) -> Parts:
+async def parts(answered: Awaitable[Answer] | AsyncGenerator[Parts, None]) -> Parts:
     """What a method of a service has answered, in pieces."""
     if not isinstance(answered, AsyncGenerator):
         return (encoded(await answered),)
+    found: list[bytes] = []
     async with aclosing(answered) as pieces:
-        return [piece async for piece in pieces]
+        async for some in pieces:
+            found += some
+    return found
 
 
 def encoded(answer: Answer) -> bytes:

@@ -48,6 +48,8 @@ READ_AT_ONCE = 1
 @dataclass(slots=True)
 class _Outcome:
     code: grpc.StatusCode = grpc.StatusCode.OK
+    waited: float = 0.0
+    """Seconds, for others' clients to take their answers."""
 
 
 class Call:
@@ -84,7 +86,7 @@ class Call:
         with self._observed() as outcome:
             try:
                 parts = await answers.parts(self._method(await self._received(data)))
-                return await self._whole(parts)
+                return await self._whole(parts, outcome)
             except Exception as error:  # noqa: BLE001 - every error becomes an answer here
                 outcome.code, message = self._judge(error)
         return await _abort(context, outcome.code, message)
@@ -95,7 +97,7 @@ class Call:
             try:
                 async with aclosing(self._method(await self._received(data))) as messages:
                     async for message in messages:
-                        yield await self._whole([answers.encoded(message)])
+                        yield await self._whole([answers.encoded(message)], outcome)
                         self._room.give_back()
             except Exception as error:  # noqa: BLE001 - every error becomes an answer here
                 outcome.code, message = self._judge(error)
@@ -103,10 +105,14 @@ class Call:
                 return
         await _abort(context, outcome.code, message)
 
-    async def _whole(self, parts: answers.Parts) -> bytes:
+    async def _whole(self, parts: answers.Parts, outcome: _Outcome) -> bytes:
         """A message in one piece, as gRPC wants it, once there is room for it. Raises ResourceExhaustedError."""
         size = answers.checked_size(parts, self.rpc)
-        await self._room.take(size)
+        began = time.perf_counter()
+        try:
+            await self._room.take(size)
+        finally:
+            outcome.waited += time.perf_counter() - began
         if len(parts) == 1:
             return parts[0]
         if size <= SMALL:
@@ -155,7 +161,7 @@ class Call:
             self._in_flight.dec()
             self._seconds.observe(took)
             self._totals[outcome.code].inc()
-            if self.rpc.slow_after is not None and took > self.rpc.slow_after:
+            if self.rpc.slow_after is not None and took - outcome.waited > self.rpc.slow_after:
                 log.warning("slow call", seconds=round(took, 3), code=outcome.code.name)
 
     def _judge(self, error: Exception) -> tuple[grpc.StatusCode, str]:

@@ -9,7 +9,7 @@ client has taken nothing for a while: nobody can hold the room, and so nobody ca
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,6 @@ class _Share:
 
 @dataclass(slots=True)
 class _Waiting:
-    handler: Handler
     bytes: int
     turn: asyncio.Future[None]
 
@@ -58,7 +57,7 @@ class Room:
         self._patience = patience
         self._shares: dict[Handler, _Share] = {}
         """The oldest first."""
-        self._queue: deque[_Waiting] = deque()
+        self._queue: OrderedDict[Handler, _Waiting] = OrderedDict()
         self._newest_next = False
         self._alarm: asyncio.TimerHandle | None = None
 
@@ -87,15 +86,12 @@ class Room:
             self._admit()
 
     async def _turn(self, handler: Handler, size: int) -> None:
-        waiting = _Waiting(handler, size, asyncio.get_running_loop().create_future())
-        self._queue.append(waiting)
+        waiting = self._queue[handler] = _Waiting(size, asyncio.get_running_loop().create_future())
         self._watch()
         try:
             await waiting.turn
         except asyncio.CancelledError:
-            if waiting in self._queue:
-                self._queue.remove(waiting)
-            else:
+            if self._queue.pop(handler, None) is None:
                 self.give_back(handler)
             self._admit()
             raise
@@ -111,11 +107,16 @@ class Room:
 
     def _admit(self) -> None:
         """Let in who waits and fits: in turns the newest and the oldest, so that a crowd that is stuck stops nobody."""
-        while self._queue and self._fits(self._queue[-1 if self._newest_next else 0].bytes):
-            admitted = self._queue.pop() if self._newest_next else self._queue.popleft()
+        while self._queue:
+            handler = next(reversed(self._queue) if self._newest_next else iter(self._queue))
+            if not self._fits(self._queue[handler].bytes):
+                return
+            waiting = self._queue.pop(handler)
+            if waiting.turn.done():  # cancelled, and yet to be told
+                continue
             self._newest_next = not self._newest_next
-            self._enter(admitted.handler, admitted.bytes)
-            admitted.turn.set_result(None)
+            self._enter(handler, waiting.bytes)
+            waiting.turn.set_result(None)
 
     def _watch(self) -> None:
         """End calls whose time is over, as long as others need their room, and come again for the next."""

@@ -214,7 +214,12 @@ class Container:
         linux = self.config.linux or v1.LinuxContainerConfig()
         linux.resources = message
         self.config.linux = linux
-        await self._write(spec=json.dumps(wire.encode(self.spec)), config=bytes(self.config))
+        spec, config = await asyncio.to_thread(self._encode)  # of ten thousand mounts, perhaps
+        if self.state in (ContainerState.CREATED, ContainerState.RUNNING):
+            await self._write(spec=spec, config=config)
+
+    def _encode(self) -> tuple[str, bytes]:
+        return json.dumps(wire.encode(self.spec)), bytes(self.config)
 
     async def reopen_log(self) -> None:
         """Have the warden open the log file anew. Raises FailedPreconditionError unless the container runs."""

@@ -246,17 +246,16 @@ class Pods:
                 f"sandbox name {'/'.join(map(str, name))} is taken by {taken}: remove it or raise metadata.attempt"
             )
         sandbox_id = secrets.token_hex(32)
-        spec = await asyncio.to_thread(
-            translate.sandbox_spec,
-            sandbox_id,
-            config,
-            directory=self._node.sandbox_directory(sandbox_id),
-            runtime_directory=self._node.warden_directory(sandbox_id),
-            features=self._node.host.features,
-        )
-        sandbox = PodSandbox(
-            self._node,
-            SandboxRecord(
+
+        def translated() -> PodSandbox:
+            spec = translate.sandbox_spec(
+                sandbox_id,
+                config,
+                directory=self._node.sandbox_directory(sandbox_id),
+                runtime_directory=self._node.warden_directory(sandbox_id),
+                features=self._node.host.features,
+            )
+            record = SandboxRecord(
                 id=sandbox_id,
                 name=name[0],
                 namespace=name[1],
@@ -268,8 +267,10 @@ class Pods:
                 created_at=time.time_ns(),
                 addresses=[],
                 spec=json.dumps(wire.encode(spec)),
-            ),
-        )
+            )
+            return PodSandbox(self._node, record)
+
+        sandbox = await asyncio.to_thread(translated) if translate.is_long(config) else translated()
         self._sandbox_names[name] = sandbox_id
         self.sandboxes[sandbox_id] = sandbox
         try:

@@ -82,7 +82,7 @@ def pieces(count: int):
 
     async def answer(_request):
         for _ in range(count):
-            yield ITEM
+            yield [ITEM]
 
     return answer
 
@@ -225,6 +225,28 @@ async def test_room_is_given_by_turns_to_the_newest_and_the_oldest() -> None:
         doors[order[-1]].set()
     await asyncio.gather(*calls)
     assert "".join(order) == "abfced"
+    assert room.used == 0
+
+
+async def test_a_turn_that_comes_with_the_cancellation_goes_to_the_next() -> None:
+    room, leave = Room(size=MIB), asyncio.Event()
+
+    async def call() -> None:
+        await room.take(MIB)
+        await leave.wait()
+
+    first = asyncio.create_task(call())
+    await asyncio.sleep(0)
+    waiting = [asyncio.create_task(call()) for _ in range(4)]
+    await asyncio.sleep(0.01)
+    for task in (*waiting[:2], waiting[3], first):
+        task.cancel()
+    await asyncio.wait([first, *waiting[:2], waiting[3]])
+    await asyncio.sleep(0.01)
+    assert room.used == MIB
+    leave.set()
+    await waiting[2]
+    await asyncio.sleep(0.01)
     assert room.used == 0
 
 
