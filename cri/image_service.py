@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator
 
-from cri import encode
+from cri import encode, lists
 from cri.api.runtime import v1
 from cri.images import ImageStore
 from cri.state import ImageRecord
@@ -20,23 +20,28 @@ class ImageService:
         self._images = images
         self._stats = stats
         self._encoded: dict[str, tuple[ImageRecord, bytes]] = {}
+        self._pace = lists.Pace()
 
-    async def list_images(self, request: v1.ListImagesRequest) -> bytes:
+    async def list_images(self, request: v1.ListImagesRequest) -> AsyncGenerator[list[bytes], None]:
         """Images that match the filter."""
-        return encode.joined(map(self._item, self._matching(request.filter)))
+        async for items in self._items(request.filter):
+            yield items
 
     async def stream_images(self, request: v1.StreamImagesRequest) -> AsyncGenerator[bytes, None]:
-        """As ListImages, an image a message."""
-        for image in self._matching(request.filter):
-            yield self._item(image)
+        """As ListImages, in messages of bounded size."""
+        async for message in lists.batches(self._items(request.filter)):
+            yield message
 
-    async def image_status(self, request: v1.ImageStatusRequest) -> v1.ImageStatusResponse:
+    async def image_status(self, request: v1.ImageStatusRequest) -> AsyncGenerator[list[bytes], None]:
         """One image; no image in the answer if it is not here."""
         image = self._images.find(_name(request.image))
         if image is None:
-            return v1.ImageStatusResponse()
-        info = {"info": json.dumps({"chainID": image.chains[-1:], "imageSpec": json.loads(image.config)})}
-        return v1.ImageStatusResponse(image=_message(image), info=info if request.verbose else {})
+            return
+        yield [encode.image_item(image)]
+        if request.verbose:
+            # The config is JSON already, and may be long.
+            chain = json.dumps(image.chains[-1:]).encode()
+            yield encode.info_field(b'{"chainID": ', chain, b', "imageSpec": ', image.config.encode(), b"}")
 
     async def pull_image(self, request: v1.PullImageRequest) -> v1.PullImageResponse:
         """Bring an image here."""
@@ -57,13 +62,20 @@ class ImageService:
             container_filesystems=[self._stats.container_filesystem()],
         )
 
+    async def _items(self, wanted: v1.ImageFilter | None) -> AsyncGenerator[list[bytes], None]:
+        images = self._matching(wanted)
+        if len(self._encoded) > len(images) and wanted is None:
+            here = {image.id for image in images}
+            self._encoded = {known: item for known, item in self._encoded.items() if known in here}
+        async for some in self._pace.over(images):
+            yield [self._item(image) for image in some]
+
     def _item(self, image: ImageRecord) -> bytes:
         """The image as an element of a list. Records do not change, so neither does this."""
         cached = self._encoded.get(image.id)
         if cached is None or cached[0] is not image:
-            for gone in self._encoded.keys() - {other.id for other in self._images.images()}:
-                del self._encoded[gone]
-            cached = self._encoded[image.id] = (image, encode.list_item(_message(image)))
+            cached = self._encoded[image.id] = (image, encode.image_item(image))
+            lists.checked(f"image {image.id}", len(cached[1]))
         return cached[1]
 
     def _matching(self, wanted: v1.ImageFilter | None) -> list[ImageRecord]:
@@ -87,17 +99,4 @@ def _credentials(auth: v1.AuthConfig | None) -> Credentials | None:
         registry_token=auth.registry_token,
         auth=auth.auth,
         server_address=auth.server_address,
-    )
-
-
-def _message(image: ImageRecord) -> v1.Image:
-    user = image.user.partition(":")[0]
-    return v1.Image(
-        id=image.id,
-        repo_tags=list(image.tags),
-        repo_digests=list(image.digests),
-        size=image.size,
-        uid=v1.Int64Value(value=int(user)) if user.isdecimal() else None,
-        username="" if user.isdecimal() else user,
-        pinned=image.pinned,
     )

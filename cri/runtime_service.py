@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
-from cri import encode
+from cri import encode, lists
 from cri._version import __version__
 from cri.api.runtime import v1
 from cri.errors import InvalidArgumentError, NotFoundError
@@ -16,6 +17,7 @@ from cri.sandbox import translate
 from cri.sandbox.container import Container
 from cri.sandbox.exec import exec_sync
 from cri.sandbox.host import Condition, Host
+from cri.sandbox.machine import ContainerState, SandboxState
 from cri.sandbox.pod import PodSandbox
 from cri.sandbox.pods import Pods
 from cri.stats import Stats
@@ -24,8 +26,8 @@ from cri.streaming import StreamingRequests
 RUNTIME_NAME = "cri-jails"
 API_VERSION = "v1"
 
-STREAM_BATCH = 100
-"""Items in one message of a streamed list."""
+LONG = 64 * 1024
+"""Bytes of what is known of an object, from which on it is encoded in a thread."""
 
 
 class RuntimeService:
@@ -54,6 +56,7 @@ class RuntimeService:
         self._handlers = tuple(runtime_handlers)
         self._config = config
         self._condition = condition or host.condition
+        self._pace = lists.Pace()
 
     # -- the runtime
 
@@ -126,24 +129,22 @@ class RuntimeService:
         await self._pods.remove_sandbox(request.pod_sandbox_id)
         return v1.RemovePodSandboxResponse()
 
-    async def pod_sandbox_status(self, request: v1.PodSandboxStatusRequest) -> v1.PodSandboxStatusResponse:
+    async def pod_sandbox_status(self, request: v1.PodSandboxStatusRequest) -> bytes:
         """Everything about a sandbox."""
         sandbox = self._pods.sandbox(request.pod_sandbox_id)
-        return v1.PodSandboxStatusResponse(
-            status=encode.sandbox_status(sandbox),
-            info=encode.sandbox_info(sandbox) if request.verbose else {},
-        )
+        return await _encoded(sandbox, lambda: encode.sandbox_status(sandbox, verbose=request.verbose))
 
-    async def list_pod_sandbox(self, request: v1.ListPodSandboxRequest) -> bytes:
+    async def list_pod_sandbox(self, request: v1.ListPodSandboxRequest) -> AsyncGenerator[list[bytes], None]:
         """Sandboxes that match the filter."""
-        return encode.joined(map(encode.sandbox_item, self._sandboxes(request.filter)))
+        async for items in self._sandboxes(request.filter):
+            yield items
 
     async def stream_pod_sandboxes(
         self, request: v1.StreamPodSandboxesRequest
     ) -> AsyncGenerator[bytes, None]:
         """As ListPodSandbox, in messages of bounded size."""
-        for batch in _batches(map(encode.sandbox_item, self._sandboxes(request.filter))):
-            yield batch
+        async for message in lists.batches(self._sandboxes(request.filter)):
+            yield message
 
     # -- containers
 
@@ -169,22 +170,23 @@ class RuntimeService:
         await self._pods.remove_container(request.container_id)
         return v1.RemoveContainerResponse()
 
-    async def container_status(self, request: v1.ContainerStatusRequest) -> v1.ContainerStatusResponse:
+    async def container_status(self, request: v1.ContainerStatusRequest) -> bytes:
         """Everything about a container."""
         container = self._pods.container(request.container_id)
-        return v1.ContainerStatusResponse(
-            status=encode.container_status(container, self._image_of(container)),
-            info=encode.container_info(container) if request.verbose else {},
+        image = self._image_of(container)
+        return await _encoded(
+            container, lambda: encode.container_status(container, image, verbose=request.verbose)
         )
 
-    async def list_containers(self, request: v1.ListContainersRequest) -> bytes:
+    async def list_containers(self, request: v1.ListContainersRequest) -> AsyncGenerator[list[bytes], None]:
         """Containers that match the filter."""
-        return encode.joined(map(encode.container_item, self._containers(request.filter)))
+        async for items in self._container_items(request.filter):
+            yield items
 
     async def stream_containers(self, request: v1.StreamContainersRequest) -> AsyncGenerator[bytes, None]:
         """As ListContainers, in messages of bounded size."""
-        for batch in _batches(map(encode.container_item, self._containers(request.filter))):
-            yield batch
+        async for message in lists.batches(self._container_items(request.filter)):
+            yield message
 
     async def update_container_resources(
         self, request: v1.UpdateContainerResourcesRequest
@@ -205,11 +207,14 @@ class RuntimeService:
         await self._pods.container(request.container_id).reopen_log()
         return v1.ReopenContainerLogResponse()
 
-    async def exec_sync(self, request: v1.ExecSyncRequest) -> v1.ExecSyncResponse:
+    async def exec_sync(self, request: v1.ExecSyncRequest) -> AsyncGenerator[list[bytes], None]:
         """Run a command in a container and answer with what it printed."""
         container, warden = self._pods.running(request.container_id)
         result = await exec_sync(warden, container.spec, list(request.cmd), request.timeout)
-        return v1.ExecSyncResponse(stdout=result.stdout, stderr=result.stderr, exit_code=result.exit_code)
+        yield [bytes(v1.ExecSyncResponse(exit_code=result.exit_code))]
+        for field, output in ((1, result.stdout), (2, result.stderr)):
+            if output:
+                yield [encode.header(field, len(output)), output]
 
     # -- streams
 
@@ -227,78 +232,107 @@ class RuntimeService:
 
     # -- statistics
 
-    async def container_stats(self, request: v1.ContainerStatsRequest) -> v1.ContainerStatsResponse:
+    async def container_stats(
+        self, request: v1.ContainerStatsRequest
+    ) -> AsyncGenerator[Sequence[bytes], None]:
         """One container's figures."""
         container = self._pods.container(request.container_id)
-        stats = await self._stats.of([container])
-        if not stats:
+        found = await self._stats.of([container])
+        if not found:
             raise NotFoundError(
                 f"container {container.id} is {container.state}: only running ones have statistics"
             )
-        return v1.ContainerStatsResponse(stats=stats[0])
+        yield found[0][1]
 
     async def list_container_stats(
         self, request: v1.ListContainerStatsRequest
-    ) -> v1.ListContainerStatsResponse:
+    ) -> AsyncGenerator[list[bytes], None]:
         """The figures of running containers that match the filter."""
-        return v1.ListContainerStatsResponse(stats=await self._stats.of(self._with_stats(request.filter)))
+        async for some in self._figures(request.filter):
+            yield [piece for item in some for piece in item]
 
     async def stream_container_stats(
         self, request: v1.StreamContainerStatsRequest
     ) -> AsyncGenerator[bytes, None]:
         """As ListContainerStats, in messages of bounded size."""
-        stats = await self._stats.of(self._with_stats(request.filter))
-        for batch in _batches(map(encode.list_item, stats)):
-            yield batch
+        items = ([b"".join(item) for item in some] async for some in self._figures(request.filter))
+        async for message in lists.batches(items):
+            yield message
 
     # -- what the lists show
 
-    def _sandboxes(self, wanted: v1.PodSandboxFilter | None) -> Iterator[PodSandbox]:
-        for sandbox in self._pods.visible_sandboxes():
-            if wanted is None or (
-                sandbox.id.startswith(wanted.id)
-                and (wanted.state is None or encode.sandbox_state(sandbox) == wanted.state.state)
-                and encode.matches_labels(sandbox.config.labels, wanted.label_selector)
-            ):
-                yield sandbox
-
-    def _containers(self, wanted: v1.ContainerFilter | None) -> Iterator[Container]:
-        for container in self._pods.visible_containers():
-            if wanted is None or (
-                container.id.startswith(wanted.id)
-                and container.record.sandbox_id.startswith(wanted.pod_sandbox_id)
-                and (wanted.state is None or encode.container_state(container) == wanted.state.state)
-                and encode.matches_labels(container.config.labels, wanted.label_selector)
-            ):
-                yield container
-
-    def _with_stats(self, wanted: v1.ContainerStatsFilter | None) -> Iterator[Container]:
-        wanted = wanted or v1.ContainerStatsFilter()
-        return self._containers(
-            v1.ContainerFilter(
-                id=wanted.id, pod_sandbox_id=wanted.pod_sandbox_id, label_selector=wanted.label_selector
+    async def _sandboxes(self, wanted: v1.PodSandboxFilter | None) -> AsyncGenerator[list[bytes], None]:
+        def shown(sandbox: PodSandbox) -> bool:
+            # What is encoded has been shown before.
+            return (sandbox.encoded is not None or sandbox.state is not SandboxState.CREATING) and (
+                wanted is None
+                or (
+                    sandbox.id.startswith(wanted.id)
+                    and (wanted.state is None or encode.sandbox_state(sandbox) == wanted.state.state)
+                    and encode.matches_labels(sandbox.config.labels, wanted.label_selector)
+                )
             )
-        )
 
-    def _image_of(self, container: Container) -> v1.ImageSpec:
-        asked = container.config.image or v1.ImageSpec()
+        async for some in self._pace.over(list(self._pods.sandboxes.values())):
+            yield [
+                sandbox.encoded or await _item(sandbox, encode.sandbox_item)
+                for sandbox in some
+                if shown(sandbox)
+            ]
+
+    async def _containers(self, wanted: v1.ContainerFilter | None) -> AsyncGenerator[list[Container], None]:
+        def shown(container: Container) -> bool:
+            return (container.encoded is not None or container.state is not ContainerState.CREATING) and (
+                wanted is None
+                or (
+                    container.id.startswith(wanted.id)
+                    and container.record.sandbox_id.startswith(wanted.pod_sandbox_id)
+                    and (wanted.state is None or encode.container_state(container) == wanted.state.state)
+                    and encode.matches_labels(container.config.labels, wanted.label_selector)
+                )
+            )
+
+        async for some in self._pace.over(list(self._pods.containers.values())):
+            yield [container for container in some if shown(container)]
+
+    async def _container_items(self, wanted: v1.ContainerFilter | None) -> AsyncGenerator[list[bytes], None]:
+        async for some in self._containers(wanted):
+            yield [container.encoded or await _item(container, encode.container_item) for container in some]
+
+    async def _figures(
+        self, wanted: v1.ContainerStatsFilter | None
+    ) -> AsyncGenerator[list[tuple[bytes, ...]], None]:
+        wanted = wanted or v1.ContainerStatsFilter()
+        chosen = v1.ContainerFilter(
+            id=wanted.id, pod_sandbox_id=wanted.pod_sandbox_id, label_selector=wanted.label_selector
+        )
+        containers = [container async for some in self._containers(chosen) for container in some]
+        async for figures in self._pace.over(await self._stats.of(containers)):
+            for container, item in figures:
+                lists.checked(f"container {container}", sum(map(len, item)))
+            yield [item for _, item in figures]
+
+    def _image_of(self, container: Container) -> str:
+        """How the container's image is called at the moment; "" if it has no name any more."""
         image = self._images.find(container.record.image_id)
-        name = image.tags[0] if image is not None and image.tags else asked.image
-        return v1.ImageSpec(
-            image=name,
-            annotations=asked.annotations,
-            user_specified_image=asked.user_specified_image,
-            runtime_handler=asked.runtime_handler,
-            image_ref=container.record.image_ref,
-        )
+        return image.tags[0] if image is not None and image.tags else ""
 
 
-def _batches(items: Iterable[bytes]) -> Iterator[bytes]:
-    batch: list[bytes] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == STREAM_BATCH:
-            yield b"".join(batch)
-            batch.clear()
-    if batch:
-        yield b"".join(batch)
+O = TypeVar("O", PodSandbox, Container)  # noqa: E741 - an object
+
+
+async def _item(of: O, encoded: Callable[[O], bytes]) -> bytes:
+    """An object as the item of a list, kept until it changes. Raises ResourceExhaustedError if no message can have it."""
+    record = of.record
+    item = await _encoded(of, lambda: encoded(of))
+    lists.checked(f"{record.kind} {of.id}", len(item))
+    if of.record is record:  # else it has changed meanwhile
+        of.encoded = item
+    return item
+
+
+async def _encoded(of: PodSandbox | Container, encoded: Callable[[], bytes]) -> bytes:
+    """What is encoded of an object; in a thread if it has ten thousand annotations or mounts."""
+    if len(of.record.config) + len(of.record.spec) <= LONG:
+        return encoded()
+    return await asyncio.to_thread(encoded)

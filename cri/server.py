@@ -16,6 +16,7 @@ from cni_plugins import NetworkError
 from cri import config as configuration
 from cri.config import Config, StreamingConfig
 from cri.errors import CRIError
+from cri.garbage import Sparing
 from cri.health import NodeHealth
 from cri.image_service import ImageService
 from cri.images import ImageStore
@@ -45,6 +46,8 @@ SHUTDOWN_GRACE = 5.0
 
 LOAD_SECONDS = 30.0
 """Between two attempts to look at the images, until one goes well."""
+SWITCH_INTERVAL = 0.0005
+"""Seconds after which a thread that computes lets the loop in: a call waits for that several times (the default is 5 ms)."""
 
 THREADS = 32
 """For what the kernel or a disk takes its time over; what a volume can hang has threads of its own (`cri.threads`)."""
@@ -52,6 +55,7 @@ THREADS = 32
 
 def run(config: Config) -> int:
     """Run the daemon until SIGTERM or SIGINT; the exit status. Containers go on without it."""
+    sys.setswitchinterval(SWITCH_INTERVAL)
     try:
         asyncio.run(serve(config))
     except (
@@ -148,6 +152,9 @@ async def serve(config: Config) -> None:
             _keep(end, _load_images_later(images, health))
         end.push_async_callback(images.settle)
         _keep(end, health.watch())
+        spared = Sparing()
+        end.callback(spared.end)
+        spared.begin()
         await _serve_rpc(config, end, host=host, pods=pods, images=images, network=network, health=health)
         log.info("serving", socket=str(config.socket), host=host.name, sandboxes=len(pods.sandboxes))
         await stop.wait()

@@ -4,10 +4,10 @@ Registries are full of documents that Go wrote and only Go has read: keys match 
 of FreeBSD's official images), null means absent, and a lone surrogate is replaced rather than kept.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Self
 
+from registratur import long_json
 from registratur.errors import MalformedContentError
 
 
@@ -20,9 +20,9 @@ class Fields:
 
     @classmethod
     def parse(cls, what: str, data: bytes) -> Self:
-        """Read a document whose top is an object. Raises MalformedContentError."""
+        """Read a document whose top is an object; a long one blocks for a while. Raises MalformedContentError."""
         try:
-            document = json.loads(data.decode())
+            document = long_json.loads(data.decode())
         except (ValueError, RecursionError) as error:
             raise MalformedContentError(f"{what} is no JSON: {error}") from error
         if not isinstance(document, dict):

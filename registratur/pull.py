@@ -1,7 +1,7 @@
 """Pulling an image: choose, verify, stream; and finding a pulled image again without a network."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +18,9 @@ from registratur.selection import Selection, Wanted, select
 
 CONFIG_LIMIT = 8 * 1024 * 1024
 """Bytes of an image config that are read: it is held in memory, unlike layers."""
+
+LONG_DOCUMENT = 64 * 1024
+"""Bytes from which on a manifest or config is parsed in a thread."""
 
 
 class LayerSink(Protocol):
@@ -92,12 +95,9 @@ async def pull(
     root, data = await source.root()
     walk = select(root, platforms, str(ref))
     next(walk)  # asks for the root
-    try:
-        while True:
-            data = await source.read(walk.send(data))
-    except StopIteration as done:
-        selection: Selection = done.value
-    image = _image(ref, root.digest, selection)
+    while not isinstance(found := await _step(walk, data), Selection):
+        data = await source.read(found)
+    image = _image(ref, root.digest, found)
     await _transfer(source, image, layers, max_parallel)
     return image
 
@@ -117,12 +117,28 @@ def load(
     root = Descriptor(parse_manifest(data, manifest_digest).media_type, manifest_digest, len(data))
     walk = select(root, platforms, str(reference or manifest_digest))
     next(walk)  # asks for the root
+    while not isinstance(found := _next(walk, data), Selection):
+        data = store.read(found.descriptor.digest)
+    return _image(reference, manifest_digest, found)
+
+
+Walk = Generator[Wanted, bytes, Selection]
+
+
+def _next(walk: Walk, data: bytes) -> Wanted | Selection:
+    """Give a walk what it has asked for; what it wants next, or what it has found."""
     try:
-        while True:
-            data = store.read(walk.send(data).descriptor.digest)
+        return walk.send(data)
     except StopIteration as done:
         selection: Selection = done.value
-    return _image(reference, manifest_digest, selection)
+        return selection
+
+
+async def _step(walk: Walk, data: bytes) -> Wanted | Selection:
+    """As `_next`; a long document is parsed in a thread."""
+    if len(data) <= LONG_DOCUMENT:
+        return _next(walk, data)
+    return await asyncio.to_thread(_next, walk, data)
 
 
 def _image(reference: Reference | None, repo_digest: str, selection: Selection) -> PulledImage:

@@ -152,7 +152,7 @@ class ImageStore:
             await self._removals.run(image.id, lambda: self._remove(image))
 
     def runnable(self, reference: str) -> RunnableImage:
-        """What a container needs of an image. Raises NotFoundError."""
+        """What a container needs of an image. Raises NotFoundError, ImageConfigError."""
         image = self.find(reference)
         if image is None:
             raise NotFoundError(f"image {reference!r} is not on this node: pull it first")

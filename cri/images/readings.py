@@ -12,6 +12,7 @@ from baustelle.bundle import ImageDefaults
 from baustelle.errors import ImageConfigError
 from cri.sandbox.node import RunnableImage
 from cri.state import ContainerRecord, ImageRecord
+from registratur import long_json
 
 log = structlog.get_logger(__name__)
 
@@ -24,7 +25,7 @@ class RunnableImages:
 
     def prepare(self, image: ImageRecord) -> None:
         """Read an image's config. Blocks for as long as parsing takes. Raises ValueError, RecursionError."""
-        config = json.loads(image.config)
+        config = long_json.loads(image.config)
         if not isinstance(config, dict):
             raise ImageConfigError(f"image config: it is a JSON {type(config).__name__}, expected an object")
         self._read[image.id] = image.config, ImageDefaults.from_config(config), str(config.get("os", ""))

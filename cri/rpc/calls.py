@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -15,8 +16,9 @@ import structlog
 
 from cri.errors import UnsupportedError
 from cri.metrics import Metrics
-from cri.rpc import descriptors
+from cri.rpc import answers, descriptors
 from cri.rpc.errors import code_of, message_of
+from cri.rpc.room import SMALL, Room
 from cri.rpc.table import Rpc
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("cri.rpc")
@@ -36,9 +38,18 @@ _ROUTINE = frozenset(
 """Answers that tell of the caller's doing, not of trouble on the node."""
 
 
+LONG_REQUEST = 64 * 1024
+"""Bytes from which on a request is read in a thread: some ten times what the kubelet sends."""
+
+READ_AT_ONCE = 1
+"""Long requests of an RPC that are read at the same time: it is work for the processor, and others want it too."""
+
+
 @dataclass(slots=True)
 class _Outcome:
     code: grpc.StatusCode = grpc.StatusCode.OK
+    waited: float = 0.0
+    """Seconds, for others' clients to take their answers."""
 
 
 class Call:
@@ -49,9 +60,18 @@ class Call:
     grpc.aio untouched; what must be finished none the less, the services shield.
     """
 
-    def __init__(self, service_name: str, rpc: Rpc, method: Callable[[Any], Any], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        service_name: str,
+        rpc: Rpc,
+        method: Callable[[Any], Any],
+        metrics: Metrics,
+        room: Room | None = None,
+    ) -> None:
         self.rpc = rpc
         self._method = method
+        self._room = room or Room()
+        self._reading = asyncio.Semaphore(READ_AT_ONCE)
         self._strict = descriptors.strict_class(descriptors.full_name(rpc.request))
         fields = self._strict.DESCRIPTOR.fields_by_name
         self._ids = [(field, name) for field, name in _IDS if field in fields]
@@ -65,7 +85,8 @@ class Call:
         """Answer one request with one response."""
         with self._observed() as outcome:
             try:
-                return _encoded(await self._method(self._request(data)))
+                parts = await answers.parts(self._method(await self._received(data)))
+                return await self._whole(parts, outcome)
             except Exception as error:  # noqa: BLE001 - every error becomes an answer here
                 outcome.code, message = self._judge(error)
         return await _abort(context, outcome.code, message)
@@ -74,27 +95,55 @@ class Call:
         """Answer one request with a stream of responses."""
         with self._observed() as outcome:
             try:
-                async with aclosing(self._method(self._request(data))) as answers:
-                    async for answer in answers:
-                        yield _encoded(answer)
+                async with aclosing(self._method(await self._received(data))) as messages:
+                    async for message in messages:
+                        yield await self._whole([answers.encoded(message)], outcome)
+                        self._room.give_back()
             except Exception as error:  # noqa: BLE001 - every error becomes an answer here
                 outcome.code, message = self._judge(error)
             else:
                 return
         await _abort(context, outcome.code, message)
 
+    async def _whole(self, parts: answers.Parts, outcome: _Outcome) -> bytes:
+        """A message in one piece, as gRPC wants it, once there is room for it. Raises ResourceExhaustedError."""
+        size = answers.checked_size(parts, self.rpc)
+        began = time.perf_counter()
+        try:
+            await self._room.take(size)
+        finally:
+            outcome.waited += time.perf_counter() - began
+        if len(parts) == 1:
+            return parts[0]
+        if size <= SMALL:
+            return b"".join(parts)
+        return await asyncio.to_thread(b"".join, parts)  # which lets go of the interpreter meanwhile
+
+    async def _received(self, data: bytes) -> betterproto2.Message:
+        """As `_request`; a long one is read in a thread."""
+        if len(data) <= LONG_REQUEST:
+            return self._request(data)
+        async with self._reading:
+            request, ids = await asyncio.to_thread(self._read, data)
+        structlog.contextvars.bind_contextvars(rpc=self.rpc.name, **ids)
+        return request
+
     def _request(self, data: bytes) -> betterproto2.Message:
         """The request, or InvalidArgumentError; binds its ids to the log's context."""
         structlog.contextvars.bind_contextvars(rpc=self.rpc.name)
         if not data:
             return self.rpc.request()
+        request, ids = self._read(data)
+        structlog.contextvars.bind_contextvars(**ids)
+        return request
+
+    def _read(self, data: bytes) -> tuple[betterproto2.Message, dict[str, str]]:
+        """The request, and its ids under the names that the log has for them. Raises InvalidArgumentError."""
         strict = descriptors.check(self._strict, data, self.rpc.name)
-        for field, name in self._ids:
-            if value := getattr(strict, field):
-                structlog.contextvars.bind_contextvars(**{name: value})
+        ids = {name: value for field, name in self._ids if (value := getattr(strict, field))}
         if _debug.isEnabledFor(logging.DEBUG):
-            log.debug("request", request=descriptors.redacted(strict))
-        return self.rpc.request.parse(descriptors.canonical(strict))
+            log.debug("request", **ids, request=descriptors.redacted(strict))
+        return self.rpc.request.parse(descriptors.canonical(strict)), ids
 
     @contextmanager
     def _observed(self) -> Iterator[_Outcome]:
@@ -112,7 +161,7 @@ class Call:
             self._in_flight.dec()
             self._seconds.observe(took)
             self._totals[outcome.code].inc()
-            if self.rpc.slow_after is not None and took > self.rpc.slow_after:
+            if self.rpc.slow_after is not None and took - outcome.waited > self.rpc.slow_after:
                 log.warning("slow call", seconds=round(took, 3), code=outcome.code.name)
 
     def _judge(self, error: Exception) -> tuple[grpc.StatusCode, str]:
@@ -138,10 +187,6 @@ def unimplemented(rpc: Rpc, reason: str) -> Callable[[Any], Any]:
         yield b""  # marks an asynchronous generator
 
     return refuse_stream if rpc.stream else refuse
-
-
-def _encoded(answer: betterproto2.Message | bytes) -> bytes:
-    return answer if isinstance(answer, bytes) else bytes(answer)
 
 
 async def _abort(context: grpc.aio.ServicerContext, code: grpc.StatusCode, message: str) -> NoReturn:

@@ -15,19 +15,18 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from cri.metrics import Metrics
-from cri.rpc import descriptors
+from cri.rpc import descriptors, ending
+from cri.rpc.answers import MAX_MESSAGE_BYTES
 from cri.rpc.calls import Call, unimplemented
+from cri.rpc.room import Room
 from cri.rpc.table import IMAGE_SERVICE, RUNTIME_SERVICE, TABLE, UNIMPLEMENTED, check_service, check_table
 from cri.sockets import ListeningSocket, SocketError
 
 log = structlog.get_logger(__name__)
 
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-"""As the kubelet and crictl have it, both ways."""
-
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", -1),  # `cri.rpc.answers` sees to it, and says more
 )
 
 LOOK_SECONDS = 1.0
@@ -42,6 +41,7 @@ def handlers(
     service_name: str,
     service: object,
     metrics: Metrics,
+    room: Room,
     refused: Mapping[str, str] = UNIMPLEMENTED,
 ) -> dict[str, grpc.RpcMethodHandler]:
     """The handlers of one service by RPC name. Raises RpcTableError if the object does not serve the whole table."""
@@ -52,7 +52,7 @@ def handlers(
         method = (
             unimplemented(rpc, refused[rpc.name]) if rpc.name in refused else getattr(service, rpc.method)
         )
-        call = Call(service_name, rpc, method, metrics)
+        call = Call(service_name, rpc, method, metrics, room)
         made[rpc.name] = (
             grpc.unary_stream_rpc_method_handler(call.stream)
             if rpc.stream
@@ -61,11 +61,15 @@ def handlers(
     return made
 
 
-def add_services(server: grpc.aio.Server, runtime: object, image: object, metrics: Metrics) -> None:
-    """Put both services on a server. Raises RpcTableError if the release does not fit together."""
+def add_services(
+    server: grpc.aio.Server, runtime: object, image: object, metrics: Metrics, room: Room | None = None
+) -> None:
+    """Put both services on a server of the running loop. Raises RpcTableError if the release does not fit together."""
     check_table()
+    ending.remember_makers(asyncio.get_running_loop())
+    room = room or Room()
     for service_name, service in ((RUNTIME_SERVICE, runtime), (IMAGE_SERVICE, image)):
-        made = handlers(service_name, service, metrics)
+        made = handlers(service_name, service, metrics, room)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service_name, made),))
 
 

@@ -22,13 +22,23 @@ class Rpc:
 
     name: str
     method: str
-    """The coroutine method of the service object, or the asynchronous generator if `stream`."""
+    """The method of the service object: an asynchronous generator of messages if `stream`.
+
+    Else a coroutine function that returns the answer; or an asynchronous generator of the pieces that are its encoding,
+    for an answer that may be large (`cri.rpc.answers`).
+    """
     request: type[betterproto2.Message]
     response: type[betterproto2.Message]
     stream: bool = False
     """The server answers with a stream."""
     slow_after: float | None = 2.0
     """Seconds after which a call is logged as slow; None where the time is the caller's choice."""
+    instead: str = ""
+    """What a caller does whose answer is larger than a message may be."""
+
+
+def _list_by(rpc: str) -> str:
+    return f"call {rpc}, which sends the list in pieces, or give a filter"
 
 
 RUNTIME_SERVICE = "runtime.v1.RuntimeService"
@@ -54,7 +64,13 @@ TABLE: Mapping[str, Sequence[Rpc]] = {
         Rpc(
             "PodSandboxStatus", "pod_sandbox_status", v1.PodSandboxStatusRequest, v1.PodSandboxStatusResponse
         ),
-        Rpc("ListPodSandbox", "list_pod_sandbox", v1.ListPodSandboxRequest, v1.ListPodSandboxResponse),
+        Rpc(
+            "ListPodSandbox",
+            "list_pod_sandbox",
+            v1.ListPodSandboxRequest,
+            v1.ListPodSandboxResponse,
+            instead=_list_by("StreamPodSandboxes"),
+        ),
         Rpc(
             "StreamPodSandboxes",
             "stream_pod_sandboxes",
@@ -81,7 +97,13 @@ TABLE: Mapping[str, Sequence[Rpc]] = {
         ),
         Rpc("RemoveContainer", "remove_container", v1.RemoveContainerRequest, v1.RemoveContainerResponse),
         Rpc("ContainerStatus", "container_status", v1.ContainerStatusRequest, v1.ContainerStatusResponse),
-        Rpc("ListContainers", "list_containers", v1.ListContainersRequest, v1.ListContainersResponse),
+        Rpc(
+            "ListContainers",
+            "list_containers",
+            v1.ListContainersRequest,
+            v1.ListContainersResponse,
+            instead=_list_by("StreamContainers"),
+        ),
         Rpc(
             "StreamContainers",
             "stream_containers",
@@ -125,6 +147,7 @@ TABLE: Mapping[str, Sequence[Rpc]] = {
             "list_container_stats",
             v1.ListContainerStatsRequest,
             v1.ListContainerStatsResponse,
+            instead=_list_by("StreamContainerStats"),
         ),
         Rpc(
             "StreamContainerStats",
@@ -168,7 +191,13 @@ TABLE: Mapping[str, Sequence[Rpc]] = {
         ),
     ),
     IMAGE_SERVICE: (
-        Rpc("ListImages", "list_images", v1.ListImagesRequest, v1.ListImagesResponse),
+        Rpc(
+            "ListImages",
+            "list_images",
+            v1.ListImagesRequest,
+            v1.ListImagesResponse,
+            instead=_list_by("StreamImages"),
+        ),
         Rpc("StreamImages", "stream_images", v1.StreamImagesRequest, v1.StreamImagesResponse, stream=True),
         Rpc("ImageStatus", "image_status", v1.ImageStatusRequest, v1.ImageStatusResponse),
         Rpc("PullImage", "pull_image", v1.PullImageRequest, v1.PullImageResponse, slow_after=None),
@@ -233,7 +262,7 @@ def check_service(
             faults.append(f"{rpc.method} for {rpc.name} is missing")
         elif rpc.stream and not inspect.isasyncgenfunction(method):
             faults.append(f"{rpc.method} must be an asynchronous generator")
-        elif not rpc.stream and not inspect.iscoroutinefunction(method):
+        elif not (rpc.stream or inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method)):
             faults.append(f"{rpc.method} must be a coroutine function")
     if faults:
         raise RpcTableError(f"{type(service).__name__} does not serve the CRI: " + "; ".join(faults))

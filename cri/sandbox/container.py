@@ -266,9 +266,14 @@ class Container:
         linux = self.config.linux or v1.LinuxContainerConfig()
         linux.resources = message
         self.config.linux = linux
-        self.record = self.record.replace(spec=json.dumps(wire.encode(self.spec)), config=bytes(self.config))
-        self.encoded = None
-        await self._write_down()
+        spec, config = await asyncio.to_thread(self._encode)  # of ten thousand mounts, perhaps
+        if self.state in (ContainerState.CREATED, ContainerState.RUNNING):
+            self.record = self.record.replace(spec=spec, config=config)
+            self.encoded = None
+            await self._write_down()
+
+    def _encode(self) -> tuple[str, bytes]:
+        return json.dumps(wire.encode(self.spec)), bytes(self.config)
 
     async def reopen_log(self) -> None:
         """Have the output go to the log's path anew. Raises FailedPreconditionError unless the container runs, HostError."""

@@ -29,6 +29,7 @@ from cri.sandbox.machine import ContainerState, SandboxState
 from cri.sandbox.node import Node, RunnableImage
 from cri.sandbox.pod import PodSandbox
 from cri.sandbox.shared_work import SharedWork
+from cri.sandbox.spec import ContainerSpec
 from cri.state import ContainerRecord, SandboxRecord
 from cri.threads import in_own_thread
 
@@ -78,7 +79,7 @@ class Pods:
             )
         metadata = config.metadata or v1.PodSandboxMetadata()
         name = (metadata.name, metadata.namespace, metadata.uid, metadata.attempt)
-        encoded = bytes(config)
+        encoded = await asyncio.to_thread(bytes, config) if translate.is_long(config) else bytes(config)
         return await self._making.run(
             name,
             lambda: self._run_sandbox(name, config, encoded, runtime_handler),
@@ -117,8 +118,7 @@ class Pods:
         sandbox = self.sandbox(sandbox_id)
         metadata = config.metadata or v1.ContainerMetadata()
         name = (sandbox.id, metadata.name, metadata.attempt)
-        encoded = bytes(config)
-        return await self._making.run(name, lambda: self._create_container(name, sandbox, config, encoded))
+        return await self._making.run(name, lambda: self._create_container(name, sandbox, config))
 
     async def start_container(self, container_id: str) -> None:
         """Start a created container."""
@@ -253,16 +253,16 @@ class Pods:
             )
         self._node.demand_descriptors(f"sandbox {'/'.join(map(str, name))}")
         sandbox_id = secrets.token_hex(32)
-        spec = translate.sandbox_spec(
-            sandbox_id,
-            config,
-            directory=self._node.sandbox_directory(sandbox_id),
-            runtime_directory=self._node.warden_directory(sandbox_id),
-            features=self._node.host.features,
-        )
-        sandbox = PodSandbox(
-            self._node,
-            SandboxRecord(
+
+        def translated() -> PodSandbox:
+            spec = translate.sandbox_spec(
+                sandbox_id,
+                config,
+                directory=self._node.sandbox_directory(sandbox_id),
+                runtime_directory=self._node.warden_directory(sandbox_id),
+                features=self._node.host.features,
+            )
+            record = SandboxRecord(
                 id=sandbox_id,
                 name=name[0],
                 namespace=name[1],
@@ -274,10 +274,10 @@ class Pods:
                 created_at=time.time_ns(),
                 addresses=[],
                 spec=json.dumps(wire.encode(spec)),
-            ),
-            spec,
-            config,
-        )
+            )
+            return PodSandbox(self._node, record, spec, config)
+
+        sandbox = await asyncio.to_thread(translated) if translate.is_long(config) else translated()
         self._sandbox_names[name] = sandbox_id
         self.sandboxes[sandbox_id] = sandbox
         try:
@@ -312,7 +312,7 @@ class Pods:
         log.info("sandbox removed", sandbox=sandbox.id)
 
     async def _create_container(
-        self, name: ContainerName, sandbox: PodSandbox, config: v1.ContainerConfig, encoded: bytes
+        self, name: ContainerName, sandbox: PodSandbox, config: v1.ContainerConfig
     ) -> str:
         if (taken := self._container_names.get(name)) is not None:
             raise AlreadyExistsError(
@@ -335,9 +335,7 @@ class Pods:
             if mount.image is not None and mount.image.image
         }
         with self._node.images.hold({*image.layers, *itertools.chain.from_iterable(volumes.values())}):
-            return await self._create_from(
-                image, volumes, name=name, sandbox=sandbox, config=config, encoded=encoded
-            )
+            return await self._create_from(image, volumes, name=name, sandbox=sandbox, config=config)
 
     async def _create_from(
         self,
@@ -347,24 +345,27 @@ class Pods:
         name: ContainerName,
         sandbox: PodSandbox,
         config: v1.ContainerConfig,
-        encoded: bytes,
     ) -> str:
         container_id = secrets.token_hex(32)
-        # It follows links of volumes, and a volume may hang.
-        spec = await in_own_thread(
-            translate.container_spec,
-            container_id,
-            config,
-            sandbox.spec,
-            sandbox.config,
-            directory=self._node.container_directory(container_id),
-            image=image.defaults,
-            layers=image.layers,
-            volumes=volumes,
-            system=image.os,
-            pod_files=pod_files.mounts(sandbox.spec),
-            features=self._node.host.features,
-        )
+
+        def translated() -> tuple[ContainerSpec, str, bytes]:
+            spec = translate.container_spec(
+                container_id,
+                config,
+                sandbox.spec,
+                sandbox.config,
+                directory=self._node.container_directory(container_id),
+                image=image.defaults,
+                layers=image.layers,
+                volumes=volumes,
+                system=image.os,
+                pod_files=pod_files.mounts(sandbox.spec),
+                features=self._node.host.features,
+            )
+            return spec, json.dumps(wire.encode(spec)), bytes(config)
+
+        # It follows links of volumes, and a volume may hang; and a config may have ten thousand mounts.
+        spec, encoded_spec, encoded = await in_own_thread(translated)
         stop_signal = config.stop_signal.name if config.stop_signal else image.defaults.stop_signal
         record = ContainerRecord(
             id=container_id,
@@ -378,7 +379,7 @@ class Pods:
             created_at=time.time_ns(),
             stop_signal=_checked_signal(stop_signal or "", container_id),
             log_path=spec.log_path,
-            spec=json.dumps(wire.encode(spec)),
+            spec=encoded_spec,
         )
         container = Container(self._node, record, spec, config, sandbox)
         self._container_names[name] = container_id

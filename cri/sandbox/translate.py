@@ -54,6 +54,17 @@ _POLICY = {
     v1.SupplementalGroupsPolicy.Strict: GroupsPolicy.STRICT,
 }
 
+LONG = 500
+"""Entries of a config: encoding as many takes a few milliseconds."""
+
+
+def is_long(config: v1.PodSandboxConfig) -> bool:
+    """Whether a config has so many entries (not bytes) that to look at all of them takes the loop a while."""
+    linux = config.linux or v1.LinuxPodSandboxConfig()
+    groups = linux.security_context.supplemental_groups if linux.security_context else ()
+    entries = (config.labels, config.annotations, config.port_mappings, linux.sysctls, groups)
+    return sum(map(len, entries)) > LONG
+
 
 def sandbox_spec(
     sandbox_id: str,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
+import threading
 
 import pytest
 
+from baustelle.errors import ImageConfigError
 from baustelle.unpack import CorruptLayerError
 from cri.errors import InvalidArgumentError, NotFoundError
 from cri.images.layers import chain_ids
 from cri.state import ContainerRecord
-from registratur import DigestMismatchError
+from registratur import DigestMismatchError, long_json
 from registratur import NotFoundError as NotInRegistryError
 
 
@@ -191,3 +195,77 @@ async def test_pulls_that_come_while_their_layer_is_being_removed(shelf, registr
     assert shelf.layers() == 3
     for image in shelf.images.images():
         assert all(shelf.content.has(digest) for digest in (image.id, image.manifest))
+
+
+def rewrite_config(registry, repository: str, tag: str, change) -> None:
+    """Have an image of the registry with another config."""
+
+    def write(folder: str, content: object) -> tuple[str, int]:
+        data = json.dumps(content).encode()
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        (base / folder / digest).write_bytes(data)
+        return digest, len(data)
+
+    base = registry.tree / "v2" / repository
+    named = base / "manifests" / tag
+    manifest = json.loads(named.read_bytes())
+    entry = None
+    if "manifests" in manifest:
+        index, entry = manifest, manifest["manifests"][0]
+        manifest = json.loads((base / "manifests" / entry["digest"]).read_bytes())
+    config = json.loads((base / "blobs" / manifest["config"]["digest"]).read_bytes())
+    change(config)
+    manifest["config"]["digest"], manifest["config"]["size"] = write("blobs", config)
+    digest, size = write("manifests", manifest)
+    if entry is not None:
+        entry["digest"], entry["size"] = digest, size
+        digest, _ = write("manifests", index)
+    named.write_bytes((base / "manifests" / digest).read_bytes())
+
+
+async def test_a_config_of_megabytes_is_read_once_and_off_the_loop(shelf, registry, monkeypatch):
+    registry.add("big", "1", "hello")
+    labels = {f"label{number}": "x" * 90 for number in range(30_000)}
+    rewrite_config(registry, "big", "1", lambda config: config["config"].update(Labels=labels))
+    threads = []
+    loads = long_json.loads
+    monkeypatch.setattr(
+        long_json, "loads", lambda text: threads.append(threading.current_thread().name) or loads(text)
+    )
+    image_id = await shelf.images.pull(f"{registry.address}/big:1", None)
+    read = list(threads)
+    assert any("asyncio" in name or "cri-jails" in name for name in read)
+    for _ in range(3):
+        assert shelf.images.runnable(image_id).defaults.labels == labels
+    assert threads == read
+    later = shelf.reopened(shelf.client)
+    await later.load()
+    assert len(threads) == len(read) + 1
+    assert "MainThread" not in threads[len(read) :]
+    assert later.runnable(image_id) == shelf.images.runnable(image_id)
+    assert len(threads) == len(read) + 1
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", "no JSON"),
+        ("[1]", "a JSON list"),
+        ('{"config": 3}', "config must be an object"),
+        ('{"a": "' + "x" * 100_000 + '"', "no JSON"),
+    ],
+)
+async def test_a_config_that_makes_no_sense_costs_its_own_image_only(shelf, registry, config, message):
+    registry.add("app", "1", "hello")
+    registry.add("other", "1", "other")
+    damaged = await shelf.images.pull(f"{registry.address}/app:1", None)
+    whole = await shelf.images.pull(f"{registry.address}/other:1", None)
+    await shelf.store.save(shelf.images.find(damaged).replace(config=config))
+    later = shelf.reopened(shelf.client)
+    await later.load()
+    assert later.runnable(whole).defaults.cmd == ("sleep",)
+    for _ in range(2):
+        with pytest.raises(ImageConfigError, match=message):
+            later.runnable(damaged)
+    await later.remove(damaged)
+    assert later.find(damaged) is None

@@ -203,6 +203,70 @@ def test_streamed_lists_have_each_item_once(grpc_stub, pod):
     assert sorted(streamed) == sorted(made)
 
 
+def test_a_list_that_no_client_takes_is_streamed(grpc_stub, pod):
+    annotations = {"fat": "x" * 300_000}
+    made = [
+        create(grpc_stub, pod, "sleep", name=f"c{number}", annotations=annotations) for number in range(60)
+    ]
+    with pytest.raises(grpc.RpcError, match="call StreamContainers") as refused:
+        grpc_stub.ListContainers(v1.ListContainersRequest())
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "at most 16777216" in refused.value.details()
+    one = v1.ListContainersRequest(filter=v1.ContainerFilter(id=made[3]))
+    assert [container.id for container in grpc_stub.ListContainers(one).containers] == [made[3]]
+    messages = list(grpc_stub.StreamContainers(v1.StreamContainersRequest()))
+    assert [container.id for message in messages for container in message.containers] == made
+    assert all(len(message.containers) == 1 for message in messages), "as each of them is a large message"
+    for container in made:
+        grpc_stub.StartContainer(v1.StartContainerRequest(container_id=container))
+    with pytest.raises(grpc.RpcError, match="call StreamContainerStats"):
+        grpc_stub.ListContainerStats(v1.ListContainerStatsRequest())
+    streamed = list(grpc_stub.StreamContainerStats(v1.StreamContainerStatsRequest()))
+    assert [stats.attributes.id for message in streamed for stats in message.container_stats] == made
+    assert streamed[0].container_stats[0].attributes.annotations == annotations
+
+
+def test_a_container_of_thousands_of_everything(grpc_stub, pod):
+    """Which is read and encoded in threads; what comes out is what went in."""
+    many = {f"key{number}": "value" for number in range(5_000)}
+    mounts = [v1.Mount(container_path=f"/m{number}", host_path="/tmp") for number in range(2_000)]
+    container = create(grpc_stub, pod, "sleep", annotations=many, labels=many, mounts=mounts)
+    asked = v1.ContainerStatusRequest(container_id=container, verbose=True)
+    answer = grpc_stub.ContainerStatus(asked)
+    assert (answer.status.annotations, answer.status.labels) == (many, many)
+    assert answer.status.mounts == mounts
+    assert len(json.loads(answer.info["info"])["spec"]["mounts"]) >= 2_000
+    limits = v1.LinuxContainerResources(cpu_shares=77)
+    grpc_stub.UpdateContainerResources(
+        v1.UpdateContainerResourcesRequest(container_id=container, linux=limits)
+    )
+    answer = grpc_stub.ContainerStatus(asked)
+    assert answer.status.resources.linux.cpu_shares == 77
+    assert (answer.status.annotations, answer.status.mounts) == (many, mounts)
+    (item,) = grpc_stub.ListContainers(v1.ListContainersRequest()).containers
+    assert item.annotations == many
+
+
+def test_a_sandbox_of_thousands_of_everything(grpc_stub):
+    many = {f"key{number}": "value" for number in range(5_000)}
+    config = v1.PodSandboxConfig(
+        metadata=v1.PodSandboxMetadata(name="many", uid="u", namespace="ns"), annotations=many, labels=many
+    )
+    request = v1.RunPodSandboxRequest(config=config)
+    pod = grpc_stub.RunPodSandbox(request).pod_sandbox_id
+    try:
+        with pytest.raises(grpc.RpcError, match="is taken by") as taken:
+            grpc_stub.RunPodSandbox(request)
+        assert taken.value.code() is grpc.StatusCode.ALREADY_EXISTS
+        asked = v1.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True)
+        answer = grpc_stub.PodSandboxStatus(asked)
+        assert (answer.status.annotations, answer.status.labels) == (many, many)
+        (item,) = grpc_stub.ListPodSandbox(v1.ListPodSandboxRequest()).items
+        assert (item.annotations, item.labels) == (many, many)
+    finally:
+        grpc_stub.RemovePodSandbox(v1.RemovePodSandboxRequest(pod_sandbox_id=pod))
+
+
 def test_exec_sync_and_stats(grpc_stub, pod):
     container = create(grpc_stub, pod, "sleep")
     with pytest.raises(grpc.RpcError) as early:
@@ -298,6 +362,9 @@ def test_images(grpc_stub, images):
     asked = v1.ImageStatusRequest(image=v1.ImageSpec(image=TAG))
     assert grpc_stub.ImageStatus(asked).image == image
     assert grpc_stub.ImageStatus(v1.ImageStatusRequest(image=v1.ImageSpec(image="gone"))).image is None
+    verbose = grpc_stub.ImageStatus(v1.ImageStatusRequest(image=v1.ImageSpec(image=TAG), verbose=True))
+    assert verbose.image == image
+    assert json.loads(verbose.info["info"]) == {"chainID": ["sha256:c"], "imageSpec": {}}
     nothing = v1.ListImagesRequest(filter=v1.ImageFilter(image=v1.ImageSpec(image="gone")))
     assert grpc_stub.ListImages(nothing).images == []
     auth = v1.AuthConfig(username="me", password="secret", server_address="example.org")

@@ -1,0 +1,111 @@
+"""JSON from strangers, however long, without holding up the other threads.
+
+The standard library's parser is one call from beginning to end, and no other thread runs meanwhile: a tenth of a second
+for some megabytes. Here a long document is parsed in pieces of a few milliseconds at most, each by the same parser, with a
+pause behind each. What is accepted, and what comes out of it, is the same.
+"""
+
+import json
+import re
+import time
+from typing import Any
+
+LONG = 256 * 1024
+"""Characters from which on a document is parsed in pieces."""
+
+PIECE = 32 * 1024
+"""Characters of a piece. A single string is not divided."""
+
+PAUSE = 0.0002
+"""Seconds between two pieces: long enough for another thread to begin."""
+
+_STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_FLAT = rf"(?:\{{(?:[^\"\[\]{{}}]++|{_STRING})*+\}}|\[(?:[^\"\[\]{{}}]++|{_STRING})*+\])"
+_RUN = re.compile(rf"(?:(?:[^,\"\[\]{{}}]++|{_STRING}|{_FLAT})++,)++", re.DOTALL)
+"""Elements or members of something, each with its comma, that hold at most flat arrays and objects."""
+_SPACE = re.compile(r"[ \t\n\r]*+")
+
+_decoder = json.JSONDecoder()
+
+
+def loads(text: str) -> Any:
+    """The value of a JSON document. Blocks: long ones are for threads. Raises ValueError, RecursionError."""
+    if len(text) <= LONG:
+        return _decoder.decode(text)
+    value, end = _Parser(text).value(_after_space(text, 0))
+    if (end := _after_space(text, end)) != len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+    return value
+
+
+class _Parser:
+    """One pass over a text. Methods take a place in it, and return the one behind what they have read."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._paused = 0
+        """Where the last pause was."""
+
+    def value(self, at: int) -> tuple[Any, int]:
+        """The value that begins here."""
+        if at - self._paused >= PIECE:
+            self._paused = at
+            time.sleep(PAUSE)
+        match self._text[at : at + 1]:
+            case "{":
+                return self._container(at, {}, "}")
+            case "[":
+                return self._container(at, [], "]")
+        return _decoder.raw_decode(self._text, at)
+
+    def _container(self, begin: int, found: Any, closing: str) -> tuple[Any, int]:
+        """An object or array, to which everything in it is added."""
+        text = self._text
+        at = _after_space(text, begin + 1)
+        if text[at : at + 1] == closing:
+            return found, at + 1
+        while True:
+            if run := _RUN.match(text, at, at + PIECE):
+                self._add_run(run, found, closing)
+                at = _after_space(text, run.end())
+            at = self._add_one(at, found)
+            if text[at : at + 1] == closing:
+                return found, at + 1
+            if text[at : at + 1] != ",":
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+            at = _after_space(text, at + 1)
+
+    def _add_run(self, run: re.Match[str], found: Any, closing: str) -> None:
+        body = run[0][:-1]
+        try:
+            some = _decoder.decode(f"{{{body}}}" if closing == "}" else f"[{body}]")
+        except json.JSONDecodeError as error:
+            raise json.JSONDecodeError(error.msg, self._text, run.start() + error.pos - 1) from None
+        if not some:  # a comma behind nothing
+            raise json.JSONDecodeError("Expecting value", self._text, run.start())
+        if closing == "}":
+            found.update(some)
+        else:
+            found.extend(some)
+
+    def _add_one(self, at: int, found: Any) -> int:
+        """Add one element or member, and pass over the space behind it."""
+        text = self._text
+        if isinstance(found, list):
+            value, at = self.value(at)
+            found.append(value)
+            return _after_space(text, at)
+        if text[at : at + 1] != '"':
+            raise json.JSONDecodeError("Expecting property name enclosed in double quotes", text, at)
+        key, at = _decoder.raw_decode(text, at)
+        at = _after_space(text, at)
+        if text[at : at + 1] != ":":
+            raise json.JSONDecodeError("Expecting ':' delimiter", text, at)
+        found[key], at = self.value(_after_space(text, at + 1))
+        return _after_space(text, at)
+
+
+def _after_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    assert match is not None
+    return match.end()

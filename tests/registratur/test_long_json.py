@@ -1,0 +1,106 @@
+"""Long JSON is read as the standard library reads it, in pieces."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from registratur import long_json
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=30),
+    lambda inner: st.lists(inner, max_size=8) | st.dictionaries(st.text(max_size=8), inner, max_size=8),
+    max_leaves=60,
+)
+SHORT_PIECES = settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Everything is long, and a piece is short."""
+    monkeypatch.setattr(long_json, "LONG", 0)
+    monkeypatch.setattr(long_json, "PIECE", 24)
+    monkeypatch.setattr(long_json, "PAUSE", 0)
+
+
+@SHORT_PIECES
+@given(VALUES, st.sampled_from([None, 1]), st.booleans())
+def test_every_document_means_the_same(short, value, indent, ascii_only) -> None:
+    text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
+    assert long_json.loads(text) == json.loads(text) == value
+
+
+@SHORT_PIECES
+@given(st.text(st.sampled_from('[]{},:"\\ \n01e-.ntrufalse\x01é'), max_size=40))
+@example("[,1]")
+@example("[1,,2,3,4]")
+@example("[1,2,]")
+@example('{"a":1,}')
+@example('{"a":1,"b"}')
+@example('{,"a":1}')
+@example('{1:2,"a":3}')
+@example('["\\')
+@example('{"a":1,"a":2,"b":3,"a":4}')
+@example("[[[[")
+@example("1 2")
+@example("")
+@example(' \n{"a": [1, 2, {"b": "}],"}]} ')
+def test_what_is_no_json_is_refused_alike(short, text: str) -> None:
+    try:
+        expected = json.loads(text)
+    except ValueError:
+        with pytest.raises(ValueError):
+            long_json.loads(text)
+    else:
+        assert long_json.loads(text) == expected
+
+
+def test_depth_is_bounded(short) -> None:
+    with pytest.raises(RecursionError):
+        long_json.loads("[" * 100_000 + "]" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"config": {"Labels": {f"label{number}": "x" * 90 for number in range(66_000)}}},
+        {"history": [{"created_by": "y" * 100, "empty_layer": True} for _ in range(50_000)]},
+        {"config": {"Env": [f"NAME{number}=value" for number in range(300_000)]}},
+    ],
+    ids=["labels", "history", "env"],
+)
+def test_other_threads_go_on_meanwhile(document) -> None:
+    """The longest that another thread waits is a part of the time that the whole takes, in one call of the parser."""
+    text = json.dumps(document)
+    began = time.perf_counter()
+    json.loads(text)
+    whole = time.perf_counter() - began
+    done, longest = threading.Event(), [0.0]
+
+    def watch() -> None:
+        last = time.perf_counter()
+        while not done.is_set():
+            time.sleep(0.0005)
+            now = time.perf_counter()
+            longest[0] = max(longest[0], now - last)
+            last = now
+
+    ratios = []
+    for _ in range(5):
+        done.clear()
+        longest[0] = 0.0
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        assert long_json.loads(text) == document
+        done.set()
+        watcher.join()
+        ratios.append(longest[0] / whole)
+    print(f"longest wait, as a part of the whole: {[round(ratio, 2) for ratio in ratios]}")
+    assert min(ratios) < 0.7
