@@ -42,10 +42,10 @@ class Rubbish:
                 threading.Thread(target=self._work, name="rubbish", daemon=True).start()
         return True
 
-    def wait(self) -> None:
-        """Wait until all is deleted that was put in. Blocks."""
+    def wait(self, patience: float | None = None) -> None:
+        """Wait until all is deleted that was put in; not longer than `patience` seconds. Blocks."""
         with self._changing:
-            self._changing.wait_for(lambda: not self._working)
+            self._changing.wait_for(lambda: not self._working, patience)
 
     def _work(self) -> None:
         while paths := self._take():

@@ -40,6 +40,9 @@ BEGUN = "new-"
 GONE = f"{BEGUN}gone-"
 """What the names of removed layers begin with: to releases that know none such they are unfinished, and go too."""
 
+PATIENCE = 0.5
+"""Seconds that a start, and whoever removes a layer, wait for what is thrown away to be gone."""
+
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 _CHAIN_ID = re.compile(r"[a-z0-9]+:[A-Za-z0-9_-]+")
@@ -162,11 +165,12 @@ class DirectorySnapshotter(RootSnapshotter):
             self._end(chain_id)
 
     async def remove(self, chain_id: str) -> None:
-        """Take a committed layer out of sight; it is deleted behind the caller."""
+        """Take a committed layer out of sight; what takes longer than a moment to delete goes behind the caller."""
         await asyncio.to_thread(self._remove, chain_id)
+        await asyncio.to_thread(self._rubbish.wait, PATIENCE)
 
     def remove_unfinished(self) -> list[str]:
-        """Have thrown away what a daemon that died had begun, or begun to remove. Blocks, but not for the deletion."""
+        """Throw away what a daemon that died had begun, or begun to remove. Blocks, for a moment: the rest goes on behind."""
         found = []
         try:
             for path in sorted(self._directory.iterdir()):
@@ -178,6 +182,7 @@ class DirectorySnapshotter(RootSnapshotter):
                     found.append(f"unfinished layer {path.name.removeprefix(BEGUN)}")
         except OSError as error:
             log.warning("unfinished layers stay", directory=str(self._directory), error=str(error))
+        self._rubbish.wait(PATIENCE)
         return found
 
     def wait(self) -> None:
