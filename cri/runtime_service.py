@@ -20,6 +20,7 @@ from cri.sandbox.host import Condition, Host
 from cri.sandbox.machine import ContainerState, SandboxState
 from cri.sandbox.pod import PodSandbox
 from cri.sandbox.pods import Pods
+from cri.sandbox.shared_work import SharedWork
 from cri.stats import Stats
 from cri.streaming import StreamingRequests
 
@@ -28,6 +29,9 @@ API_VERSION = "v1"
 
 LONG = 64 * 1024
 """Bytes of what is known of an object, from which on it is encoded in a thread."""
+
+
+O = TypeVar("O", PodSandbox, Container)  # noqa: E741 - an object
 
 
 class RuntimeService:
@@ -57,6 +61,7 @@ class RuntimeService:
         self._config = config
         self._condition = condition or host.condition
         self._pace = lists.Pace()
+        self._encoding: SharedWork[bytes] = SharedWork("encode")
 
     # -- the runtime
 
@@ -275,7 +280,7 @@ class RuntimeService:
 
         async for some in self._pace.over(list(self._pods.sandboxes.values())):
             yield [
-                sandbox.encoded or await _item(sandbox, encode.sandbox_item)
+                sandbox.encoded or await self._item(sandbox, encode.sandbox_item)
                 for sandbox in some
                 if shown(sandbox)
             ]
@@ -297,7 +302,25 @@ class RuntimeService:
 
     async def _container_items(self, wanted: v1.ContainerFilter | None) -> AsyncGenerator[list[bytes], None]:
         async for some in self._containers(wanted):
-            yield [container.encoded or await _item(container, encode.container_item) for container in some]
+            yield [
+                container.encoded or await self._item(container, encode.container_item) for container in some
+            ]
+
+    async def _item(self, of: O, encoded: Callable[[O], bytes]) -> bytes:
+        """An object as the item of a list, kept until it changes; all who wait for it get the same bytes.
+
+        Raises ResourceExhaustedError if no message can have it.
+        """
+        record = of.record
+
+        async def make() -> bytes:
+            item = await _encoded(of, lambda: encoded(of))
+            lists.checked(f"{record.kind} {of.id}", len(item))
+            if of.record is record:  # else it has changed meanwhile
+                of.encoded = item
+            return item
+
+        return await (make() if _is_short(of) else self._encoding.run(of.id, make, fingerprint=id(record)))
 
     async def _figures(
         self, wanted: v1.ContainerStatsFilter | None
@@ -318,21 +341,10 @@ class RuntimeService:
         return image.tags[0] if image is not None and image.tags else ""
 
 
-O = TypeVar("O", PodSandbox, Container)  # noqa: E741 - an object
-
-
-async def _item(of: O, encoded: Callable[[O], bytes]) -> bytes:
-    """An object as the item of a list, kept until it changes. Raises ResourceExhaustedError if no message can have it."""
-    record = of.record
-    item = await _encoded(of, lambda: encoded(of))
-    lists.checked(f"{record.kind} {of.id}", len(item))
-    if of.record is record:  # else it has changed meanwhile
-        of.encoded = item
-    return item
-
-
 async def _encoded(of: PodSandbox | Container, encoded: Callable[[], bytes]) -> bytes:
     """What is encoded of an object; in a thread if it has ten thousand annotations or mounts."""
-    if len(of.record.config) + len(of.record.spec) <= LONG:
-        return encoded()
-    return await asyncio.to_thread(encoded)
+    return encoded() if _is_short(of) else await asyncio.to_thread(encoded)
+
+
+def _is_short(of: PodSandbox | Container) -> bool:
+    return len(of.record.config) + len(of.record.spec) <= LONG

@@ -7,7 +7,9 @@ to nothing.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import TypeAlias
 
@@ -19,6 +21,9 @@ from cri.rpc.table import Rpc
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """What the kubelet and crictl take, and send."""
+
+SHORT = 256 * 1024
+"""Bytes up to which pieces are put together on the spot."""
 
 Answer: TypeAlias = betterproto2.Message | Message | bytes
 Parts = Sequence[bytes]
@@ -43,6 +48,19 @@ def encoded(answer: Answer) -> bytes:
         data: bytes = answer.SerializeToString()
         return data
     return bytes(answer)
+
+
+async def whole(pieces: Parts, size: int) -> bytes:
+    """A message of this size in one piece, as gRPC wants it."""
+    if len(pieces) == 1:
+        return pieces[0]
+    if size <= SHORT:
+        return b"".join(pieces)
+    return await asyncio.get_running_loop().run_in_executor(_joiner, b"".join, pieces)
+
+
+_joiner = ThreadPoolExecutor(1, "answers")
+"""One thread, which lets go of the interpreter while it copies. Of many, each would keep the memory that it had once needed."""
 
 
 def checked_size(pieces: Parts, rpc: Rpc) -> int:

@@ -18,7 +18,7 @@ from cri.errors import UnsupportedError
 from cri.metrics import Metrics
 from cri.rpc import answers, descriptors
 from cri.rpc.errors import code_of, message_of
-from cri.rpc.room import SMALL, Room
+from cri.rpc.room import Room
 from cri.rpc.table import Rpc
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("cri.rpc")
@@ -113,11 +113,7 @@ class Call:
             await self._room.take(size)
         finally:
             outcome.waited += time.perf_counter() - began
-        if len(parts) == 1:
-            return parts[0]
-        if size <= SMALL:
-            return b"".join(parts)
-        return await asyncio.to_thread(b"".join, parts)  # which lets go of the interpreter meanwhile
+        return await answers.whole(parts, size)
 
     async def _received(self, data: bytes) -> betterproto2.Message:
         """As `_request`; a long one is read in a thread."""

@@ -31,10 +31,12 @@ def remember_makers(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def end(handler: asyncio.Task[Any]) -> bool:
-    """End the call whose handler runs, or has run, in this task. False if grpc.aio holds it in some other way."""
+    """End the call whose handler runs in this task. False, and nothing done, if grpc.aio holds it in some other way."""
     maker = handler.maker() if isinstance(handler, _MadeTask) and handler.maker is not None else None
+    if maker is None or not maker.cancel():
+        return False
     handler.cancel()
-    return maker is not None and maker.cancel()
+    return True
 
 
 def _make(

@@ -266,7 +266,10 @@ class Container:
         linux = self.config.linux or v1.LinuxContainerConfig()
         linux.resources = message
         self.config.linux = linux
-        spec, config = await asyncio.to_thread(self._encode)  # of ten thousand mounts, perhaps
+        written: ContainerSpec | None = None
+        while written is not self.spec:  # else another update has come meanwhile
+            written = self.spec
+            spec, config = await asyncio.to_thread(self._encode)  # of ten thousand mounts, perhaps
         if self.state in (ContainerState.CREATED, ContainerState.RUNNING):
             self.record = self.record.replace(spec=spec, config=config)
             self.encoded = None

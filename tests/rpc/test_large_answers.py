@@ -272,6 +272,20 @@ def test_the_room_fits_the_largest_answers() -> None:
     assert PATIENCE > 0
 
 
+async def test_a_call_that_cannot_be_ended_keeps_its_room_and_is_told_of() -> None:
+    """As with a release of grpc.aio that holds calls in another way."""
+    room = Room(size=MIB, patience=0.05)
+
+    async def call() -> None:
+        await room.take(MIB)
+        await asyncio.sleep(0.2)
+
+    with capture_logs() as logs:
+        await asyncio.wait_for(asyncio.gather(call(), call()), 5)
+    assert {entry["event"] for entry in logs} == {"a client does not take an answer, and grpc.aio keeps it"}
+    assert room.used == 0
+
+
 async def test_a_loop_with_a_task_factory_of_its_own_is_refused() -> None:
     loop = asyncio.get_running_loop()
     before = loop.get_task_factory()
