@@ -77,13 +77,7 @@ def _move_up(name: str, directory: int, top: int, numbers: Iterator[int]) -> Non
             )
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-<<<<<<< ours
-                remove_tree(
-                    name, dir_fd=directory
-                )  # where it is, which gives the disk room for what comes next
-=======
                 remove_tree(name, dir_fd=directory)  # where it is; that makes room for the next
->>>>>>> theirs
                 return
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise  # else the name is taken

@@ -95,16 +95,9 @@ async def pull(
     root, data = await source.root()
     walk = select(root, platforms, str(ref))
     next(walk)  # asks for the root
-<<<<<<< ours
     while not isinstance(found := await _step(walk, data), Selection):
         data = await source.read(found)
     image = _image(ref, root.digest, found)
-=======
-    step = await asyncio.to_thread(_advance, walk, data)  # a config may have megabytes
-    while isinstance(step, Wanted):
-        step = await asyncio.to_thread(_advance, walk, await source.read(step))
-    image = _image(ref, root.digest, step)
->>>>>>> theirs
     await _transfer(source, image, layers, max_parallel)
     return image
 
@@ -124,7 +117,6 @@ def load(
     root = Descriptor(parse_manifest(data, manifest_digest).media_type, manifest_digest, len(data))
     walk = select(root, platforms, str(reference or manifest_digest))
     next(walk)  # asks for the root
-<<<<<<< ours
     while not isinstance(found := _next(walk, data), Selection):
         data = store.read(found.descriptor.digest)
     return _image(reference, manifest_digest, found)
@@ -135,22 +127,11 @@ Walk = Generator[Wanted, bytes, Selection]
 
 def _next(walk: Walk, data: bytes) -> Wanted | Selection:
     """Give a walk what it has asked for; what it wants next, or what it has found."""
-=======
-    step = _advance(walk, data)
-    while isinstance(step, Wanted):
-        step = _advance(walk, store.read(step.descriptor.digest))
-    return _image(reference, manifest_digest, step)
-
-
-def _advance(walk: Generator[Wanted, bytes, Selection], data: bytes) -> Wanted | Selection:
-    """What a walk wants next, or what it has chosen."""
->>>>>>> theirs
     try:
         return walk.send(data)
     except StopIteration as done:
         selection: Selection = done.value
         return selection
-<<<<<<< ours
 
 
 async def _step(walk: Walk, data: bytes) -> Wanted | Selection:
@@ -158,8 +139,6 @@ async def _step(walk: Walk, data: bytes) -> Wanted | Selection:
     if len(data) <= LONG_DOCUMENT:
         return _next(walk, data)
     return await asyncio.to_thread(_next, walk, data)
-=======
->>>>>>> theirs
 
 
 def _image(reference: Reference | None, repo_digest: str, selection: Selection) -> PulledImage:
