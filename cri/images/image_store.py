@@ -21,7 +21,7 @@ from cri.sandbox.machine import ContainerState
 from cri.sandbox.node import RunnableImage
 from cri.sandbox.shared_work import SharedWork
 from cri.sandbox.spec import DiskUsage
-from cri.state import ImageRecord, Store
+from cri.state import ContainerRecord, ImageRecord, Store
 from registratur import (
     Client,
     ContentStore,
@@ -166,6 +166,9 @@ class ImageStore:
         """Give back layers that no image and no container needs any more. Costs nothing where every layer has an image."""
         needed = self._of_images()
         if self.layers.all_in(needed):
+            return
+        if strangers := [key for kind, key in self._store.unreadable if kind is ContainerRecord]:
+            log.warning("layers stay: nobody knows those of some containers", containers=strangers)
             return
         of_containers = await self._of_containers.read(self._store.containers)
         if of_containers is not None:

@@ -24,7 +24,8 @@ async def mend(
     Every image that stays is ready in `runnable`. Raises nothing for the sake of one image.
     """
     hopeless = []
-    for image_id in {*store.images, *notes}:
+    oldest_first = sorted(notes, key=lambda one: _age(notes[one]), reverse=True)
+    for image_id in dict.fromkeys((*store.images, *oldest_first)):
         record, note = store.images.get(image_id), notes.get(image_id)
         mended = await asyncio.to_thread(_mended, content, runnable, record, note)
         if mended is None:

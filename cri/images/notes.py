@@ -15,7 +15,9 @@ from pathlib import Path
 
 import structlog
 
-from cri.sandbox.durable import NEW, make_directory, read_file, remove_any, sync_directory, write_file
+from cri.sandbox import small_files
+from cri.sandbox.durable import make_directory, remove_any, write_file
+from cri.sandbox.small_files import NEW, sync_directory
 from cri.state import ImageRecord
 
 log = structlog.get_logger(__name__)
@@ -52,7 +54,7 @@ class ImageNotes:
                 strays.append(path.name)
             else:
                 try:
-                    image = _decode(_id(path), read_file(path, _LIMIT))
+                    image = _decode(_id(path), small_files.read(path, _LIMIT))
                 except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
                     log.warning("a note of an image cannot be read", path=str(path), error=str(error))
                 else:

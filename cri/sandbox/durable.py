@@ -7,60 +7,26 @@ and of the directory. Everything here blocks but `SharedSync`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
 from baustelle.removal import remove_tree
+from cri.sandbox import small_files
+from cri.sandbox.small_files import sync_directory
 
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-"""O_NONBLOCK: a FIFO in a file's place would be waited on for ever."""
-
-NEW = ".new"
-"""What the names of files end with that `write_file` has not finished."""
-
-
-def read_file(path: Path, limit: int) -> bytes:
-    """The bytes of a file of ours, `limit` at most.
-
-    Raises OSError, also if it is larger, or no regular file (a link, a FIFO): whatever it is, it is not waited for.
-    """
-    fd = os.open(path, _FILE)
-    try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "is no regular file", str(path))
-        if found.st_size > limit:
-            raise OSError(errno.EFBIG, f"has {found.st_size} bytes, more than {limit}", str(path))
-        with open(fd, "rb", closefd=False) as file:
-            return file.read(limit)
-    finally:
-        os.close(fd)
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Put a file in place of whatever is there, a directory too: after a crash it is the old or the new one, whole.
+    """Put a file in place of whatever is there, a directory too: after a power cut it is the old or the new one, whole.
 
-    Raises OSError; what was there stays then.
+    Raises OSError.
     """
-    temporary = path.with_name(path.name + NEW)
-    remove_any(temporary)
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if _is_directory(path):
-            remove_tree(path)
-        temporary.rename(path)
-    except BaseException:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
-            temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
+    if _is_directory(path):
+        remove_tree(path)
+    small_files.write(path, data, sync=True)
 
 
 def make_directory(path: Path) -> Path | None:
@@ -94,15 +60,6 @@ def remove_any(path: Path) -> None:
         remove_tree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def sync_directory(path: str | Path) -> None:
-    """Bring what was made, renamed or removed in a directory to disk. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def sync_tree(path: str | Path) -> None:

@@ -12,8 +12,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from cri.sandbox import wire
-from cri.sandbox.durable import read_file, write_file
+from cri.sandbox import small_files, wire
+from cri.sandbox.durable import write_file
 from cri.sandbox.spec import DiskUsage
 
 FILES, USAGE, SYNCED = "fs", "usage.json", "synced"
@@ -44,7 +44,7 @@ def judge(layer: Path) -> Judgement:
     except OSError as error:
         return Judgement(doubt=f"{error.filename}: {error.strerror}")
     try:
-        return Judgement(_usage(read_file(layer / USAGE, _LIMIT)))
+        return Judgement(_usage(small_files.read(layer / USAGE, _LIMIT)))
     except (OSError, ValueError, RecursionError) as error:
         try:
             synced = stat.S_ISREG((layer / SYNCED).lstat().st_mode)

@@ -136,9 +136,14 @@ async def _has_network(node: Node, sandbox: PodSandbox, warden: Warden) -> bool:
     """Whether nobody has begun to take it back. Where that is not written down any more, the pod itself is looked at."""
     if sandbox.spec.namespaces.network is Sharing.NODE or sandbox.foreign:
         return True
-    return await node.network.is_attached(sandbox.id) or await node.network.rebuild(
-        sandbox.spec, warden, sandbox.addresses
-    )
+    try:
+        return await node.network.is_attached(sandbox.id) or await node.network.rebuild(
+            sandbox.spec, warden, sandbox.addresses
+        )
+    except Exception:
+        # What is not known is no reason to end a pod: what it has is spared until it is stopped.
+        log.exception("the network of a sandbox could not be looked at; it runs on", sandbox=sandbox.id)
+        return True
 
 
 async def _take_over(node: Node, pods: Pods, sandbox: PodSandbox, warden: Warden) -> None:

@@ -15,19 +15,25 @@ from pathlib import Path
 LIMIT = 64 * 1024 * 1024
 """Bytes; a file of ours is never larger, as what clients ask for is bounded (gRPC)."""
 
+NEW = ".new"
+"""What the names of files end with that `write` has not finished."""
+
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
 _MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def read(path: str | Path) -> bytes:
-    """The content of a regular file. Raises OSError: FileNotFoundError, EINVAL for another type, EFBIG, ELOOP for a link."""
+def read(path: str | Path, limit: int = LIMIT) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises OSError: FileNotFoundError, EINVAL for another type, EFBIG, ELOOP for a link.
+    """
     descriptor = os.open(path, _READ)
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        if found.st_size > LIMIT:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
+        if found.st_size > limit:
+            raise OSError(errno.EFBIG, f"has {found.st_size} bytes, more than {limit}", str(path))
         parts = []
         while part := os.read(descriptor, 1024 * 1024):
             parts.append(part)
@@ -42,7 +48,7 @@ def write(path: str | Path, data: bytes, *, sync: bool = False) -> None:
     A directory in its place is moved out of the way first, under its name with `.aside`. Raises OSError, with nothing left.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{NEW}")
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()  # of a process that died; its number has come round
     descriptor = os.open(temporary, _MAKE, 0o600)

@@ -26,10 +26,11 @@ import structlog
 
 from baustelle.removal import remove_tree
 from cri.sandbox.copytree import copy_tree, disk_usage
-from cri.sandbox.durable import SharedSync, make_directory, remove_any, sync_directory, sync_tree
+from cri.sandbox.durable import SharedSync, make_directory, remove_any, sync_tree
 from cri.sandbox.host import HostError, Snapshotter
 from cri.sandbox.layer_files import FILES, SYNCED, USAGE, judge, seal, write_usage
 from cri.sandbox.rubbish import Rubbish
+from cri.sandbox.small_files import sync_directory
 from cri.sandbox.spec import ContainerSpec, DiskUsage
 
 log = structlog.get_logger(__name__)

@@ -9,7 +9,6 @@ import threading
 
 import pytest
 
-from baustelle.errors import ImageConfigError
 from baustelle.unpack import CorruptLayerError
 from cri.errors import InvalidArgumentError, NotFoundError
 from cri.images.layers import chain_ids
@@ -246,16 +245,8 @@ async def test_a_config_of_megabytes_is_read_once_and_off_the_loop(shelf, regist
     assert len(threads) == len(read) + 1
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ("{", "no JSON"),
-        ("[1]", "a JSON list"),
-        ('{"config": 3}', "config must be an object"),
-        ('{"a": "' + "x" * 100_000 + '"', "no JSON"),
-    ],
-)
-async def test_a_config_that_makes_no_sense_costs_its_own_image_only(shelf, registry, config, message):
+@pytest.mark.parametrize("config", ["{", "[1]", '{"config": 3}', '{"a": "' + "x" * 100_000 + '"'])
+async def test_a_config_that_makes_no_sense_is_read_again_from_the_content(shelf, registry, config):
     registry.add("app", "1", "hello")
     registry.add("other", "1", "other")
     damaged = await shelf.images.pull(f"{registry.address}/app:1", None)
@@ -264,8 +255,6 @@ async def test_a_config_that_makes_no_sense_costs_its_own_image_only(shelf, regi
     later = shelf.reopened(shelf.client)
     await later.load()
     assert later.runnable(whole).defaults.cmd == ("sleep",)
-    for _ in range(2):
-        with pytest.raises(ImageConfigError, match=message):
-            later.runnable(damaged)
+    assert later.runnable(damaged).defaults.cmd == ("sleep",)
     await later.remove(damaged)
     assert later.find(damaged) is None

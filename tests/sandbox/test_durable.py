@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cri.sandbox import durable
+from cri.sandbox import durable, small_files
 from cri.sandbox.durable import (
     SharedSync,
     make_directory,
-    read_file,
     remove_any,
     sync_tree,
     write_file,
@@ -44,18 +43,18 @@ def thing(request, tmp_path):
 def test_only_a_regular_file_is_read(thing):
     kind, path = thing
     if kind == "file":
-        assert read_file(path, 3) == b"old"
+        assert small_files.read(path, 3) == b"old"
         with pytest.raises(OSError, match="more than 2"):
-            read_file(path, 2)
+            small_files.read(path, 2)
     else:
         with pytest.raises(OSError, match="thing"):
-            read_file(path, 100)
+            small_files.read(path, 100)
 
 
 def test_a_file_is_written_whatever_is_there(thing):
     _, path = thing
     write_file(path, b"new")
-    assert read_file(path, 100) == b"new"
+    assert small_files.read(path, 100) == b"new"
     assert [one.name for one in path.parent.iterdir()] == ["thing"]
 
 

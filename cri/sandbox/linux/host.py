@@ -23,6 +23,7 @@ from cri.sandbox.warden.spawning import Spawner
 from cri.sandbox.warden.supervisor import SOCKET_NAME
 from cri.sandbox.warden.wardens import Wardens
 
+_KILL_SECONDS = 5.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -150,10 +151,12 @@ class LinuxHost(Host):
         return self._hierarchies.group(cgroup_path(spec))
 
     def _stop_sandbox(self, spec: SandboxSpec) -> None:
-        for entry in self._ledger.of_sandbox(spec.id):
-            self._ledger.remove_entry(entry)
-        # Of a pod that has no parent from the kubelet.
-        self._hierarchies.group(own_parent(spec.id)).remove()
+        # Of a pod that has no parent from the kubelet; in one that has, each container's own end has cleared its group.
+        parent = self._hierarchies.group(own_parent(spec.id))
+        if not parent.kill_and_wait(_KILL_SECONDS):
+            pids = ", ".join(map(str, sorted(parent.processes())))
+            raise HostError("end", f"sandbox {spec.id}", f"processes {pids} cannot be killed")
+        parent.remove()
 
     def _remove_sandbox(self, spec: SandboxSpec) -> None:
         for name in (SOCKET_NAME, "shm"):
