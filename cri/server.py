@@ -31,7 +31,7 @@ from cri.sandbox.pods import Pods
 from cri.sandbox.recovery import recover, sweep_often
 from cri.sandbox.trash import Trash
 from cri.sandbox.warden.spawning import Spawner
-from cri.sockets import SocketError, refuse_live
+from cri.sockets import SocketError, put_aside, refuse_live
 from cri.state import StateError, StateLock, Store
 from cri.stats import Stats
 from cri.streaming import StreamingRequests
@@ -97,6 +97,8 @@ async def serve(config: Config) -> None:
         end.enter_context(StateLock.acquire(config.state_dir))
         # Wardens that the records do not name will be ended: they must not be another daemon's.
         end.enter_context(StateLock.acquire(config.runtime_dir))
+        if config.socket.parent == config.runtime_dir and (aside := put_aside(config.socket)) is not None:
+            log.error("something else was in the socket's place", moved_to=str(aside))
         refuse_live(config.socket)
         loop.set_default_executor(ThreadPoolExecutor(THREADS, "cri-jails"))
         lost: asyncio.Queue[str] = asyncio.Queue()

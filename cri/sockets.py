@@ -104,17 +104,7 @@ class ListeningSocket:
 
         What is no socket and has its path is put aside; what answers there is `prepare`'s to refuse. Raises SocketError.
         """
-        try:
-            mode = self.path.lstat().st_mode
-            if not stat.S_ISSOCK(mode):
-                name = f"{self.path.name}.replaced-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
-                self.path.rename(self.path.with_name(name))
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise SocketError(
-                f"cannot put aside what is at {self.path}: {error.strerror}; move it away"
-            ) from error
+        put_aside(self.path)
         group = "" if self._gid is None else str(self._gid)
         return ListeningSocket(self.path, group, self._directory_mode)
 
@@ -144,6 +134,22 @@ def _group_id(group: str) -> int | None:
         raise SocketError(
             f"there is no group {group!r} for the socket; make it, or set socket_group"
         ) from None
+
+
+def put_aside(path: Path) -> Path | None:
+    """Rename what has a socket's path and is no socket; where to, if so. Raises SocketError.
+
+    For paths that are ours only: anywhere else the configuration may be wrong, and `refuse_live` says so.
+    """
+    try:
+        if stat.S_ISSOCK(path.lstat().st_mode):
+            return None
+        aside = path.with_name(f"{path.name}.replaced-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+        return path.rename(aside)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SocketError(f"cannot put aside what is at {path}: {error.strerror}; move it away") from error
 
 
 def refuse_live(path: Path) -> None:

@@ -435,7 +435,7 @@ async def test_leftovers(node):
     await node.host.snapshots.begin("sha256:" + "b" * 64, None)
     kept_name = Path(kept.spec.runtime_directory).name
     removed = await node.host.leftovers([kept_name], [first.id])
-    assert len(removed) == 2
+    assert len(removed) == 3
     await gone(pid)
     assert not Path(lost.spec.runtime_directory).exists()
     assert not Path(node.host._group(second).directories["memory"]).exists()
