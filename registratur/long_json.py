@@ -13,7 +13,7 @@ from typing import Any
 LONG = 256 * 1024
 """Characters from which on a document is parsed in pieces."""
 
-PIECE = 32 * 1024
+PIECE = 16 * 1024
 """Characters of a piece. A single string is not divided."""
 
 PAUSE = 0.0002

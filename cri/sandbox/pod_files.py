@@ -18,7 +18,10 @@ MAX_SEARCHES = 32
 MAX_SEARCH_CHARACTERS = 2048
 """What resolvers read at most, and what the kubelet keeps to (kubernetes pkg/apis/core/validation)."""
 
-_TARGETS = {"hosts": "/etc/hosts", "hostname": "/etc/hostname", "resolv.conf": "/etc/resolv.conf"}
+RESOLV_CONF = "resolv.conf"
+_TARGETS = {"hosts": "/etc/hosts", "hostname": "/etc/hostname", RESOLV_CONF: "/etc/resolv.conf"}
+NAMES = tuple(_TARGETS)
+"""In the sandbox's directory."""
 _NODE_RESOLVERS = ("/run/systemd/resolve/resolv.conf", "/etc/resolv.conf")
 """The first of them that is there is the node's; systemd-resolved keeps the real servers in a file of its own."""
 

@@ -7,7 +7,7 @@ import time
 
 import structlog
 
-from cri.sandbox import salvage, trash
+from cri.sandbox import checkup, salvage, trash
 from cri.sandbox.container import Container
 from cri.sandbox.host import HostError, Warden
 from cri.sandbox.machine import ContainerState, SandboxState
@@ -43,6 +43,8 @@ async def recover(node: Node, pods: Pods) -> None:
         elif isinstance(result, BaseException):
             raise result
     await _write_down(node, pods)
+    for sandbox in pods.sandboxes.values():
+        await asyncio.to_thread(checkup.look_at, sandbox)
     log.info("recovered", sandboxes=len(sandboxes), seconds=round(time.monotonic() - began, 3))
     known = [*pods.sandboxes, *pods.strangers], [*pods.containers, *pods.strangers]
     try:

@@ -248,3 +248,31 @@ async def test_a_sandbox_whose_directory_is_gone(node, make) -> None:
     pods = await node.restart()
     assert pods.containers[container_id].state is ContainerState.RUNNING
     await check_all_can_go(node, pods)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", None])
+async def test_a_damaged_copy_is_made_anew(node, make, text) -> None:
+    sandbox_id, container_id = await running(node, make)
+    for place in (f"sandboxes/{sandbox_id}", f"containers/{container_id}"):
+        path = node.directory / place / "record.json"
+        path.unlink()
+        if text is not None:
+            path.write_text(text)
+    await node.restart()
+    copies = [json.loads(path.read_text()) for path in node.directory.glob("*/*/record.json")]
+    assert {copy["id"] for copy in copies} == {sandbox_id, container_id}
+
+
+@pytest.mark.parametrize("name", ["hosts", "hostname", "resolv.conf"])
+async def test_a_lost_file_of_a_pod_is_written_again(node, make, name) -> None:
+    sandbox_id, _ = await running(node, make)
+    path = node.directory / "sandboxes" / sandbox_id / name
+    before = path.read_text()
+    path.unlink()
+    path.mkdir()
+    (path / "inside").touch()
+    await node.restart()
+    assert path.read_text() == before
+    path.unlink()
+    await node.restart()
+    assert path.read_text() == before
