@@ -8,7 +8,6 @@ import json
 import os
 import signal as signals
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -27,6 +26,7 @@ from cri.sandbox.host import (
 from cri.sandbox.machine import CONTAINER_STEPS, ContainerState, check_step
 from cri.sandbox.node import Node
 from cri.sandbox.spec import ContainerSpec, Credentials, ExitRecord, Resources, Started
+from cri.sandbox.stopping import Stopping, first_of
 from cri.sandbox.undo import UndoStack
 from cri.state import ContainerRecord
 from cri.threads import in_own_thread
@@ -93,11 +93,9 @@ class Container:
         self._early_exit: ExitRecord | None = None
         self._start_failed = ""
         """Why, once that is so: it counts, and not how what may have been begun has been ended."""
-        self._stop: asyncio.Task[None] | None = None
+        self._stopping: Stopping | None = None
         self._retry: asyncio.Task[None] | None = None
         self._retry_pause = RETRY_PAUSE
-        self._stop_deadline = 0.0
-        self._stop_sooner = asyncio.Event()
         if self.state in (ContainerState.EXITED, ContainerState.REMOVING):
             self.ended.set()
 
@@ -229,15 +227,12 @@ class Container:
         """
         if self.state not in (ContainerState.STARTING, ContainerState.RUNNING, ContainerState.UNKNOWN):
             return
-        deadline = asyncio.get_running_loop().time() + max(grace, 0)
-        if self._stop is None or self._stop.done():
-            self._stop_deadline = deadline
-            self._stop = asyncio.create_task(self._end(stop_signal))
-            self._stop.add_done_callback(_retrieve)  # whoever has asked for it may have gone
-        elif deadline < self._stop_deadline:
-            self._stop_deadline = deadline
-            self._stop_sooner.set()
-        await asyncio.shield(self._stop)
+        if self._stopping is None or self._stopping.is_over:
+            self._stopping = Stopping(grace, self.ended)
+            self._stopping.begin(self._end(self._stopping, stop_signal))
+        else:
+            self._stopping.hurry(grace)
+        await self._stopping.join()
 
     async def remove(self) -> None:
         """Remove the container from any state, killing what runs; the log file stays."""
@@ -285,7 +280,7 @@ class Container:
             raise FailedPreconditionError(
                 f"container {self.id} is {self.state}: only a running container has a log open"
             )
-        with await self._open_log() as descriptor:
+        async with container_log.opened(self._pod.log_directory, self.spec.log_path) as descriptor:
             await warden.reopen_log(self.id, descriptor)
 
     def _make_directories(self, own: Path) -> None:
@@ -296,16 +291,8 @@ class Container:
                 # As containerd and CRI-O do for a hostPath of no type, so that pods which rely on it run here too.
                 Path(mount.source).mkdir(mode=0o755, parents=True)
 
-    async def _open_log(self) -> contextlib.AbstractContextManager[int | None]:
-        descriptor = await container_log.open_log(self._pod.log_directory, self.spec.log_path)
-        return contextlib.nullcontext() if descriptor is None else _closing(descriptor)
-
     async def _start(self, warden: Warden) -> Started:
-        try:
-            opened = await self._open_log()
-        except HostError as error:
-            raise StartError(error.operation, error.subject, error.reason, error.errno) from error
-        with opened as descriptor:
+        async with container_log.opened(self._pod.log_directory, self.spec.log_path) as descriptor:
             self._check_wanted()
             started = await warden.start(self.spec, descriptor)
         if self.state is not ContainerState.STARTING:
@@ -334,7 +321,7 @@ class Container:
         if self.state in (ContainerState.STARTING, ContainerState.RUNNING):
             await self._exit(ExitRecord(self.id, START_ERROR_EXIT_CODE, time.time_ns()))
 
-    async def _end(self, stop_signal: int) -> None:
+    async def _end(self, stopping: Stopping, stop_signal: int) -> None:
         """The stop itself."""
         warden = self._pod.warden
         if self.state is ContainerState.STARTING and warden is not None:
@@ -344,17 +331,16 @@ class Container:
                 await self._exit(ExitRecord(self.id, START_ERROR_EXIT_CODE, time.time_ns()))
             return
         if warden is not None:
-            await self._ask_to_end(warden, stop_signal)
+            await self._ask_to_end(warden, stopping, stop_signal)
         await self._kill(warden, KILL_PATIENCE)
         if not self.ended.is_set():
             await self.lose(
                 "its end was not observed: it was killed by the host, as its warden did not do it"
             )
 
-    async def _ask_to_end(self, warden: Warden, stop_signal: int) -> None:
+    async def _ask_to_end(self, warden: Warden, stopping: Stopping, stop_signal: int) -> None:
         """Send the stop signal, and wait for the end as long as this stop is patient."""
-        loop = asyncio.get_running_loop()
-        if self._stop_deadline <= loop.time():
+        if not stopping.is_patient:
             return
         try:
             await warden.signal(self.id, stop_signal)
@@ -362,10 +348,8 @@ class Container:
             raise
         except HostError as error:  # then the end would not be told either
             log.warning("a stop signal is not passed on", container=self.id, error=str(error))
-            return
-        while not self.ended.is_set() and (left := self._stop_deadline - loop.time()) > 0:
-            self._stop_sooner.clear()
-            await _first_of(self.ended, self._stop_sooner, patience=left)
+        else:
+            await stopping.wait_in_peace()
 
     async def _kill(self, warden: Warden | None, patience: float) -> None:
         """KILL everything in the container, by its warden or without it.
@@ -377,7 +361,7 @@ class Container:
         if warden is not None:
             try:
                 await warden.kill(self.id)
-                await _first_of(self.ended, patience=patience)
+                await first_of(self.ended, patience=patience)
             except DisconnectedError:
                 raise
             except UnknownContainerError:
@@ -450,25 +434,3 @@ class Container:
         """What has happened stands, whether or not it can be written down now."""
         if not self.foreign:
             await self._node.store.follow(save=[self.record])
-
-
-def _retrieve(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.debug("a stop has failed", error=str(error))
-
-
-@contextlib.contextmanager
-def _closing(descriptor: int) -> Iterator[int]:
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-async def _first_of(*events: asyncio.Event, patience: float) -> None:
-    waits = [asyncio.ensure_future(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()

@@ -7,8 +7,10 @@ disk that does not answer, must not hold up a whole pod.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import posixpath
+from collections.abc import AsyncGenerator
 from pathlib import PurePosixPath
 
 from cri.sandbox.host import HostError
@@ -19,6 +21,17 @@ PATIENCE = 10.0
 """Seconds that a disk may take."""
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+@contextlib.asynccontextmanager
+async def opened(directory: str, path: str) -> AsyncGenerator[int | None, None]:
+    """The log's descriptor as long as the block takes: see `open_log`."""
+    descriptor = await open_log(directory, path)
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 async def open_log(directory: str, path: str) -> int | None:

@@ -1,9 +1,9 @@
 """The daemon's side of a connection to a warden.
 
 A warden answers many requests at once, and a start or an exec takes as long as a container's volumes do. So no request has a
-time limit of its own; but a warden with one thread that does not wait for anything says something within milliseconds. One
-that is owed an answer and says nothing at all for `PATIENCE` seconds, not even to a ping, is silent: stopped, or stuck in the
-kernel. Whoever waits for it is told, and it is asked no more until it speaks again.
+time limit of its own; but a warden, with one thread that waits for nothing, says something within milliseconds. One that owes an
+answer and says nothing at all for `PATIENCE` seconds, not even to a ping, is silent: stopped, or stuck in the kernel.
+Whoever waits for it is told, and it is asked no more until it speaks again.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ from cri.sandbox.host import (
 from cri.sandbox.spec import ContainerSpec, ExitRecord, ProcessSpec, SandboxSpec, Started
 from cri.sandbox.warden import launch, protocol
 from cri.sandbox.warden.handles import Handle, Handles, Outcome, WardenAttachment, WardenExec
+from cri.sandbox.warden.silence import PATIENCE, Silence
 
-PATIENCE = 5.0
-"""Seconds in which a living warden says something. Half of them it is left alone, then it is pinged."""
 _HAS_STREAMS = 2
 """The version of the protocol since which a warden attaches and sets the size of a terminal."""
 
@@ -66,11 +65,7 @@ class WardenClient(Warden):
         self._closed = self._loop.create_future()
         self._ours = False
         """Whether the connection ends because we want it to."""
-        self._quiet_since = 0.0
-        """When it last said something, or was first owed an answer since."""
-        self._pinged = False
-        self._silent = False
-        self._looking: asyncio.TimerHandle | None = None
+        self._silence = Silence(lambda: bool(self._waiting), self._ping, self._fell_silent)
         channel.setblocking(False)
         protocol.prepare(channel)
         self._loop.add_reader(channel, self._read)
@@ -290,15 +285,13 @@ class WardenClient(Warden):
         if self._closed.done():
             answer.set_exception(self._gone())
             return answer
-        if self._silent:
+        if self._silence.fallen:
             answer.set_exception(self._says_nothing())
             return answer
         number = self._next_number
         self._next_number += 1
-        if not self._waiting:
-            self._quiet_since = self._loop.time()
         self._waiting[number] = answer
-        self._look_later()
+        self._silence.listen()
         try:
             self._post({"id": number, "op": operation, **arguments}, descriptors)
         except OSError as error:  # they cannot be copied
@@ -345,32 +338,14 @@ class WardenClient(Warden):
                 return
             self._take(*received)
 
-    def _look_later(self) -> None:
-        if self._looking is None:
-            self._looking = self._loop.call_later(PATIENCE / 2, self._look)
+    def _ping(self) -> None:
+        self._post({"id": 0, "op": "ping"}, [])  # an older release refuses, which is an answer, too
 
-    def _look(self) -> None:
-        """Is it silent? What it has said meanwhile has been read: in a turn of the loop, reading comes before timers."""
-        self._looking = None
-        if self._closed.done() or not self._waiting:
-            return
-        if self._loop.time() - self._quiet_since < PATIENCE / 2 * 0.99:
-            self._pinged = False
-        elif not self._pinged:
-            self._pinged = True
-            self._post({"id": 0, "op": "ping"}, [])  # an older release refuses, which is an answer, too
-        else:
-            self._silent = True
-            waiting, self._waiting = self._waiting, {}
-            for answer in waiting.values():
-                if not answer.done():
-                    answer.set_exception(self._says_nothing())
-            return
-        self._look_later()
-
-    def _heard(self) -> None:
-        self._quiet_since = self._loop.time()
-        self._pinged = self._silent = False
+    def _fell_silent(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for answer in waiting.values():
+            if not answer.done():
+                answer.set_exception(self._says_nothing())
 
     def _greet(self, version: object) -> None:
         if isinstance(version, int) and protocol.OLDEST <= version <= protocol.VERSION:
@@ -384,7 +359,7 @@ class WardenClient(Warden):
             self._hello.set_exception(WardenVersionError("talk to", subject, reason, pid=self.pid))
 
     def _take(self, message: protocol.Message, descriptors: list[int]) -> None:
-        self._heard()
+        self._silence.heard()
         if "event" in message:
             self._take_event(message)
         elif "hello" in message:
@@ -417,8 +392,7 @@ class WardenClient(Warden):
         if self._closed.done():
             return
         self._closed.set_result(None)
-        if self._looking is not None:
-            self._looking.cancel()
+        self._silence.stop()
         self._loop.remove_reader(self._channel)
         self._loop.remove_writer(self._channel)
         self._channel.close()
