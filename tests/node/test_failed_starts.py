@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import os
 import random
+import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -42,6 +47,62 @@ def check_ended(daemon, pod: str, container: str, *, codes=((128, "StartError"),
     daemon.client("StopPodSandbox", v1.StopPodSandboxRequest(pod_sandbox_id=pod))
     daemon.client("RemovePodSandbox", v1.RemovePodSandboxRequest(pod_sandbox_id=pod))
     assert time.monotonic() - began < PATIENCE
+
+
+IMAGES = {
+    "proc is a file": {"proc": "no directory"},
+    "dev is a file": {"dev": "no directory"},
+    "hosts is a directory": {"etc/hosts/inside": "no file"},
+    "600 layers": {},
+}
+
+
+@pytest.fixture(scope="module")
+def hostile_registry(registry, tmp_path_factory):
+    """The address of a file server with an image for each of IMAGES."""
+    base = tmp_path_factory.mktemp("hostile")
+    addresses = {}
+    for number, (name, files) in enumerate(IMAGES.items()):
+        root = base / f"{number}/root"
+        (root / "bin").mkdir(parents=True)
+        shutil.copy("/bin/busybox", root / "bin/sleep")
+        for path, content in files.items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(content)
+        lines = ["FROM scratch", "COPY root/ /"]
+        if name == "600 layers":
+            (base / f"{number}/file").write_text("content")
+            lines += [f"COPY file /layer-{layer}" for layer in range(599)]
+        (base / f"{number}/Containerfile").write_text("\n".join(lines) + "\n")
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "baustelle", "build", "-f", base / f"{number}/Containerfile"),
+                *("-t", f"localhost/hostile{number}:latest"),
+                *("--layout", base / f"layout{number}", "--tree", base / "tree"),
+                base / str(number),
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        addresses[name] = f"hostile{number}:latest"
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=base / "tree")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield {name: f"localhost:{server.server_port}/{image}" for name, image in addresses.items()}
+        server.shutdown()
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_that_cannot_run(module_daemon, hostile_registry, name, monkeypatch) -> None:
+    image = hostile_registry[name]
+    module_daemon.client("PullImage", v1.PullImageRequest(image=v1.ImageSpec(image=image)))
+    monkeypatch.setattr(module_daemon, "image", image)
+    pod = module_daemon.pod(f"image-{list(IMAGES).index(name)}")
+    container = module_daemon.container(pod, "/bin/sleep", "1000", start=False)
+    with pytest.raises(grpc.RpcError):
+        module_daemon.client("StartContainer", v1.StartContainerRequest(container_id=container))
+    check_ended(module_daemon, pod, container)
+    module_daemon.client("RemoveImage", v1.RemoveImageRequest(image=v1.ImageSpec(image=image)))
 
 
 @pytest.fixture
