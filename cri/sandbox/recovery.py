@@ -93,11 +93,22 @@ async def sweep(node: Node, pods: Pods) -> None:
         try:
             strays = await asyncio.to_thread(trash.strays, directory, is_known, STRAY_SECONDS)
             for stray in strays:
-                if not is_known(stray.name):  # it may have been made meanwhile
-                    log.warning("removed a directory that no record names", directory=str(stray))
-                    await node.trash.take(stray)
+                if is_known(stray.name):  # it has been made meanwhile
+                    continue
+                log.warning("removing a directory that no record names", directory=str(stray))
+                if parent == "sandboxes":
+                    await _end_stranger(node, stray.name)
+                await node.trash.take(stray)
         except (OSError, HostError) as error:
             log.warning("directories without a record stay", directory=str(directory), error=str(error))
+
+
+async def _end_stranger(node: Node, sandbox_id: str) -> None:
+    """End what may be left of a sandbox of which nothing is known but its directory."""
+    spec = salvage.bare_spec(node, sandbox_id)
+    await node.network.release(sandbox_id)
+    await node.host.stop_sandbox(spec, None)
+    await node.host.remove_sandbox(spec)
 
 
 async def _write_down(node: Node, pods: Pods) -> None:

@@ -208,20 +208,24 @@ def _foreign_sandbox(node: Node, key: str, values: Mapping[str, Any], why: str) 
         addresses=[one for one in addresses if isinstance(one, str)] if isinstance(addresses, list) else [],
         spec="{}",
     )
-    spec = SandboxSpec(
-        id=key,
-        name=record.name,
-        namespace=namespace,
-        directory=str(node.sandbox_directory(key)),
-        runtime_directory=str(node.warden_directory(key)),
-        uid=record.uid,
-    )
+    spec = wire.replace(bare_spec(node, key), name=record.name, namespace=namespace, uid=record.uid)
     config = _config(v1.PodSandboxConfig, values)
     if config.metadata is None:
         config.metadata = v1.PodSandboxMetadata(
             name=record.name, namespace=namespace, uid=record.uid, attempt=record.attempt
         )
     return PodSandbox(node, record, spec, config, foreign=f"its record cannot be understood ({why})")
+
+
+def bare_spec(node: Node, sandbox_id: str) -> SandboxSpec:
+    """As much of a spec as it takes to end and to remove a sandbox."""
+    return SandboxSpec(
+        id=sandbox_id,
+        name="",
+        namespace="",
+        directory=str(node.sandbox_directory(sandbox_id)),
+        runtime_directory=str(node.warden_directory(sandbox_id)),
+    )
 
 
 def _foreign_container(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from cri.sandbox.host import HostError
 from cri.sandbox.rubbish import Rubbish
 
 log = structlog.get_logger(__name__)
+
+_ID = re.compile(r"[0-9a-f]{64}")
 
 
 class Trash:
@@ -46,12 +49,15 @@ class Trash:
 
 
 def strays(parent: Path, known: Callable[[str], bool], age: float) -> list[Path]:
-    """What lies in a directory that is not known, and has not been changed for `age` seconds. Blocks. Raises OSError."""
+    """What has an id's name in a directory, is not known, and has not been changed for `age` seconds.
+
+    What has another name (lost+found) was not put there by us. Blocks. Raises OSError.
+    """
     old = time.time() - age
     found = []
     for path in parent.iterdir() if parent.is_dir() else ():
         try:
-            if not known(path.name) and path.lstat().st_mtime < old:
+            if _ID.fullmatch(path.name) and not known(path.name) and path.lstat().st_mtime < old:
                 found.append(path)
         except FileNotFoundError:
             continue

@@ -178,9 +178,14 @@ async def test_a_lost_record_of_a_running_container(node, make) -> None:
 
 async def test_directories_that_no_record_names_are_collected_in_time(node, make, monkeypatch) -> None:
     sandbox_id, container_id = await running(node, make)
-    for parent, name in (("sandboxes", "a" * 64), ("containers", "b" * 64), ("containers", "a file")):
+    for parent, name in (
+        ("sandboxes", "a" * 64),
+        ("containers", "b" * 64),
+        ("containers", "c" * 64),
+        ("containers", "lost+found"),
+    ):
         stray = node.directory / parent / name
-        if name == "a file":
+        if name[0] == "c":
             stray.write_text("content")
         else:
             stray.mkdir()
@@ -191,7 +196,8 @@ async def test_directories_that_no_record_names_are_collected_in_time(node, make
     time.sleep(0.1)
     pods = await node.restart()
     assert {path.name for path in (node.directory / "sandboxes").iterdir()} == {sandbox_id}
-    assert {path.name for path in (node.directory / "containers").iterdir()} == {container_id}
+    assert {path.name for path in (node.directory / "containers").iterdir()} == {container_id, "lost+found"}
+    remove_tree(node.directory / "containers/lost+found")
     await make.eventually(lambda: not list((node.directory / "removed").iterdir()))
     await check_all_can_go(node, pods)
 
