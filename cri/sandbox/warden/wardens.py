@@ -50,6 +50,8 @@ class Wardens:
         """Called with a sandbox's id when its warden dies unasked."""
         self._spawner = spawner
         self._start_of = start_of
+        self._hanging: dict[str, WardenIdentity] = {}
+        """Those that were killed and have not died, by sandbox: nobody waits for them again."""
 
     async def spawn(self, spec: SandboxSpec) -> Warden:
         """The warden of a new sandbox, written down. Raises HostError."""
@@ -89,6 +91,9 @@ class Wardens:
 
         One that only the connection to was lost is found again.
         """
+        if (hanging := self._hanging.pop(spec.id, None)) is not None and hanging.lives(self._start_of):
+            self._hanging[spec.id] = hanging
+            return
         if warden is not None and await self._shut_down(warden):
             return
         known = await asyncio.to_thread(self._written_down, spec)
@@ -159,6 +164,7 @@ class Wardens:
                     sandbox=spec.id,
                     pid=known.pid,
                 )
+                self._hanging[spec.id] = known
                 return
             await asyncio.sleep(_PAUSE)
 
