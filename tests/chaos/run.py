@@ -53,15 +53,33 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+def copy_programs(root: Path) -> None:
+    """This FreeBSD's own, with the libraries that they need."""
+    needed = {"/libexec/ld-elf.so.1"}
+    for name in ("sh", "sleep", "echo"):
+        shutil.copy2(f"/bin/{name}", root / "bin" / name)
+        shown = subprocess.run(
+            ["ldd", "-f", "%p\\n", f"/bin/{name}"], check=True, capture_output=True, text=True
+        )
+        needed |= set(shown.stdout.split())
+    for path in needed:
+        if path.startswith("/"):
+            copy = root / path.lstrip("/")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, copy)
+
+
 @contextlib.contextmanager
 def registry(base: Path) -> Iterator[str]:
     """The address of a file server that has `chaos:latest`: a shell and sleep(1)."""
     programs = base / "context/root/bin"
     programs.mkdir(parents=True)
-    source = Path("/rescue/sh" if FREEBSD else "/bin/busybox")
-    shutil.copy(source, programs / "sh")
-    for name in ("sleep", "echo"):
-        (programs / name).hardlink_to(programs / "sh")
+    if FREEBSD:
+        copy_programs(base / "context/root")
+    else:
+        shutil.copy("/bin/busybox", programs / "sh")
+        for name in ("sleep", "echo"):
+            (programs / name).hardlink_to(programs / "sh")
     for name in ("tmp", "etc", "proc", "dev"):
         (base / "context/root" / name).mkdir()
     (base / "context/root/etc/passwd").write_text("root:x:0:0:root:/:/bin/sh\n")
@@ -135,7 +153,7 @@ class Daemon:
     def spawner(self) -> int:
         """The pid of its spawner."""
         told = subprocess.run(
-            ["ps", "-axo", "pid=,ppid="] if FREEBSD else ["ps", "-eo", "pid=,ppid="],
+            ["ps", "-ax" if FREEBSD else "-e", "-o", "pid=", "-o", "ppid="],
             check=True,
             capture_output=True,
             text=True,
