@@ -25,7 +25,7 @@ class Peer:
 
 
 @pytest.fixture
-def peer(monkeypatch) -> Peer:
+async def peer(monkeypatch) -> Peer:
     monkeypatch.setattr(silence, "PATIENCE", 0.1)
     return Peer()
 
