@@ -619,7 +619,7 @@ STEPS = {
     ],
     "ptp": ["set_mac", "set_mtu", "rename", "join_group", "move"],
 }
-NETLINK_STEPS = ["link_create", "link_set", "perform", "find", "link_index"]
+NETLINK_STEPS = ["link_create", "link_set", "perform", "find"]
 
 
 def moments(kind, *times):
