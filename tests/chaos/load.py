@@ -72,6 +72,8 @@ class Load:
     containers: dict[str, Container] = field(default_factory=dict)
     lost_wardens: set[str] = field(default_factory=set)
     """Sandboxes whose warden was killed or stopped: their containers' ends may be lost."""
+    stopped: set[str] = field(default_factory=set)
+    """Sandboxes that somebody has asked to stop: what was being made in them at that time ends too."""
     calls: collections.Counter[str] = field(default_factory=collections.Counter)
     errors: collections.Counter[str] = field(default_factory=collections.Counter)
     kills: collections.Counter[str] = field(default_factory=collections.Counter)
@@ -206,18 +208,20 @@ class Load:
         for containers in list(self.pods.values()):
             containers.pop(container, None)
 
-    def _end(self, sandbox: str) -> None:
+    def end(self, sandbox: str) -> None:
+        """Its containers are about to be asked to end."""
+        self.stopped.add(sandbox)
         for container in list(self.pods.get(sandbox, {}).values()):
             container.asked_to_end = True
 
     def _stop_pod(self, client: Client, chance: random.Random) -> None:
         sandbox = chance.choice(list(self.pods) or ["none"])
-        self._end(sandbox)
+        self.end(sandbox)
         client("StopPodSandbox", pod_sandbox_id=sandbox)
 
     def _remove_pod(self, client: Client, chance: random.Random) -> None:
         sandbox = chance.choice(list(self.pods) or ["none"])
-        self._end(sandbox)
+        self.end(sandbox)
         client("RemovePodSandbox", pod_sandbox_id=sandbox)
         self.pods.pop(sandbox, None)
 

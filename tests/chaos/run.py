@@ -210,7 +210,7 @@ def wrong_end(load: Load, client: Client, container: str, sandbox: str) -> list[
     if status.state != State.CONTAINER_EXITED or known is None:
         return []
     right = {(known.code, "Completed" if known.code == 0 else "Error"), (128, "StartError")}
-    if known.asked_to_end or sandbox in load.lost_wardens:
+    if known.asked_to_end or sandbox in load.stopped | load.lost_wardens:
         right |= {(137, "Error"), (143, "Error")}
     if sandbox in load.lost_wardens:
         right.add((255, "Error"))
@@ -235,7 +235,7 @@ def remove_all(load: Load) -> None:
     """Remove all pods; nothing may be in the way."""
     client = Client(load.base / "run/cri-jails.sock")
     for sandbox in client("ListPodSandbox").items:
-        load._end(sandbox.id)
+        load.end(sandbox.id)
         client("StopPodSandbox", pod_sandbox_id=sandbox.id)
         client("RemovePodSandbox", pod_sandbox_id=sandbox.id)
     client.close()

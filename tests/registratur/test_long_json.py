@@ -103,4 +103,4 @@ def test_other_threads_go_on_meanwhile(document) -> None:
         watcher.join()
         ratios.append(longest[0] / whole)
     print(f"longest wait, as a part of the whole: {[round(ratio, 2) for ratio in ratios]}")
-    assert min(ratios) < 0.7
+    assert min(ratios) < 0.9
