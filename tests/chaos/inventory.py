@@ -11,6 +11,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cri.sandbox import small_files
+
 
 @dataclass(slots=True)
 class Inventory:
@@ -71,8 +73,8 @@ def living(pid: int) -> bool:
 def warden(base: Path, sandbox: str) -> int:
     """A warden's pid, as it is written down; 0 if it is not."""
     try:
-        return int(json.loads((base / "state/sandboxes" / sandbox / "warden.json").read_text())["pid"])
-    except (OSError, ValueError, KeyError):
+        return int(json.loads(small_files.read(base / "state/sandboxes" / sandbox / "warden.json"))["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
         return 0
 
 
