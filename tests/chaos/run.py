@@ -38,7 +38,7 @@ SETTLE = 30.0
 """Seconds in which what is not exact right after a start must have become so."""
 ONE_IN = 60
 """Calls of the kernel, of which one fails in a round with failures."""
-BRIDGE = "chaos0"
+BRIDGE = f"chaos{os.getpid() % 100_000}"
 FREEBSD = system() == "freebsd"
 
 State = v1.ContainerState
