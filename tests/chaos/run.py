@@ -6,7 +6,6 @@
 As root on Linux or FreeBSD, from the checkout. Exits 1 with what differs, and leaves the daemon's log then.
 """
 
-# ruff: noqa: E402
 from __future__ import annotations
 
 import os
