@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
 
 import structlog
 
@@ -87,8 +88,8 @@ async def sweep(node: Node, pods: Pods) -> None:
     for parent, known in (("sandboxes", pods.sandboxes), ("containers", pods.containers)):
         directory = node.state_dir / parent
 
-        def is_known(name: str, known: object = known) -> bool:
-            return name in known or name in pods.strangers  # type: ignore[operator]
+        def is_known(name: str, known: Collection[str] = known) -> bool:
+            return name in known or name in pods.strangers
 
         try:
             strays = await asyncio.to_thread(trash.strays, directory, is_known, STRAY_SECONDS)
