@@ -492,6 +492,19 @@ async def test_a_killed_warden_takes_its_pod_with_it(machine):
             await asyncio.sleep(0.1)
 
 
+async def test_a_lost_database(machine):
+    pod = await machine.pod()
+    container = await machine.container(pod)
+    await machine.crash()
+    for path in Path(machine.directory, "state").glob("state.db*"):
+        path.unlink()
+    await machine.start()
+    assert machine.pods.containers[container].state is ContainerState.RUNNING
+    assert await machine.sh(container, "echo here") == "here\n"
+    await machine.pods.remove_sandbox(pod)
+    assert f"cri-{pod}" not in run("jls", "name").split()
+
+
 async def test_leftovers_of_a_daemon_without_memory(machine):
     pod = await machine.pod()
     await machine.container(pod)
@@ -499,6 +512,8 @@ async def test_leftovers_of_a_daemon_without_memory(machine):
     try:
         await machine.crash()
         for path in Path(machine.directory, "state").glob("state.db*"):
+            path.unlink()
+        for path in Path(machine.directory, "state").glob("*/*/record.json"):
             path.unlink()
         await machine.start()
         names = run("jls", "name").split()
