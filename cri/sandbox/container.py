@@ -403,7 +403,10 @@ class Container:
         await self.give_back()
 
     async def give_back(self) -> None:
-        """Give back what an ended container needs no longer. What fails is tried again, less and less often."""
+        """Give back what a container needs no longer that has ended, or cannot start any more.
+
+        What fails of one that has ended is tried again, less and less often.
+        """
         try:
             await self._node.host.stop_container(self.spec)
         except Exception as error:

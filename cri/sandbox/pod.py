@@ -16,7 +16,7 @@ from cri.api.runtime import v1
 from cri.sandbox import configs, pod_files, record_files, wire
 from cri.sandbox.container import Container
 from cri.sandbox.host import Warden, WardenGoneError
-from cri.sandbox.machine import SANDBOX_STEPS, SandboxState, check_step
+from cri.sandbox.machine import SANDBOX_STEPS, ContainerState, SandboxState, check_step
 from cri.sandbox.node import Node
 from cri.sandbox.spec import PodAddresses, SandboxSpec, Sharing
 from cri.sandbox.undo import UndoStack
@@ -125,6 +125,9 @@ class PodSandbox:
         await self._node.host.stop_sandbox(self.spec, self.warden)
         await self._release_warden()
         await _all(container.lose() for container in self.containers.values())
+        # What was made and never started cannot start any more; on FreeBSD its mounts are the node's.
+        unstarted = [one for one in self.containers.values() if one.state is ContainerState.CREATED]
+        await _all(container.give_back() for container in unstarted)
         for failure in filter(None, failures):
             log.warning("a container was ended with its sandbox", sandbox=self.id, error=str(failure))
         if self.state is SandboxState.READY:

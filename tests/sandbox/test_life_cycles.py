@@ -354,3 +354,20 @@ async def test_what_may_be_a_secret_is_not_in_the_error(node, make):
     with pytest.raises(InvalidArgumentError, match="'PASSWORD' has a NUL") as refused:
         await node.pods.create_container(sandbox_id, make.container("sleep", envs=envs))
     assert "hunter2" not in str(refused.value)
+
+
+async def test_what_never_started_gives_back_what_it_had_with_its_pod(node, make):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    container_id = await node.pods.create_container(sandbox_id, make.container("sleep"))
+    given_back = []
+    stop = node.host.stop_container
+
+    async def note(spec):
+        given_back.append(spec.id)
+        await stop(spec)
+
+    node.host.stop_container = note
+    await node.pods.stop_sandbox(sandbox_id)
+    assert given_back == [container_id]
+    await node.pods.remove_sandbox(sandbox_id)
+    assert node.left() == []
