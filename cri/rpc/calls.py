@@ -173,13 +173,14 @@ class Call:
 
 
 def unimplemented(rpc: Rpc, reason: str) -> Callable[[Any], Any]:
-    """A service method that refuses."""
+    """A service method that refuses, in the words of gRPC's own servers: the kubelet's tests look for them."""
+    message = f"method {rpc.name} not implemented: {reason}"
 
     async def refuse(_request: betterproto2.Message) -> NoReturn:
-        raise UnsupportedError(f"{rpc.name}: {reason}")
+        raise UnsupportedError(message)
 
     async def refuse_stream(_request: betterproto2.Message) -> AsyncGenerator[bytes, None]:
-        raise UnsupportedError(f"{rpc.name}: {reason}")
+        raise UnsupportedError(message)
         yield b""  # marks an asynchronous generator
 
     return refuse_stream if rpc.stream else refuse

@@ -85,6 +85,8 @@ TABLE: Mapping[str, Sequence[Rpc]] = {
             v1.UpdatePodSandboxResourcesResponse,
         ),
         Rpc("PortForward", "port_forward", v1.PortForwardRequest, v1.PortForwardResponse),
+        Rpc("CheckpointPod", "checkpoint_pod", v1.CheckpointPodRequest, v1.CheckpointPodResponse),
+        Rpc("RestorePod", "restore_pod", v1.RestorePodRequest, v1.RestorePodResponse),
         # Containers
         Rpc("CreateContainer", "create_container", v1.CreateContainerRequest, v1.CreateContainerResponse),
         Rpc("StartContainer", "start_container", v1.StartContainerRequest, v1.StartContainerResponse),
@@ -210,8 +212,12 @@ TABLE: Mapping[str, Sequence[Rpc]] = {
 _POD_STATS = "this release has no statistics of whole pods yet; use ListContainerStats"
 _METRICS = "this release has no metrics of pods yet; use ListContainerStats"
 
+_CHECKPOINT = "jails cannot be frozen into files, and the Linux driver has only what jails have"
+
 UNIMPLEMENTED: Mapping[str, str] = {
-    "CheckpointContainer": "checkpoints of containers are not supported",
+    "CheckpointContainer": _CHECKPOINT,
+    "CheckpointPod": _CHECKPOINT,
+    "RestorePod": _CHECKPOINT,
     "GetContainerEvents": "this release sends no events yet; the kubelet lists instead",
     "ListMetricDescriptors": _METRICS,
     "ListPodSandboxMetrics": _METRICS,

@@ -173,7 +173,7 @@ def test_everything_else_is_shown() -> None:
             "envs": [{"key": "TOKEN", "value": descriptors.REDACTED}],
             "labels": {"app": "web"},
             "mounts": [{"container_path": "/x", "propagation": "PROPAGATION_BIDIRECTIONAL"}],
-            "stop_signal": "SIGQUIT",
+            "stop_signal": "SIGNAL_SIGQUIT",
         }
     }
 

@@ -12,6 +12,8 @@ __all__ = (
     "CgroupDriver",
     "CheckpointContainerRequest",
     "CheckpointContainerResponse",
+    "CheckpointPodRequest",
+    "CheckpointPodResponse",
     "Container",
     "ContainerAttributes",
     "ContainerConfig",
@@ -124,6 +126,9 @@ __all__ = (
     "RemovePodSandboxResponse",
     "ReopenContainerLogRequest",
     "ReopenContainerLogResponse",
+    "RestorePodRequest",
+    "RestorePodResponse",
+    "RestoredContainer",
     "RunPodSandboxRequest",
     "RunPodSandboxResponse",
     "RuntimeCondition",
@@ -467,6 +472,148 @@ class Signal(betterproto2.Enum):
 
     SIGRTMAX = 65
 
+    @classmethod
+    def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
+        return {
+            0: "SIGNAL_RUNTIME_DEFAULT",
+            1: "SIGNAL_SIGABRT",
+            2: "SIGNAL_SIGALRM",
+            3: "SIGNAL_SIGBUS",
+            4: "SIGNAL_SIGCHLD",
+            5: "SIGNAL_SIGCLD",
+            6: "SIGNAL_SIGCONT",
+            7: "SIGNAL_SIGFPE",
+            8: "SIGNAL_SIGHUP",
+            9: "SIGNAL_SIGILL",
+            10: "SIGNAL_SIGINT",
+            11: "SIGNAL_SIGIO",
+            12: "SIGNAL_SIGIOT",
+            13: "SIGNAL_SIGKILL",
+            14: "SIGNAL_SIGPIPE",
+            15: "SIGNAL_SIGPOLL",
+            16: "SIGNAL_SIGPROF",
+            17: "SIGNAL_SIGPWR",
+            18: "SIGNAL_SIGQUIT",
+            19: "SIGNAL_SIGSEGV",
+            20: "SIGNAL_SIGSTKFLT",
+            21: "SIGNAL_SIGSTOP",
+            22: "SIGNAL_SIGSYS",
+            23: "SIGNAL_SIGTERM",
+            24: "SIGNAL_SIGTRAP",
+            25: "SIGNAL_SIGTSTP",
+            26: "SIGNAL_SIGTTIN",
+            27: "SIGNAL_SIGTTOU",
+            28: "SIGNAL_SIGURG",
+            29: "SIGNAL_SIGUSR1",
+            30: "SIGNAL_SIGUSR2",
+            31: "SIGNAL_SIGVTALRM",
+            32: "SIGNAL_SIGWINCH",
+            33: "SIGNAL_SIGXCPU",
+            34: "SIGNAL_SIGXFSZ",
+            35: "SIGNAL_SIGRTMIN",
+            36: "SIGNAL_SIGRTMINPLUS1",
+            37: "SIGNAL_SIGRTMINPLUS2",
+            38: "SIGNAL_SIGRTMINPLUS3",
+            39: "SIGNAL_SIGRTMINPLUS4",
+            40: "SIGNAL_SIGRTMINPLUS5",
+            41: "SIGNAL_SIGRTMINPLUS6",
+            42: "SIGNAL_SIGRTMINPLUS7",
+            43: "SIGNAL_SIGRTMINPLUS8",
+            44: "SIGNAL_SIGRTMINPLUS9",
+            45: "SIGNAL_SIGRTMINPLUS10",
+            46: "SIGNAL_SIGRTMINPLUS11",
+            47: "SIGNAL_SIGRTMINPLUS12",
+            48: "SIGNAL_SIGRTMINPLUS13",
+            49: "SIGNAL_SIGRTMINPLUS14",
+            50: "SIGNAL_SIGRTMINPLUS15",
+            51: "SIGNAL_SIGRTMAXMINUS14",
+            52: "SIGNAL_SIGRTMAXMINUS13",
+            53: "SIGNAL_SIGRTMAXMINUS12",
+            54: "SIGNAL_SIGRTMAXMINUS11",
+            55: "SIGNAL_SIGRTMAXMINUS10",
+            56: "SIGNAL_SIGRTMAXMINUS9",
+            57: "SIGNAL_SIGRTMAXMINUS8",
+            58: "SIGNAL_SIGRTMAXMINUS7",
+            59: "SIGNAL_SIGRTMAXMINUS6",
+            60: "SIGNAL_SIGRTMAXMINUS5",
+            61: "SIGNAL_SIGRTMAXMINUS4",
+            62: "SIGNAL_SIGRTMAXMINUS3",
+            63: "SIGNAL_SIGRTMAXMINUS2",
+            64: "SIGNAL_SIGRTMAXMINUS1",
+            65: "SIGNAL_SIGRTMAX",
+        }
+
+    @classmethod
+    def betterproto_renamed_proto_names_to_value(cls) -> dict[str, int]:
+        return {
+            "SIGNAL_RUNTIME_DEFAULT": 0,
+            "SIGNAL_SIGABRT": 1,
+            "SIGNAL_SIGALRM": 2,
+            "SIGNAL_SIGBUS": 3,
+            "SIGNAL_SIGCHLD": 4,
+            "SIGNAL_SIGCLD": 5,
+            "SIGNAL_SIGCONT": 6,
+            "SIGNAL_SIGFPE": 7,
+            "SIGNAL_SIGHUP": 8,
+            "SIGNAL_SIGILL": 9,
+            "SIGNAL_SIGINT": 10,
+            "SIGNAL_SIGIO": 11,
+            "SIGNAL_SIGIOT": 12,
+            "SIGNAL_SIGKILL": 13,
+            "SIGNAL_SIGPIPE": 14,
+            "SIGNAL_SIGPOLL": 15,
+            "SIGNAL_SIGPROF": 16,
+            "SIGNAL_SIGPWR": 17,
+            "SIGNAL_SIGQUIT": 18,
+            "SIGNAL_SIGSEGV": 19,
+            "SIGNAL_SIGSTKFLT": 20,
+            "SIGNAL_SIGSTOP": 21,
+            "SIGNAL_SIGSYS": 22,
+            "SIGNAL_SIGTERM": 23,
+            "SIGNAL_SIGTRAP": 24,
+            "SIGNAL_SIGTSTP": 25,
+            "SIGNAL_SIGTTIN": 26,
+            "SIGNAL_SIGTTOU": 27,
+            "SIGNAL_SIGURG": 28,
+            "SIGNAL_SIGUSR1": 29,
+            "SIGNAL_SIGUSR2": 30,
+            "SIGNAL_SIGVTALRM": 31,
+            "SIGNAL_SIGWINCH": 32,
+            "SIGNAL_SIGXCPU": 33,
+            "SIGNAL_SIGXFSZ": 34,
+            "SIGNAL_SIGRTMIN": 35,
+            "SIGNAL_SIGRTMINPLUS1": 36,
+            "SIGNAL_SIGRTMINPLUS2": 37,
+            "SIGNAL_SIGRTMINPLUS3": 38,
+            "SIGNAL_SIGRTMINPLUS4": 39,
+            "SIGNAL_SIGRTMINPLUS5": 40,
+            "SIGNAL_SIGRTMINPLUS6": 41,
+            "SIGNAL_SIGRTMINPLUS7": 42,
+            "SIGNAL_SIGRTMINPLUS8": 43,
+            "SIGNAL_SIGRTMINPLUS9": 44,
+            "SIGNAL_SIGRTMINPLUS10": 45,
+            "SIGNAL_SIGRTMINPLUS11": 46,
+            "SIGNAL_SIGRTMINPLUS12": 47,
+            "SIGNAL_SIGRTMINPLUS13": 48,
+            "SIGNAL_SIGRTMINPLUS14": 49,
+            "SIGNAL_SIGRTMINPLUS15": 50,
+            "SIGNAL_SIGRTMAXMINUS14": 51,
+            "SIGNAL_SIGRTMAXMINUS13": 52,
+            "SIGNAL_SIGRTMAXMINUS12": 53,
+            "SIGNAL_SIGRTMAXMINUS11": 54,
+            "SIGNAL_SIGRTMAXMINUS10": 55,
+            "SIGNAL_SIGRTMAXMINUS9": 56,
+            "SIGNAL_SIGRTMAXMINUS8": 57,
+            "SIGNAL_SIGRTMAXMINUS7": 58,
+            "SIGNAL_SIGRTMAXMINUS6": 59,
+            "SIGNAL_SIGRTMAXMINUS5": 60,
+            "SIGNAL_SIGRTMAXMINUS4": 61,
+            "SIGNAL_SIGRTMAXMINUS3": 62,
+            "SIGNAL_SIGRTMAXMINUS2": 63,
+            "SIGNAL_SIGRTMAXMINUS1": 64,
+            "SIGNAL_SIGRTMAX": 65,
+        }
+
 
 class SupplementalGroupsPolicy(betterproto2.Enum):
     """
@@ -656,6 +803,74 @@ class CheckpointContainerResponse(betterproto2.Message):
 
 default_message_pool.register_message(
     "runtime.v1", "CheckpointContainerResponse", CheckpointContainerResponse
+)
+
+
+@dataclass(eq=False, repr=False)
+class CheckpointPodRequest(betterproto2.Message):
+    pod_sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    ID of the pod sandbox to be checkpointed.
+    """
+
+    output_path: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Absolute path to an existing, empty directory where the runtime must
+    write the checkpoint. The caller owns the directory, makes it writable by
+    the runtime, and should restrict access to the caller and runtime. The
+    runtime must not remove the directory. A Pod checkpoint is a collection
+    of runtime-defined files; their layout and format are opaque to the
+    caller. The runtime must not write outside this directory and must remove
+    partial artifacts before returning an error.
+    """
+
+    container_ids: "list[str]" = betterproto2.field(
+        3, betterproto2.TYPE_STRING, repeated=True
+    )
+    """
+    IDs of the containers to include in the checkpoint. The list must be
+    non-empty, must not contain duplicates, and must contain exactly the
+    running containers selected by the caller. Every container must belong to
+    `pod_sandbox_id` and be running; otherwise the runtime must fail the
+    request without producing a checkpoint.
+    """
+
+    options: "dict[str, str]" = betterproto2.field(
+        4,
+        betterproto2.TYPE_MAP,
+        map_meta=betterproto2.map_meta(
+            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
+        ),
+    )
+    """
+    Optional opaque runtime-specific checkpoint options supplied by the CRI
+    caller. Keys are interpreted in the scope of the pod sandbox's runtime
+    handler. Kubernetes does not expose these options in its alpha API and
+    kubelet sends an empty map. Direct CRI callers may set keys documented by
+    the selected runtime. The runtime must reject unsupported or invalid keys
+    and values rather than silently ignore them. Options must not contain
+    secrets.
+    """
+
+
+default_message_pool.register_message(
+    "runtime.v1", "CheckpointPodRequest", CheckpointPodRequest
+)
+
+
+@dataclass(eq=False, repr=False)
+class CheckpointPodResponse(betterproto2.Message):
+    """
+    Empty: the checkpoint is written under the request's `output_path` directory,
+    which the caller provided and already knows, so there is no separate location
+    or object name to return.
+    """
+
+    pass
+
+
+default_message_pool.register_message(
+    "runtime.v1", "CheckpointPodResponse", CheckpointPodResponse
 )
 
 
@@ -2994,6 +3209,15 @@ class Mount(betterproto2.Message):
     Introduced in the Image Volume Source KEP beta graduation: https://kep.k8s.io/4639
     """
 
+    mount_options: "list[str]" = betterproto2.field(
+        11, betterproto2.TYPE_STRING, repeated=True
+    )
+    """
+    mount_options specifies additional bind mount options (e.g., noexec,
+    nodev, nosuid) that the runtime must apply when mounting this volume
+    into the container. These are passed as OCI mount options.
+    """
+
 
 default_message_pool.register_message("runtime.v1", "Mount", Mount)
 
@@ -4053,6 +4277,118 @@ default_message_pool.register_message(
 
 
 @dataclass(eq=False, repr=False)
+class RestoredContainer(betterproto2.Message):
+    name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Name from the restored container's ContainerMetadata. This identifies
+    which requested container configuration produced the runtime ID.
+    """
+
+    container_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Non-empty runtime ID of the restored container.
+    """
+
+
+default_message_pool.register_message(
+    "runtime.v1", "RestoredContainer", RestoredContainer
+)
+
+
+@dataclass(eq=False, repr=False)
+class RestorePodRequest(betterproto2.Message):
+    checkpoint_path: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Absolute path to the directory containing the checkpoint data to restore.
+    The runtime must not modify the checkpoint data. The data format and
+    layout are runtime-defined.
+    """
+
+    config: "PodSandboxConfig | None" = betterproto2.field(
+        2, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    Pod sandbox configuration supplied by the kubelet, with node-local restore-time
+    updates (new Pod UID, cgroup parent path, log directory). Pod-spec equality between
+    the live Pod and status.checkpointedPodTemplate of the referenced PodCheckpoint is
+    enforced at API-server admission (and re-checked by the kubelet before this call);
+    arbitrary user overrides are not permitted.
+    """
+
+    runtime_handler: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    Runtime handler to use for restoring the pod sandbox and its containers.
+    The handler selects the configured runtime implementation that interprets
+    the runtime-specific checkpoint data. The selected handler must be
+    compatible with the checkpoint; the runtime must reject a checkpoint it
+    cannot restore. An empty value selects the default handler, as for
+    RunPodSandboxRequest. The runtime must reject an unknown non-empty handler.
+    """
+
+    options: "dict[str, str]" = betterproto2.field(
+        4,
+        betterproto2.TYPE_MAP,
+        map_meta=betterproto2.map_meta(
+            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
+        ),
+    )
+    """
+    Optional opaque runtime-specific restore options supplied by the CRI
+    caller. Keys are interpreted in the scope of `runtime_handler`.
+    Kubernetes does not expose these options in its alpha API and kubelet
+    sends an empty map. Direct CRI callers may set keys documented by the
+    selected runtime. The runtime must reject unsupported or invalid keys and
+    values rather than silently ignore them. Options must not contain secrets.
+    """
+
+    container_configs: "list[ContainerConfig]" = betterproto2.field(
+        5, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+    """
+    Complete restore-time configurations for all containers represented by
+    the checkpoint. The list must be non-empty. Every entry must have a
+    non-empty, unique metadata name, and those names must be the exact set of
+    container names in the checkpoint. The runtime must match containers by
+    metadata name. The checkpoint is authoritative for filesystem and
+    process state. Image, command, args, working directory, environment, and
+    process credentials describe the expected checkpointed process; they
+    must not start or mutate it, and any mismatch the runtime can validate
+    must fail the restore. The runtime applies restore-time settings outside
+    checkpoint-owned process state, including labels, annotations, mounts,
+    devices, Linux resources, logging, and security constraints, and must
+    fail settings incompatible with the checkpoint.
+    """
+
+
+default_message_pool.register_message(
+    "runtime.v1", "RestorePodRequest", RestorePodRequest
+)
+
+
+@dataclass(eq=False, repr=False)
+class RestorePodResponse(betterproto2.Message):
+    pod_sandbox_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Non-empty ID of the restored pod sandbox.
+    """
+
+    restored_containers: "list[RestoredContainer]" = betterproto2.field(
+        2, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+    """
+    Restored containers in CREATED state, without having executed the
+    restored process (see RestorePod). This must contain exactly one entry
+    for every request.container_configs entry. Names and container IDs
+    must each be non-empty and unique.
+    """
+
+
+default_message_pool.register_message(
+    "runtime.v1", "RestorePodResponse", RestorePodResponse
+)
+
+
+@dataclass(eq=False, repr=False)
 class RunPodSandboxRequest(betterproto2.Message):
     config: "PodSandboxConfig | None" = betterproto2.field(
         1, betterproto2.TYPE_MESSAGE, optional=True
@@ -4187,6 +4523,12 @@ class RuntimeFeatures(betterproto2.Message):
     """
     user_namespaces_host_network is set to true if the runtime supports containers using both
     host network and user namespace simultaneously.
+    """
+
+    mount_options: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+    """
+    mount_options is set to true if the runtime supports additional bind
+    mount options (noexec, nodev, nosuid) on container mounts.
     """
 
 
