@@ -32,7 +32,7 @@ class Selection:
     def read(cls, focus: str, skip: str) -> Selection:
         """Return what skip.toml selects; a FOCUS selects among the specs of later issues, too."""
         lists = tomllib.loads((places.CONFIG / "skip.toml").read_text())
-        patterns = [*lists["never"], *(() if focus else lists["later"])]
+        patterns = () if focus else tuple(lists["later"])
         return cls(focus, tuple(filter(None, [*patterns, skip])))
 
     def again(self) -> Selection:
