@@ -8,7 +8,6 @@ from pathlib import Path
 from nodekit import places
 from nodekit.processes import CommandError
 
-
 _PINNED = b"sha256:9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf"
 """The published image that a spec pulls by its digest (cri-tools, pkg/validate/consts.go)."""
 
@@ -24,7 +23,9 @@ def pin(critest: Path, digest: str, to: Path) -> Path:
     """
     program = critest.read_bytes()
     if _PINNED not in program:
-        raise CommandError(f"{critest} pins another image than {_PINNED.decode()}: see pkg/validate/consts.go")
+        raise CommandError(
+            f"{critest} pins another image than {_PINNED.decode()}: see pkg/validate/consts.go"
+        )
     if len(digest) != len(_PINNED):
         raise CommandError(f"{digest} cannot stand in the place of {_PINNED.decode()}")
     copy = to / "critest"
