@@ -21,7 +21,7 @@ from typing import NoReturn
 from cri.sandbox.freebsd import jails, kernel, sysctls
 from cri.sandbox.host import HostError, StartError
 from cri.sandbox.spec import ProcessSpec, SandboxSpec, Sharing, TerminalSize
-from cri.sandbox.warden import launch, protocol, users
+from cri.sandbox.warden import accounts, launch, protocol, users
 from cri.sandbox.warden.driver import Driver, Plan, Target
 from cri.sandbox.warden.launch import Child, Report, Stdio
 
@@ -196,7 +196,7 @@ class FreeBSDDriver:
         if not stdio.tty:
             _take_streams(stdio)
         if report is None:
-            report = Report(*users.resolve(spec.process.user, *users.read_accounts()))
+            report = Report(*users.resolve(spec.process.user, accounts.read()))
         if stdio.tty:
             report = replace(report, pty=_take_terminal(report.credentials.uid, process.terminal_size))
         _enter_directory(spec.process.cwd or "/")

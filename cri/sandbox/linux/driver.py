@@ -20,7 +20,7 @@ from cri.sandbox.linux import capabilities, kernel, sysctls
 from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.linux.rootfs import RootBuilder
 from cri.sandbox.spec import Credentials, ProcessSpec, SandboxSpec, Sharing, TerminalSize
-from cri.sandbox.warden import launch, users
+from cri.sandbox.warden import accounts, launch, users
 from cri.sandbox.warden.driver import Driver, Plan, Target
 from cri.sandbox.warden.journal import warn
 from cri.sandbox.warden.launch import Child, Report, Stdio
@@ -199,7 +199,7 @@ class LinuxDriver:
         _set_oom_score(spec.resources.oom_score_adj or 0)  # the warden's own must not be inherited
         root = RootBuilder(spec, plan.host["root"], group.directories, group.version)
         root.build(self._shared_memory)
-        report = Report(*users.resolve(spec.process.user, *users.read_accounts()))
+        report = Report(*users.resolve(spec.process.user, accounts.read(_open_own)))
         self._become(channel, _Way(plan, spec.process, report, self._hostname), stdio, console=True)
 
     def _beside(self, channel: socket.socket, way: _Way, stdio: Stdio) -> NoReturn:
@@ -339,6 +339,15 @@ def _set_oom_score(score: int) -> None:
     except OSError as error:
         # Lowering it takes SYS_RESOURCE, which nested nodes lack; that must not cost the pod.
         warn(f"cannot set oom_score_adj to {score}: {error.strerror}")
+
+
+def _open_own(path: str) -> int:
+    """Open a file of the container as what it is there: no /proc/PID/root leads to a process that it sees."""
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return kernel.open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    finally:
+        os.close(root)
 
 
 def _enter_nothing() -> None:
