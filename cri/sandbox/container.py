@@ -15,7 +15,7 @@ import structlog
 
 from cri.api.runtime import v1
 from cri.errors import FailedPreconditionError, InternalError
-from cri.sandbox import configs, container_log, record_files, wire
+from cri.sandbox import configs, container_log, record_files, stop_signals, wire
 from cri.sandbox.host import (
     DisconnectedError,
     HostError,
@@ -123,6 +123,15 @@ class Container:
         """Who the first process runs as, once it was started."""
         stored = self.record.credentials
         return None if stored is None else wire.decode(Credentials, stored)
+
+    @property
+    def stop_signal(self) -> str:
+        """The signal that asks it to end, as its config or its image has named it; else TERM's name."""
+        try:
+            stop_signals.number(self.record.stop_signal, self.spec.os)
+        except ValueError:  # none was named, or the record is damaged: a stop is made all the same
+            return stop_signals.DEFAULT
+        return self.record.stop_signal
 
     async def create(self) -> None:
         """CREATING to CREATED: root filesystem and limits are made. Leaves nothing behind if it fails."""

@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import structlog
 
-from baustelle.bundle import signal_number
 from cri.api.runtime import v1
 from cri.errors import (
     AlreadyExistsError,
@@ -22,7 +21,7 @@ from cri.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
-from cri.sandbox import pod_files, salvage, translate, wire
+from cri.sandbox import pod_files, salvage, stop_signals, translate, wire
 from cri.sandbox.container import Container
 from cri.sandbox.host import Warden
 from cri.sandbox.machine import ContainerState, SandboxState
@@ -175,7 +174,7 @@ class Pods:
     @staticmethod
     def stop_signal(container: Container) -> int:
         """The signal that asks the container to end: its config's, else its image's, else TERM."""
-        return signal_number(container.record.stop_signal or "SIGTERM")
+        return stop_signals.number(container.stop_signal, container.spec.os)
 
     # -- the node's life
 
@@ -377,7 +376,7 @@ class Pods:
             image_id=image.id,
             image_ref=image.reference,
             created_at=time.time_ns(),
-            stop_signal=_checked_signal(stop_signal or "", container_id),
+            stop_signal=_checked_signal(stop_signal or "", image.os, container_id),
             log_path=spec.log_path,
             spec=encoded_spec,
         )
@@ -417,10 +416,10 @@ def _sandbox_name(record: SandboxRecord) -> SandboxName:
     return record.name, record.namespace, record.uid, record.attempt
 
 
-def _checked_signal(name: str, container_id: str) -> str:
+def _checked_signal(name: str, system: str, container_id: str) -> str:
     if name:
         try:
-            signal_number(name)
+            stop_signals.number(name, system)
         except ValueError as error:
             raise InvalidArgumentError(f"container {container_id}: stop signal {name!r}: {error}") from error
     return name

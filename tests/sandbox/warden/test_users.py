@@ -74,7 +74,7 @@ def test_resolve(user, expected, home):
         "0\n",
         "1.5",
         "0b0",
-        "٠",
+        "\u0660",
         "web:nogroup",
         "web:-3",
         "web:+0",
