@@ -80,6 +80,16 @@ class UnknownContainerError(HostError):
     """The warden does not know the container: it has never started it, or has been told to forget it."""
 
 
+class HalfUpdatedError(HostError):
+    """An update of limits has failed, and not all of it could be put back: `changed` is what has the new value."""
+
+    def __init__(
+        self, operation: str, subject: str, reason: str, errno: int | None = None, *, changed: Resources
+    ) -> None:
+        super().__init__(operation, subject, reason, errno)
+        self.changed = changed
+
+
 @dataclass(frozen=True, slots=True)
 class Features:
     """What this kernel can do, for Status and for validation (CRI RuntimeHandlerFeatures, RuntimeFeatures)."""
@@ -366,7 +376,10 @@ class Host(abc.ABC):
 
     @abc.abstractmethod
     async def update_container(self, spec: ContainerSpec, resources: Resources) -> None:
-        """Apply new limits to a created or running container."""
+        """Apply new limits to a created or running container, and to all that runs in it: all of them, or none.
+
+        Raises HostError for what is refused; HalfUpdatedError, if not all of the others could be put back.
+        """
 
     @abc.abstractmethod
     async def container_usage(self, spec: ContainerSpec) -> Usage:

@@ -28,7 +28,7 @@ from cri.sandbox.machine import ContainerState, SandboxState
 from cri.sandbox.node import Node, RunnableImage
 from cri.sandbox.pod import PodSandbox
 from cri.sandbox.shared_work import SharedWork
-from cri.sandbox.spec import ContainerSpec
+from cri.sandbox.spec import ContainerSpec, Resources
 from cri.state import ContainerRecord, SandboxRecord
 from cri.threads import in_own_thread
 
@@ -123,6 +123,17 @@ class Pods:
         """Start a created container."""
         container = self.container(container_id)
         await self._changing.run(("start", container.id), container.start)
+
+    async def update_container(
+        self, container_id: str, resources: Resources, message: v1.LinuxContainerResources
+    ) -> None:
+        """Change a container's limits; one update after the other, each to its end whether or not its client stays."""
+        container = self.container(container_id)
+        await self._changing.run(
+            ("update", container.id),
+            lambda: container.update(resources, message),
+            fingerprint=resources,
+        )
 
     async def stop_container(self, container_id: str, grace: float) -> None:
         """Stop a container within `grace` seconds and a little; succeeds on what has ended or is gone."""

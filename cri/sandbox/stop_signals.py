@@ -15,26 +15,26 @@ DEFAULT = "SIGTERM"
 """What ends a container for which nobody has named another one."""
 
 _COMMON = {
-
-        "SIGHUP": 1,
-        "SIGINT": 2,
-        "SIGQUIT": 3,
-        "SIGILL": 4,
-        "SIGTRAP": 5,
-        "SIGABRT": 6,
-        "SIGIOT": 6,
-        "SIGFPE": 8
-    ,
-
-        "SIGKILL": 9,
-        "SIGSEGV": 11,
-        "SIGPIPE": 13,
-        "SIGALRM": 14,
-        "SIGTERM": 15,
-        "SIGTTIN": 21,
-        "SIGTTOU": 22
-    ,
-    "SIGXCPU": 24, "SIGXFSZ": 25, "SIGVTALRM": 26, "SIGPROF": 27, "SIGWINCH": 28,
+    "SIGHUP": 1,
+    "SIGINT": 2,
+    "SIGQUIT": 3,
+    "SIGILL": 4,
+    "SIGTRAP": 5,
+    "SIGABRT": 6,
+    "SIGIOT": 6,
+    "SIGFPE": 8,
+    "SIGKILL": 9,
+    "SIGSEGV": 11,
+    "SIGPIPE": 13,
+    "SIGALRM": 14,
+    "SIGTERM": 15,
+    "SIGTTIN": 21,
+    "SIGTTOU": 22,
+    "SIGXCPU": 24,
+    "SIGXFSZ": 25,
+    "SIGVTALRM": 26,
+    "SIGPROF": 27,
+    "SIGWINCH": 28,
 }
 _NUMBERS = {
     "linux": _COMMON

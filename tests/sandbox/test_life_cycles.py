@@ -127,7 +127,7 @@ async def test_stop_signal_of_the_image(node, make, text, number):
 async def test_a_stop_signal_that_there_is_not(node, make):
     node.images.defaults = ImageDefaults(cmd=("sleep",), stop_signal="SIGNOPE")
     sandbox_id = await node.pods.run_sandbox(make.pod(), "")
-    with pytest.raises(InvalidArgumentError, match="stop signal 'SIGNOPE': .* is no signal of"):
+    with pytest.raises(InvalidArgumentError, match=r"stop signal 'SIGNOPE': .* is no signal of"):
         await node.pods.create_container(sandbox_id, make.container("sleep"))
     node.images.defaults = ImageDefaults(cmd=("sleep",))
     container_id = await node.pods.create_container(sandbox_id, make.container("sleep"))

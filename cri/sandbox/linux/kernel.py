@@ -179,6 +179,8 @@ class Program:
     report: int
     cgroups: Sequence[str] = ()
     """Files to write 0 to."""
+    late_cgroups: Sequence[str] = ()
+    """The same, of groups that may not be made yet."""
     oom_score: int | None = None
     mounts: int = -1
     cgroup_namespace: int = -1
@@ -221,6 +223,7 @@ def _native(program: Program) -> tuple[Any, list[Any]]:
     alive.append(groups)
     native = ffi.new("struct program *")
     native.cgroups = texts(program.cgroups)
+    native.late_cgroups = texts(program.late_cgroups)
     native.oom_score = ffi.NULL if program.oom_score is None else text(str(program.oom_score))
     native.mounts = program.mounts
     native.cgroup_namespace = program.cgroup_namespace
