@@ -105,10 +105,16 @@ class FreeBSDDriver:
     def oom_killed(self, plan: Plan, number: int) -> bool:
         """Whether the memory limit has ended the container: nobody else sends KILL but us, and those who may.
 
-        rctl(4) keeps no record of what it has killed.
+        rctl(4) keeps no record of what it has killed. Whether there is a limit, it says itself: an update may have made one.
         """
-        limited = bool(plan.spec.resources.memory_limit)
-        return limited and number == signal.SIGKILL and plan.spec.id not in self._killed
+        if number != signal.SIGKILL or plan.spec.id in self._killed:
+            return False
+        try:
+            return bool(kernel.rctl_rules(f"jail:{plan.host['jail']}:memoryuse"))
+        except OSError as error:
+            if error.errno == errno.ENOSYS:  # no racct, no limits
+                return False
+            raise
 
     def make_socket(self, family: int, type_: int, protocol_number: int) -> socket.socket:
         """A socket that belongs to the pod's vnet: made by a child that enters it, and handed out.

@@ -30,6 +30,8 @@ _SHARED_MEMORY = "67108864"
 _OOM_SCORE_WARDEN = -998
 _KILL_PASSES = 10
 """A process that forks while its group is killed is caught by the next pass."""
+_INIT = "cri-jails-init"
+"""What a pod sees of the process that is 1 in its shared process namespace."""
 _TIOCSPTLCK = 0x40045431
 _TIOCGPTPEER = 0x5441
 """ioctl_tty(2): the other end of a pty, without a look-up by name that the container could answer."""
@@ -187,7 +189,8 @@ class LinuxDriver:
             if pid == 0:
                 try:
                     kernel.die_with_parent(signal.SIGKILL)
-                    kernel.set_name("cri-jails-init")
+                    kernel.set_name(_INIT)
+                    kernel.hide_arguments(_INIT)
                     _enter_nothing()
                     kernel.reap_forever()
                 finally:

@@ -144,6 +144,20 @@ def set_name(name: str) -> None:
     _check(lib.cri_set_name(os.fsencode(name)), name)
 
 
+def hide_arguments(name: str) -> None:
+    """Have /proc/PID/cmdline and environ say `name` and nothing (proc_pid_cmdline(5)); libc's environment is gone with it.
+
+    Where the two are, field 48 and those after it tell of proc_pid_stat(5), to the process itself.
+    """
+    with open("/proc/self/stat", "rb") as file:  # noqa: PTH123
+        fields = file.read().rpartition(b")")[2].split()
+    start, end, environment, environment_end = (int(field) for field in fields[45:49])
+    text = os.fsencode(name)[: end - start - 1]
+    ffi.memmove(ffi.cast("char *", start), text.ljust(end - start, b"\0"), end - start)
+    size = environment_end - environment
+    ffi.memmove(ffi.cast("char *", environment), bytes(size), size)
+
+
 def bounding_capabilities() -> int:
     """The capability bounding set as a bit mask."""
     bits = number = 0

@@ -482,6 +482,23 @@ async def test_the_init_of_a_pod_has_nothing_to_see(node):
     assert {line.split()[1] for line in status.splitlines()} == {"0" * 16}
 
 
+async def test_the_init_of_a_pod_tells_nothing_of_the_node(node):
+    """Also to a container that may read the memory of others."""
+    pod = await node.pod(namespaces=Namespaces(pid=Sharing.POD))
+    spec = pod.container("sleep", "100", security=Security(privileged=True))
+    await pod.start(spec)
+    assert await pod.exec(spec, "sh", "-c", "tr -d '\\0' </proc/1/cmdline; cat /proc/1/comm") == (
+        0,
+        "cri-jails-initcri-jails-init\n",
+    )
+    code, output = await pod.exec(
+        spec, "sh", "-c", "tr -d '\\0' </proc/1/environ | wc -c; readlink /proc/1/cwd; readlink /proc/1/root"
+    )
+    assert (code, output) == (0, "0\n/\n/\n")
+    assert "cri-jails-init" in (await pod.exec(spec, "ps"))[1]
+    assert (await pod.exec(spec, "ls", "/proc/1/fd")) == (0, "")
+
+
 async def test_a_read_only_device_is_refused(pod):
     spec = pod.container("true", devices=(DeviceSpec("/dev/null", "/dev/ro", "r"),))
     with pytest.raises(HostError, match="not supported"):
