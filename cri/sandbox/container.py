@@ -272,6 +272,10 @@ class Container:
             raise FailedPreconditionError(f"container {self.id} is {self.state}: its limits cannot change")
         if self.foreign:
             raise FailedPreconditionError(f"container {self.id}: its limits cannot change: {self.foreign}")
+        if self.state is ContainerState.CREATED and self._pod.warden is None:
+            raise FailedPreconditionError(
+                f"container {self.id}: its sandbox {self.spec.sandbox_id} is not ready, and it cannot start any more"
+            )
         try:
             await self._node.host.update_container(self.spec, resources)
         except HalfUpdatedError as error:

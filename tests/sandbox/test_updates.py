@@ -87,6 +87,14 @@ async def test_of_an_ended_container(node, container, kernel):
     assert container.spec.resources == Resources(cpu_period=7)
 
 
+async def test_of_a_container_that_cannot_start_any_more(node, container, kernel):
+    await node.pods.stop_sandbox(container.spec.sandbox_id)
+    assert container.state is ContainerState.CREATED
+    with pytest.raises(FailedPreconditionError, match="is not ready"):
+        await update(node, container)
+    assert ("begin", 512) not in kernel.calls
+
+
 @pytest.mark.parametrize("error", [None, HostError("write", "group", "it is gone")])
 async def test_of_a_container_that_ends_meanwhile(node, container, kernel, error):
     """What the update has made of it, nobody else would take away."""

@@ -54,7 +54,7 @@ class Changes:
                 raise
 
     def then(self, undo: Callable[[], None]) -> None:
-        """Something that is to be undone once the values are what they were."""
+        """Something to do once the values are what they were, after what was named before."""
         self._undo.append(undo)
 
     def put_back(self, error: HostError) -> HostError:
@@ -67,7 +67,7 @@ class Changes:
             if (reason := _put_back(setting, before)) is not None:
                 changed = wire.merged(changed, setting.part)
                 reasons.append(reason)
-        for undo in reversed(self._undo):
+        for undo in self._undo:
             undo()
         if not reasons:
             return error

@@ -220,10 +220,16 @@ class Group:
             return []
         used = {"cpuset": given.cpuset_cpus or given.cpuset_mems, "hugetlb": given.hugepage_limits}
         late = [name for name in LATE if used[name] and name in self.directories]
+        if late and not any(self._present(lambda name: name not in LATE)):
+            # Nobody would take away what is made for a container that has given back all it had.
+            raise HostError(
+                "limit", f"cgroup {next(iter(self.directories.values()))}", "it is gone", errno.ENOENT
+            )
         for name in late:
-            directory = self.directories[name]
-            if not os.path.isdir(directory):  # noqa: PTH112
-                changes.then(Group(1, {name: directory}).remove_if_empty)
+            at = directory = self.directories[name]
+            while not os.path.isdir(at):  # noqa: PTH112
+                changes.then(Group(1, {name: at}).remove_if_empty)
+                at = os.path.dirname(at)  # noqa: PTH120
             self._create(name, directory)
         return late
 

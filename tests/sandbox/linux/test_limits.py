@@ -189,6 +189,21 @@ async def test_the_oom_score_of_what_runs(v1, pod):
     assert await pod.exec(spec, "cat", "/proc/self/oom_score_adj") == (0, "300\n")
 
 
+async def test_a_late_group_that_is_not_kept_leaves_nothing(v1, pod):
+    spec = pod.container("sleep", "100")
+    await pod.start(spec)
+    where = Path(group_of(v1, spec).directories["cpuset"])
+    with pytest.raises(HostError):
+        await v1.host.update_container(spec, Resources(cpuset_cpus="9999"))
+    assert not where.parent.exists()
+    await pod.warden.kill(spec.id)
+    await pod.exit_of(spec)
+    await v1.host.stop_container(spec)
+    with pytest.raises(HostError, match="it is gone"):
+        await v1.host.update_container(spec, Resources(cpuset_cpus=str(CPUS[-1])))
+    assert not where.parent.exists()
+
+
 async def test_nothing_is_left_of_a_late_group(v1, pod):
     spec = pod.container("sleep", "100")
     await pod.start(spec)
