@@ -376,7 +376,9 @@ class Pods:
 
         # It follows links of volumes, and a volume may hang; and a config may have ten thousand mounts.
         spec, encoded_spec, encoded = await in_own_thread(translated)
-        stop_signal = config.stop_signal.name if config.stop_signal else image.defaults.stop_signal
+        # A number that the CRI has no name for is refused as what it says.
+        own = config.stop_signal and (config.stop_signal.name or f"stop_signal {int(config.stop_signal)}")
+        stop_signal = own or image.defaults.stop_signal
         record = ContainerRecord(
             id=container_id,
             sandbox_id=sandbox.id,
@@ -387,7 +389,7 @@ class Pods:
             image_id=image.id,
             image_ref=image.reference,
             created_at=time.time_ns(),
-            stop_signal=_checked_signal(stop_signal or "", image.os, container_id),
+            stop_signal=_checked_signal(stop_signal, image.os, container_id),
             log_path=spec.log_path,
             spec=encoded_spec,
         )

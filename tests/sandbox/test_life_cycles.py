@@ -130,6 +130,9 @@ async def test_a_stop_signal_that_there_is_not(node, make):
     with pytest.raises(InvalidArgumentError, match=r"stop signal 'SIGNOPE': .* is no signal of"):
         await node.pods.create_container(sandbox_id, make.container("sleep"))
     node.images.defaults = ImageDefaults(cmd=("sleep",))
+    unknown = make.container("sleep", stop_signal=v1.Signal(999))
+    with pytest.raises(InvalidArgumentError, match="stop_signal 999"):
+        await node.pods.create_container(sandbox_id, unknown)
     container_id = await node.pods.create_container(sandbox_id, make.container("sleep"))
     container = node.pods.container(container_id)
     container.record = container.record.replace(stop_signal="SIGNOPE")  # a record that was damaged
