@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 from cri.sandbox import wire
 from cri.sandbox.freebsd.calls import Calls
-from cri.sandbox.host import HalfUpdatedError, HostError
+from cri.sandbox.host import HalfUpdatedError, HostError, refused_limit
 from cri.sandbox.spec import Resources, Usage
 
 ADDRESS_SPACE_ROOM = 1 << 30
@@ -111,6 +111,12 @@ class Limits:
         Without racct there are none, which the node's condition tells; `must` makes that an error. Raises HostError with what
         is refused, once the rest is put back; HalfUpdatedError if that cannot be.
         """
+        try:
+            self._apply(jail, jid, resources, must=must)
+        except HostError as error:
+            raise refused_limit(error) from error
+
+    def _apply(self, jail: str, jid: int, resources: Resources, *, must: bool) -> None:
         wanted = rules(jail, resources)
         cpus = parse_cpus(resources.cpuset_cpus) if resources.cpuset_cpus else None
         before = None if cpus is None else self._set_cpus(jid, resources.cpuset_cpus or "", cpus)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from cri.sandbox.host import HostError
+from cri.sandbox.host import HostError, refused_limit
 from cri.sandbox.linux import cgroup_files, cgroup_limits, cgroup_usage
 from cri.sandbox.linux.cgroup_files import failed
 from cri.sandbox.linux.cgroup_limits import Changes, Setting
@@ -188,7 +188,7 @@ class Group:
                 finish()
         except Exception as error:
             failure = error if isinstance(error, HostError) else HostError("set", "limits", str(error))
-            raise changes.put_back(failure) from error
+            raise refused_limit(changes.put_back(failure)) from error
 
     def oom_kills(self) -> int:
         """How many processes the memory limit has killed."""

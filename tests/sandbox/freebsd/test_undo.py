@@ -13,7 +13,7 @@ from cri.sandbox import small_files, wire
 from cri.sandbox.fake import InjectedError
 from cri.sandbox.freebsd import jails
 from cri.sandbox.freebsd.limits import limits_of
-from cri.sandbox.host import HalfUpdatedError, HostError
+from cri.sandbox.host import HalfUpdatedError, HostError, LimitRefusedError
 from cri.sandbox.spec import ContainerSpec, DeviceSpec, Resources, SandboxSpec, Security
 
 RESOURCES = Resources(
@@ -287,7 +287,7 @@ async def test_an_update_that_is_refused(machine, sandbox, changes, message) -> 
     spec = machine.container(sandbox, resources=RESOURCES)
     await machine.host.create_container(spec)
     state = machine.everything()
-    with pytest.raises(HostError, match=message):
+    with pytest.raises(LimitRefusedError, match=message):
         await machine.host.update_container(spec, Resources(**changes))
     assert machine.everything() == state
 

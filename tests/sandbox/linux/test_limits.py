@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cri.sandbox.host import HostError
+from cri.sandbox.host import HostError, LimitRefusedError
 from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.spec import ProcessSpec, Resources
 
@@ -100,7 +100,7 @@ async def test_an_update_that_fails_changes_nothing(v1, pod):
         Resources(cpu_shares=512, unified={"pids.max": "7"}),
         Resources(cpu_shares=512, oom_score_adj=5000),
     ):
-        with pytest.raises(HostError):
+        with pytest.raises(LimitRefusedError):
             await v1.host.update_container(spec, update)
         assert limits(group) == before
     assert Path(f"/proc/{(await pod.warden.containers())[0].started.pid}/oom_score_adj").read_text() == "0\n"
