@@ -201,8 +201,8 @@ class RuntimeService:
             raise InvalidArgumentError(
                 "UpdateContainerResources: linux is missing; nothing else is supported"
             )
-        container = self._pods.container(request.container_id)
-        await container.update(translate.resources(request.linux), request.linux)
+        resources = translate.resources(request.linux)
+        await self._pods.update_container(request.container_id, resources, request.linux)
         return v1.UpdateContainerResourcesResponse()
 
     async def reopen_container_log(

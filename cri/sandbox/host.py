@@ -14,6 +14,7 @@ this. Rules for an implementation:
 from __future__ import annotations
 
 import abc
+import errno
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,42 @@ class WardenVersionError(UnreachableWardenError):
 
 class UnknownContainerError(HostError):
     """The warden does not know the container: it has never started it, or has been told to forget it."""
+
+
+class LimitRefusedError(HostError):
+    """A limit that this kernel does not take: it makes no sense here, or not beside those of others, or what runs has more."""
+
+
+class HalfUpdatedError(HostError):
+    """An update of limits has failed, and not all of it could be put back: `changed` is what has the new value."""
+
+    def __init__(
+        self, operation: str, subject: str, reason: str, errno: int | None = None, *, changed: Resources
+    ) -> None:
+        super().__init__(operation, subject, reason, errno)
+        self.changed = changed
+
+
+_REFUSALS = frozenset(
+    {
+        errno.EINVAL,
+        errno.ERANGE,
+        errno.EOVERFLOW,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOENT,
+        errno.ENODEV,
+        errno.ENOSYS,
+    }
+    | {errno.EOPNOTSUPP, errno.EBUSY, errno.EDEADLK}
+)
+
+
+def refused_limit(error: HostError) -> HostError:
+    """A LimitRefusedError in the place of a HostError whose number says that the kernel does not take what was asked for."""
+    if type(error) is not HostError or error.errno not in _REFUSALS:
+        return error
+    return LimitRefusedError(error.operation, error.subject, error.reason, error.errno)
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,7 +403,10 @@ class Host(abc.ABC):
 
     @abc.abstractmethod
     async def update_container(self, spec: ContainerSpec, resources: Resources) -> None:
-        """Apply new limits to a created or running container."""
+        """Apply new limits to a created or running container, and to all that runs in it: all of them, or none.
+
+        Raises LimitRefusedError for what cannot be; HalfUpdatedError, if not all of the others could be put back.
+        """
 
     @abc.abstractmethod
     async def container_usage(self, spec: ContainerSpec) -> Usage:

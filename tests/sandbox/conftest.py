@@ -24,10 +24,13 @@ from cri.state import Store
 class OneImage:
     """Images, with one in it."""
 
+    defaults = ImageDefaults(cmd=("sleep",))
+    os = ""
+
     def runnable(self, reference: str) -> RunnableImage:
         if reference != "image":
             raise NotFoundError(f"image {reference!r}")
-        return RunnableImage("sha256:1", "image@sha256:2", ("sha256:3",), ImageDefaults(cmd=("sleep",)))
+        return RunnableImage("sha256:1", "image@sha256:2", ("sha256:3",), self.defaults, self.os)
 
     def hold(self, layers: Iterable[str]) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -44,6 +47,7 @@ class FakeNode:
         self.kernel = FakeKernel()
         self.host = FakeHost(self.kernel, directory)
         self.network = FakeNetwork(self.kernel)
+        self.images = OneImage()
         self.store: Store
         self.pods: Pods
 
@@ -54,7 +58,7 @@ class FakeNode:
             host=self.host,
             store=self.store,
             network=self.network,
-            images=OneImage(),
+            images=self.images,
             state_dir=self.directory,
             runtime_dir=self.directory / "run",
             trash=Trash(self.directory / "removed"),

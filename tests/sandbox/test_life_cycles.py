@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from baustelle.bundle import ImageDefaults
 from cri.api.runtime import v1
 from cri.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from cri.sandbox.host import HostError, StartError
@@ -110,6 +111,34 @@ async def test_stop_signal_of_config_goes_before_the_image(node, make):
     await node.pods.start_container(container_id)
     await node.pods.stop_container(container_id, 5)
     assert node.pods.container(container_id).record.signal == 10
+
+
+@pytest.mark.parametrize(("text", "number"), [("37", 37), ("sigrtmin+3", 37), ("SIGQUIT", 3), ("", 15)])
+async def test_stop_signal_of_the_image(node, make, text, number):
+    node.images.defaults = ImageDefaults(cmd=("sleep",), stop_signal=text)
+    node.images.os = "linux"
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    container_id = await node.pods.create_container(sandbox_id, make.container("sleep"))
+    await node.pods.start_container(container_id)
+    await node.pods.stop_container(container_id, 5)
+    assert node.pods.container(container_id).record.signal == number
+
+
+async def test_a_stop_signal_that_there_is_not(node, make):
+    node.images.defaults = ImageDefaults(cmd=("sleep",), stop_signal="SIGNOPE")
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    with pytest.raises(InvalidArgumentError, match=r"stop signal 'SIGNOPE': .* is no signal of"):
+        await node.pods.create_container(sandbox_id, make.container("sleep"))
+    node.images.defaults = ImageDefaults(cmd=("sleep",))
+    unknown = make.container("sleep", stop_signal=v1.Signal(999))
+    with pytest.raises(InvalidArgumentError, match="stop_signal 999"):
+        await node.pods.create_container(sandbox_id, unknown)
+    container_id = await node.pods.create_container(sandbox_id, make.container("sleep"))
+    container = node.pods.container(container_id)
+    container.record = container.record.replace(stop_signal="SIGNOPE")  # a record that was damaged
+    await node.pods.start_container(container_id)
+    await node.pods.stop_container(container_id, 5)
+    assert container.record.signal == 15
 
 
 async def test_idempotent_on_what_never_was(node):

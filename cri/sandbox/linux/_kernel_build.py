@@ -68,6 +68,7 @@ ffibuilder.cdef(
 
     struct program {
         const char *const *cgroups;
+        const char *const *late_cgroups;
         const char *oom_score;
         int mounts, cgroup_namespace;
         int terminal;

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from baustelle.removal import remove_tree
+from cri.sandbox import wire
 from cri.sandbox.host import Condition, Features, Host, HostError, NetworkStack, Warden, WardenGoneError
 from cri.sandbox.linux.cgroup_ledger import OWN_PARENT, CgroupLedger, cgroup_path, own_parent
 from cri.sandbox.linux.cgroups import Group, Hierarchies
@@ -16,7 +18,7 @@ from cri.sandbox.linux.snapshots import make_snapshotter
 from cri.sandbox.snapshots import RootSnapshotter
 from cri.sandbox.spec import ContainerSpec, DiskUsage, Resources, SandboxSpec, Usage
 from cri.sandbox.warden.client import WardenClient
-from cri.sandbox.warden.container import PLAN_FILE, write_plan
+from cri.sandbox.warden.container import PLAN_FILE, read_plan, write_plan
 from cri.sandbox.warden.driver import Plan
 from cri.sandbox.warden.network import WardenNetworkStack
 from cri.sandbox.warden.spawning import Spawner
@@ -118,8 +120,8 @@ class LinuxHost(Host):
         await asyncio.to_thread(self._ledger.remove, spec)
 
     async def update_container(self, spec: ContainerSpec, resources: Resources) -> None:
-        """Apply new limits."""
-        await asyncio.to_thread(self._group(spec).apply, resources)
+        """Apply new limits, to what runs too."""
+        await asyncio.to_thread(self._update_container, spec, resources)
 
     async def container_usage(self, spec: ContainerSpec) -> Usage:
         """What a running container has used."""
@@ -167,6 +169,18 @@ class LinuxHost(Host):
                 path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: somebody else's files
             Path(spec.runtime_directory).rmdir()
+
+    def _update_container(self, spec: ContainerSpec, resources: Resources) -> None:
+        whole = wire.merged(spec.resources, resources)
+
+        def note() -> None:
+            """For the warden, which gives it to the first process at its start."""
+            if resources.oom_score_adj is None:
+                return
+            plan = read_plan(spec.directory)
+            write_plan(replace(plan, spec=replace(plan.spec, resources=whole)))
+
+        self._group(spec).apply(resources, whole, note)
 
     def _create_container(self, spec: ContainerSpec) -> None:
         group = self._group(spec)

@@ -156,6 +156,7 @@ static void cri_reap_forever(void) {
    memory of its own, and nobody may wait for it: see LinuxDriver.enter and .exec. */
 struct program {
     const char *const *cgroups;     /* files to write 0 to */
+    const char *const *late_cgroups; /* the same, of groups that may not be made yet: Group.late_join_files */
     const char *oom_score;          /* or NULL */
     int mounts, cgroup_namespace;   /* namespaces to enter, or -1 */
     int terminal;                   /* session and standard streams are made already */
@@ -207,6 +208,9 @@ static void cri_become(struct program *program) {
     char here[4096];
 
     for (name = program->cgroups; *name; name++) MUST("join cgroup", cri_write(*name, "0"));
+    for (name = program->late_cgroups; *name; name++)
+        if (cri_write(*name, "0") < 0 && errno != ENOENT && errno != ENODEV && errno != ENOSPC)
+            MUST("join cgroup", -1);
     if (program->oom_score) cri_write("/proc/self/oom_score_adj", program->oom_score); /* needs SYS_RESOURCE; do without */
     if (program->cgroup_namespace >= 0) MUST("enter cgroup namespace", setns(program->cgroup_namespace, CLONE_NEWCGROUP));
     if (program->mounts >= 0) MUST("enter mount namespace", setns(program->mounts, CLONE_NEWNS));

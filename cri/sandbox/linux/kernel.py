@@ -144,6 +144,20 @@ def set_name(name: str) -> None:
     _check(lib.cri_set_name(os.fsencode(name)), name)
 
 
+def hide_arguments(name: str) -> None:
+    """Have /proc/PID/cmdline and environ say `name` and nothing (proc_pid_cmdline(5)); libc's environment is gone with it.
+
+    Where the two are, field 48 and those after it tell of proc_pid_stat(5), to the process itself.
+    """
+    with open("/proc/self/stat", "rb") as file:  # noqa: PTH123
+        fields = file.read().rpartition(b")")[2].split()
+    start, end, environment, environment_end = (int(field) for field in fields[45:49])
+    text = os.fsencode(name)[: end - start - 1]
+    ffi.memmove(ffi.cast("char *", start), text.ljust(end - start, b"\0"), end - start)
+    size = environment_end - environment
+    ffi.memmove(ffi.cast("char *", environment), bytes(size), size)
+
+
 def bounding_capabilities() -> int:
     """The capability bounding set as a bit mask."""
     bits = number = 0
@@ -179,6 +193,8 @@ class Program:
     report: int
     cgroups: Sequence[str] = ()
     """Files to write 0 to."""
+    late_cgroups: Sequence[str] = ()
+    """The same, of groups that may not be made yet."""
     oom_score: int | None = None
     mounts: int = -1
     cgroup_namespace: int = -1
@@ -221,6 +237,7 @@ def _native(program: Program) -> tuple[Any, list[Any]]:
     alive.append(groups)
     native = ffi.new("struct program *")
     native.cgroups = texts(program.cgroups)
+    native.late_cgroups = texts(program.late_cgroups)
     native.oom_score = ffi.NULL if program.oom_score is None else text(str(program.oom_score))
     native.mounts = program.mounts
     native.cgroup_namespace = program.cgroup_namespace

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import pwd
 import signal
 import subprocess
 from pathlib import Path
@@ -85,6 +86,49 @@ async def test_users_and_groups(pod, user, expected):
 async def test_an_unknown_user(pod):
     with pytest.raises(StartError, match="unable to find user nobody-here"):
         await pod.start(pod.container(process=ProcessSpec(("id",), user=UserSpec("nobody-here"))))
+
+
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        ("../../../../../../etc/real", "77"),
+        ("/etc/real", "77"),
+        ("/proc/1/root/etc/passwd", ""),
+        ("/nowhere", ""),
+        ("passwd", ""),
+        (".", ""),
+    ],
+)
+async def test_account_files_are_the_containers_own(pod, link, expected):
+    """Also where the node's processes are seen, whose /proc/PID/root leads to its files."""
+    name = "web" if expected else pwd.getpwuid(1).pw_name  # the node's own
+    process = ProcessSpec(("id", "-u"), user=UserSpec(name))
+    spec = pod.container(process=process, namespaces=Namespaces(pid=Sharing.NODE))
+    await pod.node.host.create_container(spec)
+    etc = pod.node.host.snapshots.writable(spec) / "etc"
+    etc.mkdir(exist_ok=True)
+    (etc / "real").write_text("web:x:77:77::/:\n")
+    (etc / "passwd").unlink(missing_ok=True)
+    (etc / "passwd").symlink_to(link)
+    if not expected:
+        with pytest.raises(StartError, match=f"unable to find user {name}"):
+            await pod.warden.start(spec)
+        return
+    await pod.warden.start(spec)
+    await pod.exit_of(spec)
+    assert pod.output(spec) == expected
+
+
+async def test_a_number_is_an_id_whatever_the_image_says(pod):
+    spec = pod.container(process=ProcessSpec(("id",), user=UserSpec("1000:1000")))
+    await pod.node.host.create_container(spec)
+    etc = pod.node.host.snapshots.writable(spec) / "etc"
+    etc.mkdir(exist_ok=True)
+    (etc / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\n1000:x:0:0::/root:/bin/sh\n")
+    (etc / "group").write_text("root:x:0:\n1000:x:0:\n")
+    await pod.warden.start(spec)
+    await pod.exit_of(spec)
+    assert pod.output(spec) == "uid=1000 gid=1000 groups=1000"
 
 
 async def test_environment_cwd_and_hostname(pod):
@@ -436,6 +480,23 @@ async def test_the_init_of_a_pod_has_nothing_to_see(node):
     assert (code, output) == (0, "")
     _, status = await pod.exec(spec, "grep", "Cap", "/proc/1/status")
     assert {line.split()[1] for line in status.splitlines()} == {"0" * 16}
+
+
+async def test_the_init_of_a_pod_tells_nothing_of_the_node(node):
+    """Also to a container that may read the memory of others."""
+    pod = await node.pod(namespaces=Namespaces(pid=Sharing.POD))
+    spec = pod.container("sleep", "100", security=Security(privileged=True))
+    await pod.start(spec)
+    assert await pod.exec(spec, "sh", "-c", "tr -d '\\0' </proc/1/cmdline; cat /proc/1/comm") == (
+        0,
+        "cri-jails-initcri-jails-init\n",
+    )
+    code, output = await pod.exec(
+        spec, "sh", "-c", "tr -d '\\0' </proc/1/environ | wc -c; readlink /proc/1/cwd; readlink /proc/1/root"
+    )
+    assert (code, output) == (0, "0\n/\n/\n")
+    assert "cri-jails-init" in (await pod.exec(spec, "ps"))[1]
+    assert (await pod.exec(spec, "ls", "/proc/1/fd")) == (0, "")
 
 
 async def test_a_read_only_device_is_refused(pod):

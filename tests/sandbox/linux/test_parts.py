@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,7 @@ from cri.sandbox.linux import capabilities, sysctls
 from cri.sandbox.linux.cgroups import Group, Hierarchies
 from cri.sandbox.linux.driver import _ready_for
 from cri.sandbox.linux.snapshots import make_snapshotter
-from cri.sandbox.spec import Resources, Security
+from cri.sandbox.spec import Security
 
 V1 = """
 31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw
@@ -37,34 +36,6 @@ def test_hierarchies():
     assert Hierarchies.detect(V2).group("/a").directories == {"": "/sys/fs/cgroup/a"}
     with pytest.raises(HostError):
         hybrid.group("/a/../../b")
-
-
-def v2_group(directory: Path) -> Group:
-    for name in ("cpu.weight", "cpu.max", "memory.max", "memory.swap.max", "pids.max", "cpuset.cpus"):
-        (directory / name).write_text("")
-    return Group(2, {"": str(directory)})
-
-
-def test_limits_of_version_2(tmp_path):
-    group = v2_group(tmp_path)
-    group.apply(
-        Resources(
-            cpu_shares=1024, cpu_quota=50000, cpu_period=100000, memory_limit=1000, memory_swap_limit=1500,
-            pids_limit=7, cpuset_cpus="0-1", unified={"pids.max": "8"},
-        )
-    )  # fmt: skip
-    values = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    assert values == {
-        "cpu.weight": "39",
-        "cpu.max": "50000 100000",
-        "memory.max": "1000",
-        "memory.swap.max": "500",
-        "pids.max": "8",
-        "cpuset.cpus": "0-1",
-    }
-    for name in ("../x", "no.such"):
-        with pytest.raises(HostError):
-            group.apply(Resources(unified={name: "1"}))
 
 
 def test_usage_of_version_2(tmp_path):
