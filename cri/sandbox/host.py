@@ -97,6 +97,8 @@ class Features:
     """A container may see the processes of another one of its pod."""
     image_volumes: bool = False
     """An image may be mounted as a volume."""
+    mount_options: bool = True
+    """A mount may be noexec, nodev and nosuid."""
 
 
 @dataclass(frozen=True, slots=True)
