@@ -46,6 +46,10 @@ class HostError(Exception):
         self.errno = errno
 
 
+class UnfitRequestError(HostError):
+    """What was asked for does not fit what is there (a path that an image lacks); no retry can give it."""
+
+
 class StartError(HostError):
     """The process could not be started: no such file, user, or working directory, or no right to it."""
 
@@ -400,6 +404,7 @@ __all__ = [
     "NetworkStack",
     "Snapshotter",
     "StartError",
+    "UnfitRequestError",
     "UnknownContainerError",
     "UnreachableWardenError",
     "Warden",

@@ -14,7 +14,7 @@ from pathlib import Path
 from cri.api.runtime import v1
 from cri.errors import InvalidArgumentError, UnsupportedError
 from cri.sandbox.host import Features
-from cri.sandbox.mount_order import VOLUMES, cleaned, parents_first
+from cri.sandbox.places import NO_DEVICES, VOLUMES, cleaned, parents_first
 from cri.sandbox.spec import DeviceSpec, MountSpec, Propagation
 
 MAX_VOLUMES = 1000
@@ -29,8 +29,6 @@ _PROPAGATION = {
     v1.MountPropagation.PROPAGATION_HOST_TO_CONTAINER: Propagation.HOST_TO_CONTAINER,
     v1.MountPropagation.PROPAGATION_BIDIRECTIONAL: Propagation.BIDIRECTIONAL,
 }
-_NO_DEVICES = frozenset({"pts", "shm", "fd", "mqueue", "console", ".lxc", ".lxd-mounts", ".udev"})
-"""Of a directory that is given as a device: what a container has of its own, or is no device (as containerd has it)."""
 
 
 def mounts(
@@ -186,7 +184,7 @@ def _below(directory: str, where: str) -> Iterator[str]:
                         raise InvalidArgumentError(
                             f"{where}: it has more than {MAX_DEVICES} files below it; name a directory nearer to the devices"
                         )
-                    if entry.name in _NO_DEVICES:
+                    if entry.name in NO_DEVICES:
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(entry.path)

@@ -18,7 +18,7 @@ from pathlib import Path
 from cri.sandbox.host import HostError
 from cri.sandbox.spec import Resources, Usage
 
-CONTROLLERS = ("pids", "memory", "cpu", "cpuacct", "cpuset", "hugetlb")
+CONTROLLERS = ("pids", "memory", "cpu", "cpuacct", "cpuset", "hugetlb", "devices")
 _REMOVE_ATTEMPTS = 50
 _REMOVE_PAUSE = 0.01
 
@@ -154,6 +154,10 @@ class Group:
             self._apply_v2(resources)
         else:
             self._apply_v1(resources)
+
+    def set(self, controller: str, name: str, value: str) -> None:
+        """Write to a file of a controller."""
+        _write(f"{self.directories[controller]}/{name}", value)
 
     def oom_kills(self) -> int:
         """How many processes the memory limit has killed."""

@@ -197,8 +197,7 @@ class LinuxDriver:
         group = _group(plan)
         group.join()
         _set_oom_score(spec.resources.oom_score_adj or 0)  # the warden's own must not be inherited
-        root = RootBuilder(spec, plan.host["root"], group.directories, group.version)
-        root.build(self._shared_memory)
+        RootBuilder(plan, group.directories, group.version).build(self._shared_memory)
         report = Report(*users.resolve(spec.process.user, *users.read_accounts()))
         self._become(channel, _Way(plan, spec.process, report, self._hostname), stdio, console=True)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from baustelle.removal import remove_tree
 from cri.sandbox.host import Condition, Features, Host, HostError, NetworkStack, Warden, WardenGoneError
+from cri.sandbox.linux import device_access, device_nodes, image_volumes
 from cri.sandbox.linux.cgroup_ledger import OWN_PARENT, CgroupLedger, cgroup_path, own_parent
 from cri.sandbox.linux.cgroups import Group, Hierarchies
 from cri.sandbox.linux.snapshots import make_snapshotter
@@ -22,6 +23,7 @@ from cri.sandbox.warden.network import WardenNetworkStack
 from cri.sandbox.warden.spawning import Spawner
 from cri.sandbox.warden.supervisor import SOCKET_NAME
 from cri.sandbox.warden.wardens import Wardens
+from cri.threads import in_own_thread
 
 _KILL_SECONDS = 5.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -37,6 +39,7 @@ class LinuxHost(Host):
         host_pid=True,
         host_ipc=True,
         sysctls=True,
+        image_volumes=True,
     )
     snapshots: RootSnapshotter
 
@@ -106,7 +109,9 @@ class LinuxHost(Host):
         await asyncio.to_thread(self._remove_sandbox, spec)
 
     async def create_container(self, spec: ContainerSpec) -> None:
-        """Make the root filesystem and the cgroups."""
+        """Make volumes, the root filesystem and the cgroups."""
+        if image_volumes.wanted(spec):
+            await in_own_thread(image_volumes.prepare, spec, self.snapshots)
         await asyncio.to_thread(self._create_container, spec)
 
     async def stop_container(self, spec: ContainerSpec) -> None:
@@ -174,9 +179,16 @@ class LinuxHost(Host):
         try:
             group.create()
             group.apply(spec.resources)
-            root = self.snapshots.prepare(spec)
-            cgroup = {"version": group.version, "directories": group.directories}
-            write_plan(Plan(spec, {"root": root, "cgroup": cgroup}))
+            place = Path(spec.directory, image_volumes.PLACE)
+            place.mkdir(mode=0o700, exist_ok=True)
+            host = {
+                "root": self.snapshots.prepare(spec),
+                "cgroup": {"version": group.version, "directories": group.directories},
+                "device_rules": self._restrict_devices(spec, group),
+                "images": image_volumes.layers_of_mounts(spec, self.snapshots),
+                "place": str(place),
+            }
+            write_plan(Plan(spec, host))
         except BaseException as error:
             self._ledger.remove(spec)
             self.snapshots.discard(spec)
@@ -187,6 +199,15 @@ class LinuxHost(Host):
                     "create", subject, f"{error.strerror}: {error.filename}", error.errno
                 ) from error
             raise
+
+    def _restrict_devices(self, spec: ContainerSpec, group: Group) -> bool:
+        """Whether its cgroup keeps the container from devices that it was not given."""
+        if spec.security.privileged:
+            return False
+        devices = device_nodes.look_up(spec.devices)
+        ruled = device_access.restrict(group, device_access.rules(devices))
+        device_access.check(devices, ruled=ruled)
+        return ruled
 
 
 class LinuxNetworkStack(WardenNetworkStack):

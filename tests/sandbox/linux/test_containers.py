@@ -146,7 +146,7 @@ async def test_devices(pod):
     script = "echo x > /dev/null && head -c 4 /dev/zero | wc -c; mknod /tmp/mem c 1 1 && cat /tmp/mem; ls -l /dev/fd /dev/ptmx"
     _record, output = await pod.run("sh", "-c", script)
     assert output.startswith("4\n")
-    assert "can't open '/tmp/mem': Permission denied" in output
+    assert "can't open '/tmp/mem': Operation not permitted" in output
     device = DeviceSpec("/dev/zero", "/dev/mine/zero")
     _, output = await pod.run("sh", "-c", "head -c 3 /dev/mine/zero | wc -c", devices=(device,), name="b")
     assert output == "3"
@@ -436,12 +436,6 @@ async def test_the_init_of_a_pod_has_nothing_to_see(node):
     assert (code, output) == (0, "")
     _, status = await pod.exec(spec, "grep", "Cap", "/proc/1/status")
     assert {line.split()[1] for line in status.splitlines()} == {"0" * 16}
-
-
-async def test_a_read_only_device_is_refused(pod):
-    spec = pod.container("true", devices=(DeviceSpec("/dev/null", "/dev/ro", "r"),))
-    with pytest.raises(HostError, match="not supported"):
-        await pod.start(spec)
 
 
 async def test_a_working_directory_that_leads_outside_is_refused(pod):

@@ -1,4 +1,4 @@
-"""Paths in a container that something is mounted on: how they are compared, and in which order they are mounted.
+"""Places in a container that something is shown at: how they are compared, and in which order they are mounted.
 
 Standard library only: drivers use it inside of wardens.
 """
@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
+
+NO_DEVICES = frozenset({"pts", "shm", "fd", "mqueue", "console", ".lxc", ".lxd-mounts", ".udev"})
+"""Names in a directory of devices that are passed over: no devices, or of the container's own (as containerd has it)."""
 
 VOLUMES = "volumes"
 """Where in a container's directory the content of its image's volumes is."""
