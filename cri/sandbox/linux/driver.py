@@ -395,9 +395,9 @@ def _make_terminal(owner: Credentials, size: TerminalSize | None, *, console: bo
 def _bind_console(terminal: int) -> None:
     path = "/dev/console"
     try:
-        os.close(
-            os.open(path, os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0o600)
-        )
+        with contextlib.suppress(FileExistsError):
+            # What is there already is not opened: that may be the node's console, in a volume.
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         tree = kernel.clone_mount(terminal)
         target = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         kernel.attach_mount(tree, target, path)

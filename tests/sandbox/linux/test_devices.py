@@ -47,8 +47,8 @@ SHOW = "stat -c '%a %u %g %t:%T'"
 
 async def test_the_nodes_are_its_own(pod, nodes, ruled):
     names = ("null", "zero", "full", "random", "urandom", "tty")
-    before = [os.stat(f"/dev/{name}") for name in names]
-    given = os.stat(nodes / "full")
+    before = [Path(f"/dev/{name}").stat() for name in names]
+    given = (nodes / "full").stat()
     device = DeviceSpec(str(nodes / "full"), "/dev/mine/full")
     everywhere = DeviceSpec(str(nodes / "full"), "/opt/full")
     script = f"""
@@ -61,9 +61,9 @@ async def test_the_nodes_are_its_own(pod, nodes, ruled):
     assert lines[6:8] == ["640 0 6 1:7"] * 2
     assert ("gone" in lines) == ruled
     assert "mine/full: No space left on device" in output.replace("write error", "mine/full")
-    after = [os.stat(f"/dev/{name}") for name in names]
+    after = [Path(f"/dev/{name}").stat() for name in names]
     assert [(one.st_mode, one.st_mtime) for one in after] == [(one.st_mode, one.st_mtime) for one in before]
-    assert os.stat(nodes / "full").st_mode == given.st_mode
+    assert (nodes / "full").stat().st_mode == given.st_mode
 
 
 async def test_whatever_the_umask_is(pod, node):
@@ -100,12 +100,12 @@ async def test_exec_is_restricted_too(pod, ruled):
 
 async def test_a_privileged_one_has_them_all_anew(pod):
     script = "chmod 600 /dev/full; stat -c %a /dev/null /dev/tty; readlink /dev/ptmx; ls /dev"
-    before = os.stat("/dev/full").st_mode
+    before = Path("/dev/full").stat().st_mode
     _, output = await pod.run("sh", "-c", script, security=Security(privileged=True))
     assert output.split()[:3] == ["666", "666", "pts/ptmx"]
-    there = {name for name in os.listdir("/dev") if stat.S_ISCHR(os.lstat(f"/dev/{name}").st_mode)}
+    there = {path.name for path in Path("/dev").iterdir() if path.is_char_device() and not path.is_symlink()}
     assert there - {"console"} <= set(output.split())
-    assert os.stat("/dev/full").st_mode == before
+    assert Path("/dev/full").stat().st_mode == before
 
 
 async def test_permissions(pod, nodes):
@@ -135,13 +135,13 @@ async def test_null_and_its_like_through_a_volume(pod, nodes, ruled):
         MountSpec("/dev/urandom", "/jail/dev/urandom"),
         MountSpec("/dev/zero", "/zero", options=("nodev",)),
     )
-    before = os.stat("/dev/null").st_mode
+    before = Path("/dev/null").stat().st_mode
     script = "wc -c < /etc/passwd; head -c 3 /jail/dev/urandom | wc -c; echo x > /etc/group && chmod 600 /etc/passwd; head -c 1 /zero"
     _, output = await pod.run("sh", "-c", script, mounts=mounts)
     lines = output.splitlines()
     assert lines[:2] == ["0", "3"]
     assert "/zero: Permission denied" in output
-    assert os.stat("/dev/null").st_mode == before
+    assert Path("/dev/null").stat().st_mode == before
     for target in ("/dev", "/dev/"):
         whole = MountSpec("/dev", target)
         script = "echo x > /dev/null && head -c 2 /dev/zero | wc -c; head -c 1 /dev/mem && echo opened"
