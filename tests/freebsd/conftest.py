@@ -158,7 +158,7 @@ class Machine:
             def runnable(self, reference: str) -> RunnableImage:
                 defaults = ImageDefaults(cmd=("sleep", "3600"), env=("PATH=/bin",))
                 if reference == "declared":
-                    volumes = ("/data", "/etc/", "/var/link", "/tmp/x/y")  # noqa: S108
+                    volumes = ("/data", "/etc/", "/var/link", "/tmp/x/y")
                     declares = ImageDefaults(cmd=("sleep", "3600"), env=("PATH=/bin",), volumes=volumes)
                     return RunnableImage("sha256:5", "declared@sha256:6", (CHAIN,), declares, "freebsd")
                 if reference == "linux":

@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from baustelle.removal import remove_tree
+from cri.sandbox.durable import remove_any
 from cri.sandbox.host import Condition, Features, Host, HostError, NetworkStack, Warden, WardenGoneError
 from cri.sandbox.linux import device_access, device_nodes, image_volumes
 from cri.sandbox.linux.cgroup_ledger import OWN_PARENT, CgroupLedger, cgroup_path, own_parent
 from cri.sandbox.linux.cgroups import Group, Hierarchies
 from cri.sandbox.linux.snapshots import make_snapshotter
+from cri.sandbox.places import VOLUMES
 from cri.sandbox.snapshots import RootSnapshotter
 from cri.sandbox.spec import ContainerSpec, DiskUsage, Resources, SandboxSpec, Usage
 from cri.sandbox.warden.client import WardenClient
@@ -192,7 +194,8 @@ class LinuxHost(Host):
         except BaseException as error:
             self._ledger.remove(spec)
             self.snapshots.discard(spec)
-            Path(spec.directory, PLAN_FILE).unlink(missing_ok=True)
+            for name in (PLAN_FILE, VOLUMES, image_volumes.PLACE):
+                remove_any(Path(spec.directory, name))
             if isinstance(error, OSError):
                 subject = f"container {spec.id}"
                 raise HostError(
