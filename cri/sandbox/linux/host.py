@@ -11,7 +11,7 @@ from pathlib import Path
 from baustelle.removal import remove_tree
 from cri.sandbox.durable import remove_any
 from cri.sandbox.host import Condition, Features, Host, HostError, NetworkStack, Warden, WardenGoneError
-from cri.sandbox.linux import device_access, device_nodes, image_volumes
+from cri.sandbox.linux import device_access, device_nodes, image_trees, image_volumes
 from cri.sandbox.linux.cgroup_ledger import OWN_PARENT, CgroupLedger, cgroup_path, own_parent
 from cri.sandbox.linux.cgroups import Group, Hierarchies
 from cri.sandbox.linux.snapshots import make_snapshotter
@@ -181,20 +181,17 @@ class LinuxHost(Host):
         try:
             group.create()
             group.apply(spec.resources)
-            place = Path(spec.directory, image_volumes.PLACE)
-            place.mkdir(mode=0o700, exist_ok=True)
             host = {
                 "root": self.snapshots.prepare(spec),
                 "cgroup": {"version": group.version, "directories": group.directories},
                 "device_rules": self._restrict_devices(spec, group),
                 "images": image_volumes.layers_of_mounts(spec, self.snapshots),
-                "place": str(place),
             }
             write_plan(Plan(spec, host))
         except BaseException as error:
             self._ledger.remove(spec)
             self.snapshots.discard(spec)
-            for name in (PLAN_FILE, VOLUMES, image_volumes.PLACE):
+            for name in (PLAN_FILE, VOLUMES, image_trees.PLACE):
                 remove_any(Path(spec.directory, name))
             if isinstance(error, OSError):
                 subject = f"container {spec.id}"

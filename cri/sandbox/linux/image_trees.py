@@ -12,6 +12,16 @@ from collections.abc import Iterator, Sequence
 from cri.sandbox.host import UnfitRequestError
 from cri.sandbox.linux import kernel
 
+PLACE = "place"
+"""An empty directory of a container's, to mount on in a namespace that nobody sees."""
+
+
+def make_place(directory: str) -> str:
+    """That of the container with this directory; made if it is not there, as by a daemon of an older release. Raises OSError."""
+    path = f"{directory}/{PLACE}"
+    os.makedirs(path, mode=0o700, exist_ok=True)  # noqa: PTH103
+    return path
+
 
 def enter_own_namespace() -> None:
     """Leave the mount namespace for a copy of it, where nothing that is mounted reaches the node.

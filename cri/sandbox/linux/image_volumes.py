@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from cri.sandbox import declared_volumes
 from cri.sandbox.host import HostError, UnfitRequestError
 from cri.sandbox.linux import image_trees, kernel
 from cri.sandbox.snapshots import RootSnapshotter
 from cri.sandbox.spec import ContainerSpec, MountSpec
-
-PLACE = "place"
-"""An empty directory of the container's, to mount on in a namespace that nobody sees."""
 
 
 def wanted(spec: ContainerSpec) -> bool:
@@ -36,20 +32,19 @@ def prepare(spec: ContainerSpec, snapshots: RootSnapshotter) -> None:
 
     Blocks, in a thread that ends afterwards: it has left the mount namespace. Raises HostError.
     """
-    place = Path(spec.directory, PLACE)
-    place.mkdir(mode=0o700, exist_ok=True)
     overlay = snapshots.overlay_whiteouts
     try:
+        place = image_trees.make_place(spec.directory)
         image_trees.enter_own_namespace()
         for mount in spec.mounts:
             if mount.image_layers:
                 lower = _directories(mount.image_layers, snapshots)
-                with image_trees.opened(lower, str(place), overlay=overlay) as root:
+                with image_trees.opened(lower, place, overlay=overlay) as root:
                     os.close(image_trees.find(root, mount.image_path, mount.target))
         declared = list(declared_volumes.of(spec))
         if declared and spec.layers:
             lower = _directories(spec.layers, snapshots)
-            with image_trees.opened(lower, str(place), overlay=overlay) as root:
+            with image_trees.opened(lower, place, overlay=overlay) as root:
                 for volume in declared:
                     _fill(volume, root)
     except OSError as error:

@@ -58,8 +58,6 @@ class RootBuilder:
         self._root = plan.host["root"]
         self._images: dict[str, list[str]] = plan.host.get("images", {})
         """The layers of each image that is mounted, by the mount's target."""
-        self._place: str = plan.host.get("place", "")
-        """An empty directory of the node to mount on, before the node is left."""
         self._cgroups = cgroups
         self._cgroup_version = version
         self._privileged = self._spec.security.privileged
@@ -68,9 +66,8 @@ class RootBuilder:
         self._root_fd = -1
         self._dev = -1
         """The container's own /dev."""
-        self._workshop = -1
-        """A directory that only we see, for nodes that are mounted elsewhere."""
         self._made = 0
+        """Nodes that are mounted elsewhere."""
         self._harmless: dict[str, int] = {}
         """The container's own /dev/null and the like, open."""
         self._shown: set[tuple[int, int]] = set()
@@ -129,7 +126,8 @@ class RootBuilder:
     def _image(self, mount: MountSpec) -> int:
         """The detached mount of an image's tree, or of the part of it that is wanted."""
         overlay = self._root["kind"] == "overlay"
-        with image_trees.opened(self._images[mount.target], self._place, overlay=overlay) as root:
+        place = image_trees.make_place(self._spec.directory)
+        with image_trees.opened(self._images[mount.target], place, overlay=overlay) as root:
             fd = image_trees.find(root, mount.image_path, mount.target)
             tree = kernel.clone_mount(fd)
             os.close(fd)
@@ -161,20 +159,18 @@ class RootBuilder:
             raise HostError("mount", mount.source, error.strerror or str(error), error.errno) from error
         return tree
 
-    def _make_workshop(self) -> int:
-        tree = kernel.new_filesystem("tmpfs", {"mode": "700"}, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)
-        with _opened(self._place) as fd:
-            kernel.attach_mount(tree, fd, self._place)
-        os.close(tree)
-        return os.open(self._place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
     def _node(self, node: DeviceNode) -> int:
-        """The detached mount of a node that is made for it."""
-        if self._workshop < 0:
-            self._workshop = self._make_workshop()
+        """The detached mount of a node that is made for it, in a directory that only we see."""
+        place = image_trees.make_place(self._spec.directory)
+        if not self._made:
+            tree = kernel.new_filesystem("tmpfs", {"mode": "700"}, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)
+            with _opened(place) as fd:
+                kernel.attach_mount(tree, fd, place)
+            os.close(tree)
         self._made += 1
-        node.make(str(self._made), self._workshop)
-        return _own_clone(f"{self._place}/{self._made}")
+        with _opened(place) as fd:
+            node.make(str(self._made), fd)
+        return _own_clone(f"{place}/{self._made}")
 
     def _mount_kernel(self, cgroups: list[tuple[str, int]]) -> None:
         self._attach(kernel.new_filesystem("proc", {}, _HARDENED), "/proc")

@@ -1,5 +1,6 @@
 """What is mounted in real containers: images, volumes that an image declares, options, and the order of it all."""
 
+import json
 import os
 import subprocess
 from dataclasses import replace
@@ -267,3 +268,23 @@ async def test_a_terminal_beside_the_nodes_dev(pod):
     await pod.start(spec)
     assert (await pod.exit_of(spec)).exit_code == 0
     assert "fine" in pod.output(spec)
+
+
+async def test_a_plan_of_an_older_daemon(pod, tmp_path):
+    """It says nothing of devices, nor of images: a pod of this release may outlive a downgrade."""
+    spec = pod.container(
+        "sh",
+        "-c",
+        "echo x > /dev/null; head -c 2 /dev/mine | wc -c; mknod /tmp/mem c 1 1; head -c 1 /tmp/mem || echo kept",
+        devices=(DeviceSpec("/dev/zero", "/dev/mine"),),
+    )
+    await pod.node.host.create_container(spec)
+    path = Path(spec.directory, "spec.json")
+    plan = json.loads(path.read_text())
+    plan["host"] = {name: plan["host"][name] for name in ("root", "cgroup")}
+    plan["host"]["cgroup"]["directories"].pop("devices", None)
+    path.write_text(json.dumps(plan))
+    await pod.warden.start(spec)
+    await pod.exit_of(spec)
+    assert pod.output(spec).splitlines()[0] == "2"
+    assert pod.output(spec).splitlines()[-1] == "kept"
