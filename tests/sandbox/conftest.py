@@ -22,12 +22,14 @@ from cri.state import Store
 
 
 class OneImage:
-    """Images, with one in it."""
+    """Images, with one in it, and another one that declares volumes."""
 
     def runnable(self, reference: str) -> RunnableImage:
-        if reference != "image":
+        if reference not in ("image", "declared"):
             raise NotFoundError(f"image {reference!r}")
-        return RunnableImage("sha256:1", "image@sha256:2", ("sha256:3",), ImageDefaults(cmd=("sleep",)))
+        volumes = ("/data", "logs") if reference == "declared" else ()
+        defaults = ImageDefaults(cmd=("sleep",), volumes=volumes)
+        return RunnableImage("sha256:1", "image@sha256:2", ("sha256:3",), defaults)
 
     def hold(self, layers: Iterable[str]) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
