@@ -1,5 +1,6 @@
 """Devices of real containers: nodes of their own, and which of them can be used."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -7,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cri.sandbox.host import UnfitRequestError
+from cri.sandbox.host import HostError, UnfitRequestError
 from cri.sandbox.linux import device_access, kernel
+from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.linux.device_access import ALWAYS, Rule
 from cri.sandbox.spec import DeviceSpec, MountSpec, Security
 
@@ -172,13 +174,8 @@ def unified():
 
 def test_the_program_decides_as_the_rules_say(unified, tmp_path):
     rules = [*ALWAYS, Rule("c", 1, 11, "r"), Rule("b", 7, None)]
-    fd = os.open(unified, os.O_RDONLY)
-    try:
-        kernel.restrict_devices(fd, device_access.program(rules))
-    except PermissionError:
+    if not device_access.restrict(Group(2, {"": str(unified)}), rules):
         pytest.skip("this machine loads no BPF programs")
-    finally:
-        os.close(fd)
     os.mknod(tmp_path / "kmsg", 0o20666, os.makedev(1, 11))
     os.mknod(tmp_path / "loop", 0o60666, os.makedev(7, 3))
     tries = f"""
@@ -189,3 +186,17 @@ def test_the_program_decides_as_the_rules_say(unified, tmp_path):
     """
     done = subprocess.run(["sh", "-c", tries], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["null", "made", "mem", "read", "kept", "loop", "both"], done.stderr
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EINVAL])
+def test_a_kernel_that_takes_no_program(unified, monkeypatch, number):
+    def refuse(cgroup: int, instructions: bytes) -> None:
+        raise OSError(number, os.strerror(number), "BPF")
+
+    monkeypatch.setattr(kernel, "restrict_devices", refuse)
+    assert not device_access.restrict(Group(2, {"": str(unified)}), ALWAYS)
+
+
+def test_a_group_that_is_gone_is_an_error(unified):
+    with pytest.raises(HostError, match="restrict devices of"):
+        device_access.restrict(Group(2, {"": f"{unified}/gone"}), ALWAYS)
