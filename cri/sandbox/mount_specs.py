@@ -31,26 +31,32 @@ _PROPAGATION = {
 }
 
 
-def mounts(
-    config: v1.ContainerConfig,
-    features: Features,
+def asked(
+    config: v1.ContainerConfig, features: Features, images: Mapping[str, tuple[str, ...]]
+) -> list[MountSpec]:
+    """The mounts that a config asks for, as they come. `images` has the layers of those that are mounted, by reference.
+
+    Raises InvalidArgumentError or UnsupportedError, naming the mount.
+    """
+    return [_mount(message, features, images) for message in config.mounts]
+
+
+def together(
+    asked: Iterable[MountSpec],
     *,
-    images: Mapping[str, tuple[str, ...]],
-    declared: Sequence[str],
     pod_files: Iterable[MountSpec],
+    declared: Sequence[str],
     directory: Path,
 ) -> tuple[MountSpec, ...]:
     """All mounts of a container, parents first, one for each place.
 
-    A mount of the config takes precedence over what the pod and the image have there, the last of several over those
-    before (as with containerd, which hides them). `images` has the layers of the images that are mounted, by reference;
-    `declared` are the paths that the container's own image declares as volumes, whose content will be below `directory`,
-    the container's own. Raises InvalidArgumentError or UnsupportedError, naming the mount.
+    What was asked for takes precedence over what the pod and the image have there, the last of several over those before
+    (as with containerd, which hides them). `declared` are the paths that the container's own image declares as volumes,
+    whose content will be below `directory`, the container's own. Raises InvalidArgumentError.
     """
     found = {mount.target: mount for mount in _declared(declared, directory)}
     found |= {mount.target: mount for mount in pod_files}
-    for message in config.mounts:
-        mount = _mount(message, features, images)
+    for mount in asked:
         found.pop(mount.target, None)  # so that it takes the place of the last one in the order, too
         found[mount.target] = mount
     return tuple(parents_first(found.values(), lambda mount: mount.target))

@@ -137,6 +137,7 @@ def container_spec(
     capabilities = context.capabilities or v1.Capability()
     if capabilities.add_ambient_capabilities:
         raise UnsupportedError("capabilities.add_ambient_capabilities: not supported; use add_capabilities")
+    mounts = mount_specs.asked(config, features, volumes)
     return ContainerSpec(
         id=container_id,
         sandbox_id=sandbox.id,
@@ -146,12 +147,10 @@ def container_spec(
         os=system,
         namespaces=_container_namespaces(context.namespace_options, sandbox, features),
         hostname=sandbox.hostname,
-        mounts=mount_specs.mounts(
-            config,
-            features,
-            images=volumes,
-            declared=image.volumes,
+        mounts=mount_specs.together(
+            mounts,
             pod_files=[replace(file, readonly=context.readonly_rootfs) for file in pod_files],
+            declared=image.volumes,
             directory=directory,
         ),
         devices=mount_specs.devices(config.devices),

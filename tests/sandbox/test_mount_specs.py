@@ -23,9 +23,8 @@ OWN = Path("/state/c1")
 
 def specs(*messages: v1.Mount, declared=(), pod_files=(), features=FEATURES) -> tuple[MountSpec, ...]:
     config = v1.ContainerConfig(mounts=list(messages))
-    return mount_specs.mounts(
-        config, features, images=LAYERS, declared=declared, pod_files=pod_files, directory=OWN
-    )
+    asked = mount_specs.asked(config, features, LAYERS)
+    return mount_specs.together(asked, pod_files=pod_files, declared=declared, directory=OWN)
 
 
 def mount(target: str, source: str = "/nowhere", **values) -> v1.Mount:
