@@ -96,7 +96,10 @@ class RuntimeService:
             runtime_handlers=[
                 v1.RuntimeHandler(name=name, features=handler_features) for name in ("", *self._handlers)
             ],
-            features=v1.RuntimeFeatures(supplemental_groups_policy=features.supplemental_groups_policy),
+            features=v1.RuntimeFeatures(
+                supplemental_groups_policy=features.supplemental_groups_policy,
+                mount_options=features.mount_options,
+            ),
         )
 
     async def runtime_config(self, request: v1.RuntimeConfigRequest) -> v1.RuntimeConfigResponse:

@@ -21,11 +21,13 @@ from cri.sandbox.host import (
     HalfUpdatedError,
     HostError,
     StartError,
+    UnfitRequestError,
     UnknownContainerError,
     Warden,
 )
 from cri.sandbox.machine import CONTAINER_STEPS, ContainerState, check_step
 from cri.sandbox.node import Node
+from cri.sandbox.snapshots import NO_SPACE
 from cri.sandbox.spec import ContainerSpec, Credentials, ExitRecord, Resources, Started
 from cri.sandbox.stopping import Stopping, first_of
 from cri.sandbox.undo import UndoStack
@@ -331,7 +333,12 @@ class Container:
         for mount in self.spec.mounts:
             if mount.source and not mount.tmpfs and not os.path.lexists(mount.source):
                 # As containerd and CRI-O do for a hostPath of no type, so that pods which rely on it run here too.
-                Path(mount.source).mkdir(mode=0o755, parents=True)
+                try:
+                    Path(mount.source).mkdir(mode=0o755, parents=True, exist_ok=True)
+                except OSError as error:
+                    kind = HostError if error.errno in NO_SPACE else UnfitRequestError
+                    subject = f"{mount.source}, to be mounted on {mount.target}"
+                    raise kind("make", subject, error.strerror or str(error), error.errno) from error
 
     async def _start(self, warden: Warden) -> Started:
         async with container_log.opened(self._pod.log_directory, self.spec.log_path) as descriptor:

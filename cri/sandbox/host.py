@@ -47,6 +47,10 @@ class HostError(Exception):
         self.errno = errno
 
 
+class UnfitRequestError(HostError):
+    """What was asked for does not fit what is there (a path that an image lacks); no retry can give it."""
+
+
 class StartError(HostError):
     """The process could not be started: no such file, user, or working directory, or no right to it."""
 
@@ -81,7 +85,7 @@ class UnknownContainerError(HostError):
     """The warden does not know the container: it has never started it, or has been told to forget it."""
 
 
-class LimitRefusedError(HostError):
+class LimitRefusedError(UnfitRequestError):
     """A limit that this kernel does not take: it makes no sense here, or not beside those of others, or what runs has more."""
 
 
@@ -134,6 +138,8 @@ class Features:
     """A container may see the processes of another one of its pod."""
     image_volumes: bool = False
     """An image may be mounted as a volume."""
+    mount_options: bool = True
+    """A mount may be noexec, nodev and nosuid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,6 +444,7 @@ __all__ = [
     "NetworkStack",
     "Snapshotter",
     "StartError",
+    "UnfitRequestError",
     "UnknownContainerError",
     "UnreachableWardenError",
     "Warden",

@@ -339,11 +339,12 @@ class Pods:
             )
         self._node.demand_descriptors(f"container {name[1]} of sandbox {sandbox.id}")
         image = self._node.images.runnable(config.image.image if config.image else "")
-        volumes = {
-            mount.image.image: self._node.images.runnable(mount.image.image).layers
-            for mount in config.mounts
-            if mount.image is not None and mount.image.image
-        }
+        volumes = {}
+        for mount in config.mounts:
+            if mount.image is not None and mount.image.image:
+                mounted = self._node.images.runnable(mount.image.image)
+                volumes[mount.image.image] = mounted.layers
+                mount.image.image_ref = mounted.id  # which ContainerStatus is to tell
         with self._node.images.hold({*image.layers, *itertools.chain.from_iterable(volumes.values())}):
             return await self._create_from(image, volumes, name=name, sandbox=sandbox, config=config)
 

@@ -646,17 +646,6 @@ async def test_a_linux_image(machine):
     assert "hello" in await machine.sh(container, "echo hello > /dev/stdout")
 
 
-async def test_an_image_as_a_volume(machine):
-    pod = await machine.pod()
-    volume = v1.Mount(container_path="/rest", image=v1.ImageSpec(image="other"), image_sub_path="etc")
-    container = await machine.container(pod, mounts=[volume])
-    assert "user:*:1000" in await machine.sh(container, "cat /rest/passwd")
-    assert "ead-only file system" in await machine.sh(container, "touch /rest/x")
-    missing = v1.Mount(container_path="/rest", image=v1.ImageSpec(image="other"), image_sub_path="nowhere")
-    with pytest.raises(HostError, match="the image has no nowhere"):
-        await machine.container(pod, name="b", mounts=[missing])
-
-
 @pytest.mark.parametrize("readonly_root", [False, True])
 async def test_roots_on_zfs(zfs_machine, readonly_root):
     machine = zfs_machine

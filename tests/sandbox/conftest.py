@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,15 +23,17 @@ from cri.state import Store
 
 
 class OneImage:
-    """Images, with one in it."""
+    """Images, with one in it, and another one that declares volumes."""
 
     defaults = ImageDefaults(cmd=("sleep",))
     os = ""
 
     def runnable(self, reference: str) -> RunnableImage:
-        if reference != "image":
+        if reference not in ("image", "declared"):
             raise NotFoundError(f"image {reference!r}")
-        return RunnableImage("sha256:1", "image@sha256:2", ("sha256:3",), self.defaults, self.os)
+        volumes = ("/data", "logs") if reference == "declared" else ()
+        defaults = replace(self.defaults, volumes=volumes)
+        return RunnableImage("sha256:1", "image@sha256:2", ("sha256:3",), defaults, self.os)
 
     def hold(self, layers: Iterable[str]) -> AbstractContextManager[None]:
         return contextlib.nullcontext()

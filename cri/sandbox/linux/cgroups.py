@@ -21,7 +21,7 @@ from cri.sandbox.linux.cgroup_files import failed
 from cri.sandbox.linux.cgroup_limits import Changes, Setting
 from cri.sandbox.spec import Resources, Usage
 
-CONTROLLERS = ("pids", "memory", "cpu", "cpuacct", "cpuset", "hugetlb")
+CONTROLLERS = ("pids", "memory", "cpu", "cpuacct", "cpuset", "hugetlb", "devices")
 LATE = ("cpuset", "hugetlb")
 """Of version 1: groups that are made when they are used, as each costs time at every start. What runs then is taken in."""
 _NOT_YET = (errno.ENOENT, errno.ENODEV, errno.ENOSPC)
@@ -189,6 +189,10 @@ class Group:
         except Exception as error:
             failure = error if isinstance(error, HostError) else HostError("set", "limits", str(error))
             raise refused_limit(changes.put_back(failure)) from error
+
+    def set(self, controller: str, name: str, value: str) -> None:
+        """Write to a file of a controller."""
+        cgroup_files.write(f"{self.directories[controller]}/{name}", value)
 
     def oom_kills(self) -> int:
         """How many processes the memory limit has killed."""

@@ -202,8 +202,7 @@ class LinuxDriver:
         group = _group(plan)
         group.join()
         _set_oom_score(spec.resources.oom_score_adj or 0)  # the warden's own must not be inherited
-        root = RootBuilder(spec, plan.host["root"], group.directories, group.version)
-        root.build(self._shared_memory)
+        RootBuilder(plan, group.directories, group.version).build(self._shared_memory)
         report = Report(*users.resolve(spec.process.user, accounts.read(_open_own)))
         self._become(channel, _Way(plan, spec.process, report, self._hostname), stdio, console=True)
 
@@ -421,9 +420,9 @@ def _make_terminal(owner: Credentials, size: TerminalSize | None, *, console: bo
 def _bind_console(terminal: int) -> None:
     path = "/dev/console"
     try:
-        os.close(
-            os.open(path, os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0o600)
-        )
+        with contextlib.suppress(FileExistsError):
+            # What is there already is not opened: that may be the node's console, in a volume.
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         tree = kernel.clone_mount(terminal)
         target = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         kernel.attach_mount(tree, target, path)

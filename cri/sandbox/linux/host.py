@@ -11,10 +11,13 @@ from pathlib import Path
 
 from baustelle.removal import remove_tree
 from cri.sandbox import wire
+from cri.sandbox.durable import remove_any
 from cri.sandbox.host import Condition, Features, Host, HostError, NetworkStack, Warden, WardenGoneError
+from cri.sandbox.linux import device_access, device_nodes, image_trees, image_volumes
 from cri.sandbox.linux.cgroup_ledger import OWN_PARENT, CgroupLedger, cgroup_path, own_parent
 from cri.sandbox.linux.cgroups import Group, Hierarchies
 from cri.sandbox.linux.snapshots import make_snapshotter
+from cri.sandbox.places import VOLUMES
 from cri.sandbox.snapshots import RootSnapshotter
 from cri.sandbox.spec import ContainerSpec, DiskUsage, Resources, SandboxSpec, Usage
 from cri.sandbox.warden.client import WardenClient
@@ -24,6 +27,7 @@ from cri.sandbox.warden.network import WardenNetworkStack
 from cri.sandbox.warden.spawning import Spawner
 from cri.sandbox.warden.supervisor import SOCKET_NAME
 from cri.sandbox.warden.wardens import Wardens
+from cri.threads import in_own_thread
 
 _KILL_SECONDS = 5.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -39,6 +43,7 @@ class LinuxHost(Host):
         host_pid=True,
         host_ipc=True,
         sysctls=True,
+        image_volumes=True,
     )
     snapshots: RootSnapshotter
 
@@ -108,7 +113,9 @@ class LinuxHost(Host):
         await asyncio.to_thread(self._remove_sandbox, spec)
 
     async def create_container(self, spec: ContainerSpec) -> None:
-        """Make the root filesystem and the cgroups."""
+        """Make volumes, the root filesystem and the cgroups."""
+        if image_volumes.wanted(spec):
+            await in_own_thread(image_volumes.prepare, spec, self.snapshots)
         await asyncio.to_thread(self._create_container, spec)
 
     async def stop_container(self, spec: ContainerSpec) -> None:
@@ -188,19 +195,33 @@ class LinuxHost(Host):
         try:
             group.create()
             group.apply(spec.resources)
-            root = self.snapshots.prepare(spec)
-            cgroup = {"version": group.version, "directories": group.directories}
-            write_plan(Plan(spec, {"root": root, "cgroup": cgroup}))
+            host = {
+                "root": self.snapshots.prepare(spec),
+                "cgroup": {"version": group.version, "directories": group.directories},
+                "device_rules": self._restrict_devices(spec, group),
+                "images": image_volumes.layers_of_mounts(spec, self.snapshots),
+            }
+            write_plan(Plan(spec, host))
         except BaseException as error:
             self._ledger.remove(spec)
             self.snapshots.discard(spec)
-            Path(spec.directory, PLAN_FILE).unlink(missing_ok=True)
+            for name in (PLAN_FILE, VOLUMES, image_trees.PLACE):
+                remove_any(Path(spec.directory, name))
             if isinstance(error, OSError):
                 subject = f"container {spec.id}"
                 raise HostError(
                     "create", subject, f"{error.strerror}: {error.filename}", error.errno
                 ) from error
             raise
+
+    def _restrict_devices(self, spec: ContainerSpec, group: Group) -> bool:
+        """Whether its cgroup keeps the container from devices that it was not given."""
+        if spec.security.privileged:
+            return False
+        devices = device_nodes.look_up(spec.devices)
+        ruled = device_access.restrict(group, device_access.rules(devices))
+        device_access.check(devices, ruled=ruled)
+        return ruled
 
 
 class LinuxNetworkStack(WardenNetworkStack):

@@ -98,6 +98,11 @@ static int cri_fsmount(int fd, unsigned int flags, unsigned int attributes) {
     return syscall(SYS_fsmount, fd, flags, attributes);
 }
 
+/* A program for a cgroup: its text is loaded, and stays as long as the cgroup does. bpf(2) */
+static int cri_bpf(int command, void *attributes, unsigned int size) {
+    return syscall(SYS_bpf, command, attributes, size);
+}
+
 static int cri_capget(uint64_t *effective, uint64_t *permitted, uint64_t *inheritable) {
     struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
     struct __user_cap_data_struct data[2];

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -34,6 +35,11 @@ MOUNT_ATTR_NODEV: int = lib.MOUNT_ATTR_NODEV
 MOUNT_ATTR_NOEXEC: int = lib.MOUNT_ATTR_NOEXEC
 
 _AT_FDCWD = -100
+# include/uapi/linux/bpf.h
+_BPF_PROG_LOAD, _BPF_PROG_ATTACH = 5, 8
+_BPF_PROG_TYPE_CGROUP_DEVICE = 15
+_BPF_CGROUP_DEVICE = 6
+_BPF_F_ALLOW_MULTI = 2
 _OPEN_ATTEMPTS = 1000
 
 
@@ -122,6 +128,32 @@ def sync_filesystem(fd: int) -> None:
     Raises OSError, also if a write has failed since `fd` was opened (Linux 5.8).
     """
     _check(lib.syncfs(fd), f"descriptor {fd}")
+
+
+def restrict_devices(cgroup: int, instructions: bytes) -> None:
+    """Let a program decide about each device that a process of a cgroup (version 2) opens or makes.
+
+    `cgroup` is its directory; `instructions` are those of BPF, whose result 0 refuses. What a cgroup above decides counts too.
+    """
+    license_, text = ffi.new("char[]", b"MIT"), ffi.from_buffer(instructions)
+    # union bpf_attr: prog_type, insn_cnt, insns, license, log_level, log_size, log_buf; what is missing is zero.
+    load = struct.pack(
+        "=IIQQIIQ",
+        _BPF_PROG_TYPE_CGROUP_DEVICE,
+        len(instructions) // 8,
+        int(ffi.cast("uintptr_t", text)),
+        int(ffi.cast("uintptr_t", license_)),
+        0,
+        0,
+        0,
+    )
+    program = _check(lib.cri_bpf(_BPF_PROG_LOAD, ffi.from_buffer(load), len(load)), "BPF program for devices")
+    try:
+        # target_fd, attach_bpf_fd, attach_type, attach_flags
+        attach = struct.pack("=IIII", cgroup, program, _BPF_CGROUP_DEVICE, _BPF_F_ALLOW_MULTI)
+        _check(lib.cri_bpf(_BPF_PROG_ATTACH, ffi.from_buffer(attach), len(attach)), f"descriptor {cgroup}")
+    finally:
+        os.close(program)
 
 
 def die_with_parent(signal: int) -> None:

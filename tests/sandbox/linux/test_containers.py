@@ -190,7 +190,7 @@ async def test_devices(pod):
     script = "echo x > /dev/null && head -c 4 /dev/zero | wc -c; mknod /tmp/mem c 1 1 && cat /tmp/mem; ls -l /dev/fd /dev/ptmx"
     _record, output = await pod.run("sh", "-c", script)
     assert output.startswith("4\n")
-    assert "can't open '/tmp/mem': Permission denied" in output
+    assert "can't open '/tmp/mem': Operation not permitted" in output
     device = DeviceSpec("/dev/zero", "/dev/mine/zero")
     _, output = await pod.run("sh", "-c", "head -c 3 /dev/mine/zero | wc -c", devices=(device,), name="b")
     assert output == "3"
@@ -497,12 +497,6 @@ async def test_the_init_of_a_pod_tells_nothing_of_the_node(node):
     assert (code, output) == (0, "0\n/\n/\n")
     assert "cri-jails-init" in (await pod.exec(spec, "ps"))[1]
     assert (await pod.exec(spec, "ls", "/proc/1/fd")) == (0, "")
-
-
-async def test_a_read_only_device_is_refused(pod):
-    spec = pod.container("true", devices=(DeviceSpec("/dev/null", "/dev/ro", "r"),))
-    with pytest.raises(HostError, match="not supported"):
-        await pod.start(spec)
 
 
 async def test_a_working_directory_that_leads_outside_is_refused(pod):

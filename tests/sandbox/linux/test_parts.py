@@ -1,6 +1,7 @@
 """The parts of the Linux driver that need no root."""
 
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import pytest
 from cri.sandbox.host import HostError
 from cri.sandbox.linux import capabilities, sysctls
 from cri.sandbox.linux.cgroups import Group, Hierarchies
+from cri.sandbox.linux.device_access import ALWAYS, Rule, program
 from cri.sandbox.linux.driver import _ready_for
 from cri.sandbox.linux.snapshots import make_snapshotter
 from cri.sandbox.spec import Security
@@ -144,3 +146,26 @@ def test_whether_a_process_is_ready_for_a_signal(preparation, ready):
         wait_until(lambda: _ready_for(process.pid, signal.SIGTERM) is ready)
         process.stdin.close()
         process.kill()
+
+
+def test_rules_in_the_words_of_version_1():
+    assert str(Rule("c", 1, 3)) == "c 1:3 rwm"
+    assert str(Rule("b", 8, None, "r")) == "b 8:* r"
+    assert [str(rule) for rule in ALWAYS][:2] == ["c *:* m", "b *:* m"]
+
+
+@pytest.mark.parametrize("number", [0, 1, 300])
+def test_every_jump_of_a_program_stays_inside(number):
+    code = program(
+        [
+            Rule("b" if at % 2 else "c", at % 3 or None, at % 5 or None, "rwm"[: at % 3 + 1])
+            for at in range(number)
+        ]
+    )
+    assert len(code) % 8 == 0
+    steps = [struct.unpack("=BBhi", code[at : at + 8]) for at in range(0, len(code), 8)]
+    for at, (operation, _, offset, _) in enumerate(steps):
+        if operation in (0x55, 0x45):
+            assert at < at + 1 + offset < len(steps)
+            assert steps[at + offset][0] == 0x95  # behind the end of its own rule
+    assert [step[0] for step in steps[-2:]] == [0xB7, 0x95]
