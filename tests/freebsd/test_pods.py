@@ -290,6 +290,7 @@ async def test_an_update_that_fails_changes_nothing(machine):
     await machine.pods.stop_container(container, 0)
     with pytest.raises(CRIError, match="its limits cannot change"):
         await update(cpu_quota=10_000)
+    await machine.pods.remove_container(container)
     assert name not in run("rctl")
 
 
