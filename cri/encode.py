@@ -17,7 +17,7 @@ from typing import Any
 from google.protobuf.message import DecodeError, Message
 
 from cri.api.runtime import v1
-from cri.rpc import descriptors
+from cri.rpc import descriptors, messages
 from cri.sandbox.container import Container
 from cri.sandbox.machine import ContainerState, SandboxState
 from cri.sandbox.pod import PodSandbox
@@ -231,7 +231,7 @@ def _config(of: PodSandbox | Container) -> Any:
     try:
         return kind.FromString(of.record.config)
     except DecodeError:
-        return kind.FromString(bytes(of.config))
+        return messages.strict(of.config)
 
 
 def _new(name: str, **fields: Any) -> Any:

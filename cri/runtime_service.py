@@ -13,7 +13,7 @@ from cri.api.runtime import v1
 from cri.errors import InvalidArgumentError, NotFoundError
 from cri.images import ImageStore
 from cri.network import CniNetwork
-from cri.sandbox import translate
+from cri.sandbox import limits
 from cri.sandbox.container import Container
 from cri.sandbox.exec import exec_sync
 from cri.sandbox.host import Condition, Host
@@ -202,7 +202,7 @@ class RuntimeService:
                 "UpdateContainerResources: linux is missing; nothing else is supported"
             )
         container = self._pods.container(request.container_id)
-        await container.update(translate.resources(request.linux), request.linux)
+        await container.update(limits.resources(request.linux, self._host.features), request.linux)
         return v1.UpdateContainerResourcesResponse()
 
     async def reopen_container_log(

@@ -1,8 +1,8 @@
 """The committed descriptor set of the CRI, and what protobuf's own parser makes of it.
 
 betterproto2 reads what it can and keeps quiet about the rest: a message cut off in the middle of a field comes out
-short. So every request is parsed by protobuf's C implementation (upb) first, and betterproto2 reads what that one writes.
-Its classes are made here from `cri/api/proto/api.desc`, in a descriptor pool of our own: another library in the process
+short. So every request is parsed by protobuf's C implementation (upb), and `cri.rpc.messages` makes betterproto2's out of
+that. Its classes are made here from `cri/api/proto/api.desc`, in a descriptor pool of our own: another library in the process
 may have its own runtime.v1.
 """
 
@@ -69,16 +69,16 @@ def check(strict: type[Message], data: bytes, rpc: str) -> Message:
         ) from error
 
 
-def canonical(message: Message) -> bytes:
-    """The fields that this release knows, encoded the one usual way; what betterproto2 is given to read.
+def is_map(field: FieldDescriptor) -> bool:
+    """Whether a field is a map."""
+    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
 
-    On a known field number with another wire type, which protobuf passes over as an unknown field, betterproto2 raises
-    KeyError or takes the value as it is; submessages in several pieces it does not merge.
-    """
-    message.DiscardUnknownFields()
-    # Deterministic: Go sends maps in any order, and a retry must be known for what it is.
-    encoded: bytes = message.SerializeToString(deterministic=True)
-    return encoded
+
+def is_repeated(field: FieldDescriptor) -> bool:
+    """Whether a field is a list or a map."""
+    if hasattr(field, "is_repeated"):
+        return bool(field.is_repeated)
+    return bool(field.label == FieldDescriptor.LABEL_REPEATED)  # before protobuf 6.31
 
 
 def redacted(message: Message | betterproto2.Message) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _shown(field: FieldDescriptor, value: Any) -> Any:
     if isinstance(value, int):
         known = field.enum_type and field.enum_type.values_by_number.get(value)
         return known.name if known else value
-    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+    if is_map(field):
         of = field.message_type.fields_by_name["value"]
         return {key: _shown(of, value[key]) for key in value}
     return [_shown(field, one) for one in value]

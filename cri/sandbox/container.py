@@ -15,7 +15,8 @@ import structlog
 
 from cri.api.runtime import v1
 from cri.errors import FailedPreconditionError, InternalError
-from cri.sandbox import configs, container_log, record_files, wire
+from cri.rpc import messages
+from cri.sandbox import container_log, record_files, wire
 from cri.sandbox.host import (
     DisconnectedError,
     HostError,
@@ -106,7 +107,7 @@ class Container:
         if record.credentials is not None:
             wire.decode(Credentials, record.credentials)
         ContainerState(record.state)
-        return cls(node, record, spec, configs.parse(v1.ContainerConfig, record.config), pod)
+        return cls(node, record, spec, messages.parsed(v1.ContainerConfig, record.config), pod)
 
     @property
     def id(self) -> str:
@@ -271,7 +272,7 @@ class Container:
             await self._write_down()
 
     def _encode(self) -> tuple[str, bytes]:
-        return json.dumps(wire.encode(self.spec)), bytes(self.config)
+        return json.dumps(wire.encode(self.spec)), messages.encoded(self.config)
 
     async def reopen_log(self) -> None:
         """Have the output go to the log's path anew. Raises FailedPreconditionError unless the container runs, HostError."""

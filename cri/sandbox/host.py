@@ -97,6 +97,10 @@ class Features:
     """A container may see the processes of another one of its pod."""
     image_volumes: bool = False
     """An image may be mounted as a volume."""
+    hugepages: frozenset[str] = frozenset()
+    """Sizes of large pages that can be limited, as the CRI spells them: 2MB."""
+    unified: frozenset[str] | None = frozenset()
+    """The files of cgroup v2 that a limit may be given by; None: whatever there is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from cri.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
+from cri.rpc import messages
 from cri.sandbox import pod_files, salvage, translate, wire
 from cri.sandbox.container import Container
 from cri.sandbox.host import Warden
@@ -79,7 +80,11 @@ class Pods:
             )
         metadata = config.metadata or v1.PodSandboxMetadata()
         name = (metadata.name, metadata.namespace, metadata.uid, metadata.attempt)
-        encoded = await asyncio.to_thread(bytes, config) if translate.is_long(config) else bytes(config)
+        encoded = (
+            await asyncio.to_thread(messages.encoded, config)
+            if translate.is_long(config)
+            else messages.encoded(config)
+        )
         return await self._making.run(
             name,
             lambda: self._run_sandbox(name, config, encoded, runtime_handler),
@@ -362,7 +367,7 @@ class Pods:
                 pod_files=pod_files.mounts(sandbox.spec),
                 features=self._node.host.features,
             )
-            return spec, json.dumps(wire.encode(spec)), bytes(config)
+            return spec, json.dumps(wire.encode(spec)), messages.encoded(config)
 
         # It follows links of volumes, and a volume may hang; and a config may have ten thousand mounts.
         spec, encoded_spec, encoded = await in_own_thread(translated)

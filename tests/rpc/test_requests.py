@@ -184,7 +184,7 @@ def test_a_map_in_another_order_is_the_same_request() -> None:
     labels = {f"label{number}": str(number) for number in range(12)}
     there, back = strict(labels=labels), strict(labels=dict(reversed(labels.items())))
     parsed = [
-        v1.PodSandboxConfig.parse(descriptors.canonical(strict.FromString(one.SerializeToString())))
+        messages.parsed(v1.PodSandboxConfig, one.SerializeToString())
         for one in (there, back)
     ]
-    assert bytes(parsed[0]) == bytes(parsed[1])
+    assert messages.encoded(parsed[0]) == messages.encoded(parsed[1])

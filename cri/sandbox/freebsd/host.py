@@ -47,6 +47,7 @@ class FreeBSDHost(Host):
         # A jail sees its own processes and those of its children, never a sibling's or its parent's.
         shared_pids=False,
         image_volumes=True,
+        unified=frozenset({"pids.max"}),
     )
 
     snapshots: RootSnapshotter

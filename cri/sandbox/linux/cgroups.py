@@ -19,6 +19,8 @@ from cri.sandbox.host import HostError
 from cri.sandbox.spec import Resources, Usage
 
 CONTROLLERS = ("pids", "memory", "cpu", "cpuacct", "cpuset", "hugetlb")
+_HUGEPAGES = Path("/sys/kernel/mm/hugepages")
+"""Has a directory for each size (Documentation/admin-guide/mm/hugetlbpage.rst)."""
 _REMOVE_ATTEMPTS = 50
 _REMOVE_PAUSE = 0.01
 
@@ -53,6 +55,14 @@ class Hierarchies:
         else:
             present = set(self.v1)
         return [name for name in ("memory", "cpu", "cpuacct", "pids") if name not in present]
+
+    def hugepages(self, sizes: Path = _HUGEPAGES) -> frozenset[str]:
+        """The sizes of large pages that a group can limit, as its files have them in their names: 2MB."""
+        controllers = Path(self.v2, "cgroup.controllers").read_text().split() if self.v2 else self.v1
+        if "hugetlb" not in controllers or not sizes.is_dir():
+            return frozenset()
+        kilobytes = (int(path.name.removeprefix("hugepages-").removesuffix("kB")) for path in sizes.iterdir())
+        return frozenset(map(_page_size, kilobytes))
 
     def group(self, path: str) -> Group:
         """The group at a path that starts at the root of each hierarchy."""
@@ -303,6 +313,14 @@ class Group:
             swap_usage=_number(f"{directory}/memory.swap.current"),
             processes=_number(f"{directory}/pids.current") or 0,
         )
+
+
+def _page_size(kilobytes: int) -> str:
+    """As the kernel writes it (mm/hugetlb_cgroup.c, mem_fmt)."""
+    for unit, size in (("GB", 1 << 20), ("MB", 1 << 10)):
+        if kilobytes >= size:
+            return f"{kilobytes // size}{unit}"
+    return f"{kilobytes}KB"
 
 
 def _maximum(limit: int | None) -> int | str | None:

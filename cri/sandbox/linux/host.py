@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,6 +45,11 @@ class LinuxHost(Host):
         """`runtime_dir` holds a directory per sandbox, whose name is the beginning of the sandbox's id."""
         self._runtime = runtime_dir
         self._hierarchies = Hierarchies.detect()
+        self.features = dataclasses.replace(
+            self.features,
+            hugepages=self._hierarchies.hugepages(),
+            unified=None if self._hierarchies.v2 else frozenset(),
+        )
         self._spawner = Spawner("cri.sandbox.linux.driver")
         self._wardens = Wardens(self._spawner, process_start)
         state_dir.mkdir(parents=True, exist_ok=True)
