@@ -31,11 +31,12 @@ class UnencodableError(ValueError):
 def adopted(kind: type[M], strict: Message) -> M:
     """A message of protobuf's own class as betterproto2's. Fields that this release does not know are left behind."""
     plan = _reading(kind)
-    found = {}
+    made = kind()
     for field, value in strict.ListFields():
         name, convert = plan[field.number]
-        found[name] = value if convert is None else convert(value)
-    return kind(**found)
+        # Not by __init__, which warns of fields that are deprecated: a client's, and not our doing.
+        setattr(made, name, value if convert is None else convert(value))
+    return made
 
 
 def strict(message: betterproto2.Message) -> Message:
