@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
 from google.protobuf.message import DecodeError, Message
 
 from cri.api.runtime import v1
@@ -23,6 +24,8 @@ from cri.sandbox.machine import ContainerState, SandboxState
 from cri.sandbox.pod import PodSandbox
 from cri.sandbox.spec import DiskUsage, Resources, Usage
 from cri.state import ImageRecord
+
+log = structlog.get_logger(__name__)
 
 _SANDBOX_STATE = {
     SandboxState.READY: v1.PodSandboxState.SANDBOX_READY,
@@ -90,17 +93,18 @@ def container_item(container: Container) -> bytes:
 def image_item(image: ImageRecord) -> bytes:
     """The image as an element of ListImagesResponse.images; also the image of an ImageStatusResponse."""
     user = image.user.partition(":")[0]
+    uid = _uid(user)
     item = _new(
         "Image",
         id=image.id,
         repo_tags=image.tags,
         repo_digests=image.digests,
         size=image.size,
-        username="" if user.isdecimal() else user,
+        username="" if uid is not None else user,
         pinned=image.pinned,
     )
-    if user.isdecimal():
-        item.uid.value = int(user)
+    if uid is not None:
+        item.uid.value = uid
     return list_item(item)
 
 
@@ -235,8 +239,38 @@ def _config(of: PodSandbox | Container) -> Any:
 
 
 def _new(name: str, **fields: Any) -> Any:
-    """A message of protobuf's own class."""
-    return descriptors.strict_class(f"runtime.v1.{name}")(**fields)
+    """A message of protobuf's own class, which takes nothing that a client could not read.
+
+    A value that cannot be in it costs that field alone, never the list or status that it is a part of: it is shown as far
+    as it can be, and the log says so once.
+    """
+    kind = descriptors.strict_class(f"runtime.v1.{name}")
+    try:
+        return kind(**fields)
+    except (ValueError, TypeError, OverflowError):  # text that is no UTF-8 is a ValueError
+        return _what_can_be(kind, fields)
+
+
+def _what_can_be(kind: type[Message], fields: Mapping[str, Any]) -> Message:
+    made = kind()
+    for name, value in fields.items():
+        try:
+            made.MergeFrom(kind(**{name: value}))
+        except (ValueError, TypeError, OverflowError) as error:
+            if isinstance(value, str):
+                made.MergeFrom(kind(**{name: value.encode(errors="backslashreplace").decode()}))
+            place = (kind.DESCRIPTOR.name, str(fields.get("id", "")), name)
+            if place not in _told:
+                _told[place] = None
+                if len(_told) > MOST_TOLD:
+                    del _told[next(iter(_told))]
+                log.error("a field cannot be shown as it is", object=place[:2], field=name, reason=str(error))
+    return made
+
+
+MOST_TOLD = 1000
+_told: dict[tuple[str, str, str], None] = {}
+"""What the log has heard of already, the oldest first."""
 
 
 def _copy(source: Any, target: Any, *names: str) -> None:
@@ -280,6 +314,13 @@ def _stop_signal(name: str) -> v1.Signal:
     except KeyError:
         # An image may name a signal by number; the CRI has no word for that.
         return v1.Signal.RUNTIME_DEFAULT
+
+
+def _uid(user: str) -> int | None:
+    """The id that a user is named by, if it is one; of images of earlier releases it may be none that there can be."""
+    if not (user.isascii() and user.isdecimal()) or len(user) > 18:
+        return None
+    return int(user)
 
 
 def _uint64(value: int) -> v1.UInt64Value:

@@ -96,6 +96,8 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
     if isinstance(kind, type) and kind in (str, int, bool):
         if type(data) is not kind:
             raise WireError(f"{where}: {_named(data)} instead of {kind.__name__}")
+        if isinstance(data, int) and not -(1 << 63) <= data < 1 << 64:
+            raise WireError(f"{where}: an integer of more than 64 bits")
         return data
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
