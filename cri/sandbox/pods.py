@@ -23,7 +23,7 @@ from cri.errors import (
     NotFoundError,
 )
 from cri.rpc import messages
-from cri.sandbox import pod_files, salvage, translate, wire
+from cri.sandbox import pod_files, salvage, sharing, translate, wire
 from cri.sandbox.container import Container
 from cri.sandbox.host import Warden
 from cri.sandbox.machine import ContainerState, SandboxState
@@ -332,6 +332,8 @@ class Pods:
             raise FailedPreconditionError(
                 f"sandbox {sandbox.id} takes no more containers: {sandbox.foreign}; make the pod anew"
             )
+        linux = config.linux or v1.LinuxContainerConfig()
+        sharing.check_target(linux.security_context, sandbox.containers)
         self._node.demand_descriptors(f"container {name[1]} of sandbox {sandbox.id}")
         image = self._node.images.runnable(config.image.image if config.image else "")
         volumes = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from cri.api.runtime import v1
 from cri.errors import InvalidArgumentError, UnsupportedError
 from cri.sandbox.host import Features
@@ -53,3 +55,13 @@ def container_namespaces(
     wanted = namespaces(options, features)
     # Network and IPC belong to the sandbox, whatever the container's message repeats of them.
     return Namespaces(sandbox.namespaces.network, wanted.pid, sandbox.namespaces.ipc, wanted.target_id)
+
+
+def check_target(context: v1.LinuxContainerSecurityContext | None, containers: Collection[str]) -> None:
+    """See that a container whose processes are to be seen is one of the pod's. Raises InvalidArgumentError."""
+    options = context.namespace_options if context is not None else None
+    if options is None or options.pid != v1.NamespaceMode.TARGET or options.target_id in containers:
+        return
+    raise InvalidArgumentError(
+        f"namespace_options.target_id {options.target_id!r}: pid TARGET needs the id of a container of the same pod"
+    )

@@ -25,7 +25,12 @@ def paths(descriptor, above: str):
         yield path
         row = TABLE.get(path)
         whole = row is not None and {row.linux.fate, row.freebsd.fate} <= {Fate.IGNORED, Fate.REFUSED}
-        if field.message_type is not None and not descriptors.is_map(field) and not root_of(field) and not whole:
+        if (
+            field.message_type is not None
+            and not descriptors.is_map(field)
+            and not root_of(field)
+            and not whole
+        ):
             yield from paths(field.message_type, path)
 
 

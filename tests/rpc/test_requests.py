@@ -192,8 +192,5 @@ def test_a_map_in_another_order_is_the_same_request() -> None:
     strict = descriptors.strict_class("runtime.v1.PodSandboxConfig")
     labels = {f"label{number}": str(number) for number in range(12)}
     there, back = strict(labels=labels), strict(labels=dict(reversed(labels.items())))
-    parsed = [
-        codec.parsed(v1.PodSandboxConfig, one.SerializeToString())
-        for one in (there, back)
-    ]
+    parsed = [codec.parsed(v1.PodSandboxConfig, one.SerializeToString()) for one in (there, back)]
     assert codec.encoded(parsed[0]) == codec.encoded(parsed[1])
