@@ -75,7 +75,7 @@ def _user(context: v1.LinuxContainerSecurityContext, image: ImageDefaults) -> Us
 
 def exec_process(container: ContainerSpec, argv: list[str], *, tty: bool = False) -> ProcessSpec:
     """A process beside the container's own: its user, environment and directory, another command."""
-    if not argv:
+    if not argv or not argv[0]:
         raise InvalidArgumentError(f"exec in container {container.id}: cmd is empty")
     own = container.process
     return ProcessSpec(argv=tuple(argv), env=own.env, cwd=own.cwd, user=own.user, tty=tty)

@@ -1,0 +1,366 @@
+"""Random requests, sound and not: none is an internal error, and none leaves a trace once what it made is removed."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import grpc
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from baustelle.bundle import ImageDefaults
+from cri.image_service import ImageService
+from cri.metrics import Metrics
+from cri.rpc import descriptors
+from cri.rpc.table import TABLE, UNIMPLEMENTED
+from cri.runtime_service import RuntimeService
+from cri.sandbox.fake import FakeHost, FakeKernel, FakeNetwork
+from cri.sandbox.host import Condition
+from cri.sandbox.node import Node, RunnableImage
+from cri.sandbox.pods import Pods
+from cri.sandbox.spec import DiskUsage
+from cri.sandbox.trash import Trash
+from cri.state import ImageRecord, Store
+from cri.stats import Stats
+from cri.streaming import StreamingRequests
+from cri.streaming.server import StreamingServer
+
+IMAGE_ID = "sha256:" + "a" * 64
+TAG = "docker.io/library/app:1"
+NUMBERS = (
+    -(1 << 63),
+    -(1 << 31),
+    -1,
+    0,
+    1,
+    2,
+    999,
+    65536,
+    (1 << 31) - 1,
+    (1 << 32) - 1,
+    (1 << 32) + 7,
+    (1 << 63) - 1,
+)
+RANGES = {
+    FieldDescriptor.TYPE_INT64: (-(1 << 63), (1 << 63) - 1),
+    FieldDescriptor.TYPE_INT32: (-(1 << 31), (1 << 31) - 1),
+    FieldDescriptor.TYPE_UINT64: (0, (1 << 64) - 1),
+    FieldDescriptor.TYPE_UINT32: (0, (1 << 32) - 1),
+}
+TEXTS = (
+    "", "a", " ", "\0", "a\nb", "é\U0001f40b", "\ufffe\u2028", "x" * 300, "y" * 5000, "/", "//", "..", "/..", "/../..", "a/../../b",
+    "localhost/x", "0", "-1", "9" * 30, "a=b", "%s%n", "2MB", "1GB", "0-3,7", "0,", "CHOWN", "CAP_ALL", "SIGTERM", "memory.high",
+    "pids.max", "net.core.somaxconn", "192.0.2.1", "fe80::1%eth0", "224.0.0.1", "runtime/default", "linux", "10k", "-5",
+    "kubernetes.io/egress-bandwidth", "cdi.k8s.io/x", "noexec", "rwm", "rw", TAG, IMAGE_ID, "/proc/sys", "/dev", "/dev/null", "100.64.0.0/24",
+)  # fmt: skip
+ON_DISK = frozenset({"host_path", "log_directory"})
+"""Fields whose paths are made on the machine that the test runs on."""
+CODES = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED})
+
+
+class Images:
+    """An image store with one image."""
+
+    record = ImageRecord(
+        id=IMAGE_ID, tags=[TAG], digests=["docker.io/library/app@sha256:b"], size=7, chains=["sha256:c"],
+        config="{}", user="1000:5", manifest="sha256:d", pinned=False, pulled_at=1,
+    )  # fmt: skip
+
+    def runnable(self, reference: str) -> RunnableImage:
+        return RunnableImage(IMAGE_ID, self.record.digests[0], ("sha256:c",), ImageDefaults(cmd=("sleep",)))
+
+    def hold(self, layers):
+        return contextlib.nullcontext()
+
+    async def collect(self) -> None:
+        pass
+
+    def images(self):
+        return [self.record]
+
+    def find(self, reference: str):
+        return self.record if reference in (TAG, IMAGE_ID) else None
+
+    async def pull(self, reference: str, credentials) -> str:
+        return IMAGE_ID
+
+    async def remove(self, reference: str) -> None:
+        pass
+
+    def usage(self) -> DiskUsage:
+        return DiskUsage(1000, 10)
+
+
+class Network(FakeNetwork):
+    async def condition(self) -> Condition:
+        return Condition(ok=True)
+
+    async def set_pod_cidr(self, pod_cidr: str) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def node():
+    """What is behind the services."""
+    return SimpleNamespace(directory=Path(tempfile.mkdtemp()))
+
+
+@pytest.fixture(scope="module")
+def grpc_servicer(grpc_run, node):
+    kernel = node.kernel = FakeKernel()
+    host, node.network, images = FakeHost(kernel, node.directory / "host"), Network(kernel), Images()
+
+    async def make():
+        node.store = await Store.open(node.directory / "state.db")
+        node.pods = Pods(
+            Node(
+                host=host,
+                store=node.store,
+                network=node.network,
+                images=images,
+                state_dir=node.directory,
+                runtime_dir=node.directory / "run",
+                trash=Trash(node.directory / "removed"),
+                runtime_handlers=("linux",),
+            )
+        )
+        await host.open(node.pods.lost)
+        stats = Stats(host, node.pods, images, node.directory)
+        server = StreamingServer()
+        await server.start()
+        runtime = RuntimeService(
+            host=host,
+            pods=node.pods,
+            images=images,
+            network=node.network,
+            stats=stats,
+            streaming=StreamingRequests(node.pods, server, Metrics(), 60),
+            runtime_handlers=("linux",),
+            config={},
+        )
+        return (runtime, ImageService(images, stats)), server
+
+    services, server = grpc_run(make())
+    yield services
+    grpc_run(server.stop())
+    grpc_run(node.pods.disconnect())
+    grpc_run(node.store.close())
+
+
+RPCS = {
+    rpc.name: (service, rpc)
+    for service, rpcs in TABLE.items()
+    for rpc in rpcs
+    if rpc.name not in UNIMPLEMENTED
+}
+
+
+class Client:
+    """Calls any RPC with protobuf's own messages, and reads answers as strictly as Go does."""
+
+    def __init__(self, channel) -> None:
+        self.channel = channel
+
+    def __call__(self, name: str, request=None, **fields):
+        service, rpc = RPCS[name]
+        if request is None:
+            request = new(f"{name}Request", **fields)
+        make = self.channel.unary_stream if rpc.stream else self.channel.unary_unary
+        answer = descriptors.strict_class(descriptors.full_name(rpc.response)).FromString
+        call = make(
+            f"/{service}/{name}",
+            request_serializer=lambda m: m.SerializeToString(),
+            response_deserializer=answer,
+        )(request, timeout=20)
+        return list(call) if rpc.stream else call
+
+    def survive(self, name: str, request):
+        """The answer, or None for one that is refused in a way that tells the caller of his own doing."""
+        try:
+            return self(name, request)
+        except grpc.RpcError as error:
+            # What a container was told to run may not be there: containerd answers so as well.
+            started = name in ("StartContainer", "ExecSync") and "internal error" not in error.details()
+            assert started or error.code() not in CODES, f"{name} of {request}: {error.code()}: {error.details()}"
+            assert error.details(), f"{name} of {request}"
+            return None
+
+
+@pytest.fixture
+def client(grpc_channel) -> Client:
+    return Client(grpc_channel)
+
+
+def new(name: str, **fields):
+    return descriptors.strict_class(f"runtime.v1.{name}")(**fields)
+
+
+def value(draw, field: FieldDescriptor, directory: Path):
+    if field.name in ON_DISK:
+        return draw(
+            st.sampled_from(["", "here", f"{directory}/of it", f"{directory}/../\0", "/" + "z" * 300])
+        )
+    if field.enum_type is not None:
+        return draw(st.sampled_from([*field.enum_type.values_by_number, -1, 99, (1 << 31) - 1]))
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return draw(st.sampled_from(TEXTS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=4))
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return draw(st.binary(max_size=4))
+    if field.type == FieldDescriptor.TYPE_BOOL:
+        return draw(st.booleans())
+    low, high = RANGES[field.type]
+    return max(low, min(high, draw(st.sampled_from(NUMBERS))))
+
+
+def change(draw, message, directory: Path) -> None:
+    """Change one field of a message or of what is in it."""
+    if not message.DESCRIPTOR.fields:
+        return
+    field = draw(st.sampled_from(list(message.DESCRIPTOR.fields)))
+    there = getattr(message, field.name)
+    if descriptors.is_map(field):
+        of = field.message_type.fields_by_name
+        there[value(draw, of["key"], directory)] = value(draw, of["value"], directory)
+    elif descriptors.is_repeated(field) and field.message_type is not None:
+        change(draw, there.add(), directory)
+    elif descriptors.is_repeated(field):
+        there.append(value(draw, field, directory))
+    elif field.message_type is not None:
+        there.SetInParent()
+        change(draw, there, directory)
+    else:
+        setattr(message, field.name, value(draw, field, directory))
+
+
+def changed(data, directory: Path, message, most: int = 4):
+    for _ in range(data.draw(st.integers(0, most))):
+        change(data.draw, message, directory)
+    return message
+
+
+def pod_config(directory: Path):
+    return new(
+        "PodSandboxConfig",
+        metadata={"name": "p", "uid": "u", "namespace": "n"},
+        hostname="p",
+        log_directory=f"{directory}/logs",
+        labels={"app": "x"},
+        linux={"security_context": {"namespace_options": {"pid": 1}}},
+    )
+
+
+def container_config(directory: Path):
+    return new(
+        "ContainerConfig",
+        metadata={"name": "c"},
+        image={"image": TAG},
+        log_path="c.log",
+        envs=[{"key": "A", "value": b"b"}],
+        mounts=[{"container_path": "/m", "host_path": f"{directory}/volume"}],
+        linux={
+            "resources": {"cpu_shares": 2, "oom_score_adj": -997, "hugepage_limits": [{"page_size": "2MB"}]},
+            "security_context": {"namespace_options": {"pid": 1}, "seccomp": {"profile_type": 0}},
+        },
+    )
+
+
+def lists(client: Client) -> None:
+    """Whatever is there can be listed and looked at."""
+    for item in client("ListPodSandbox").items:
+        client("PodSandboxStatus", pod_sandbox_id=item.id, verbose=True)
+    for item in client("ListContainers").containers:
+        client("ContainerStatus", container_id=item.id, verbose=True)
+    client("ListContainerStats")
+    client("ListImages")
+
+
+def no_trace(client: Client, node) -> None:
+    """Remove all, and see that nothing is left in memory, in the kernel, in the store or on the disk."""
+    for item in client("ListPodSandbox").items:
+        client("StopPodSandbox", pod_sandbox_id=item.id)
+        client("RemovePodSandbox", pod_sandbox_id=item.id)
+    assert (node.pods.sandboxes, node.pods.containers) == ({}, {})
+    assert (dict(node.store.sandboxes), dict(node.store.containers)) == ({}, {})
+    assert node.kernel.clean()
+    assert node.network.attached == {}
+    left = [path for kind in ("sandboxes", "containers", "run") for path in (node.directory / kind).glob("*")]
+    assert left == []
+    end = time.monotonic() + 10
+    while any((node.directory / "removed").glob("*")) and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+SETTINGS = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@SETTINGS
+@given(st.data())
+def test_pods_and_containers(client, node, data) -> None:
+    request = new("RunPodSandboxRequest", config=pod_config(node.directory))
+    made = client.survive("RunPodSandbox", changed(data, node.directory, request))
+    if made is None:
+        assert not node.pods.sandboxes
+        assert not node.store.sandboxes
+    lists(client)
+    no_trace(client, node)
+
+
+@SETTINGS
+@given(st.data())
+def test_containers_of_a_sound_pod(client, node, data) -> None:
+    pod = client("RunPodSandbox", config=pod_config(node.directory)).pod_sandbox_id
+    try:
+        request = new("CreateContainerRequest", pod_sandbox_id=pod, config=container_config(node.directory))
+        made = client.survive("CreateContainer", changed(data, node.directory, request))
+        assert bool(made) == bool(node.pods.containers) == bool(node.store.containers)
+        if made is not None:
+            client.survive("StartContainer", new("StartContainerRequest", container_id=made.container_id))
+            limits = new(
+                "UpdateContainerResourcesRequest", container_id=made.container_id, linux={"cpu_shares": 2}
+            )
+            client.survive("UpdateContainerResources", changed(data, node.directory, limits, 3))
+        lists(client)
+    finally:
+        no_trace(client, node)
+
+
+CHANGES_NOTHING_HERE = sorted(
+    RPCS.keys()
+    - {
+        "RunPodSandbox",
+        "CreateContainer",
+        "StopPodSandbox",
+        "RemovePodSandbox",
+        "RemoveContainer",
+        "UpdateRuntimeConfig",
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def running(grpc_servicer, grpc_channel, node):
+    client = Client(grpc_channel)
+    pod = client("RunPodSandbox", config=pod_config(node.directory)).pod_sandbox_id
+    container = client(
+        "CreateContainer", pod_sandbox_id=pod, config=container_config(node.directory)
+    ).container_id
+    client("StartContainer", container_id=container)
+    yield {"pod_sandbox_id": pod, "container_id": container}
+    no_trace(client, node)
+
+
+@settings(SETTINGS, max_examples=200)
+@given(st.data())
+def test_every_other_request(client, node, running, data) -> None:
+    name = data.draw(st.sampled_from(CHANGES_NOTHING_HERE))
+    request = descriptors.strict_class(descriptors.full_name(RPCS[name][1].request))()
+    for field, of in running.items():
+        if field in request.DESCRIPTOR.fields_by_name and data.draw(st.booleans()):
+            setattr(request, field, of)
+    client.survive(name, changed(data, node.directory, request))
