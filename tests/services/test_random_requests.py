@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -14,22 +11,8 @@ from google.protobuf.descriptor import FieldDescriptor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from baustelle.bundle import ImageDefaults
-from cri.image_service import ImageService
-from cri.metrics import Metrics
 from cri.rpc import descriptors
 from cri.rpc.table import TABLE, UNIMPLEMENTED
-from cri.runtime_service import RuntimeService
-from cri.sandbox.fake import FakeHost, FakeKernel, FakeNetwork
-from cri.sandbox.host import Condition
-from cri.sandbox.node import Node, RunnableImage
-from cri.sandbox.pods import Pods
-from cri.sandbox.spec import DiskUsage
-from cri.sandbox.trash import Trash
-from cri.state import ImageRecord, Store
-from cri.stats import Stats
-from cri.streaming import StreamingRequests
-from cri.streaming.server import StreamingServer
 
 IMAGE_ID = "sha256:" + "a" * 64
 TAG = "docker.io/library/app:1"
@@ -64,95 +47,6 @@ ON_DISK = frozenset({"host_path", "log_directory"})
 CODES = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED})
 
 
-class Images:
-    """An image store with one image."""
-
-    record = ImageRecord(
-        id=IMAGE_ID, tags=[TAG], digests=["docker.io/library/app@sha256:b"], size=7, chains=["sha256:c"],
-        config="{}", user="1000:5", manifest="sha256:d", pinned=False, pulled_at=1,
-    )  # fmt: skip
-
-    def runnable(self, reference: str) -> RunnableImage:
-        return RunnableImage(IMAGE_ID, self.record.digests[0], ("sha256:c",), ImageDefaults(cmd=("sleep",)))
-
-    def hold(self, layers):
-        return contextlib.nullcontext()
-
-    async def collect(self) -> None:
-        pass
-
-    def images(self):
-        return [self.record]
-
-    def find(self, reference: str):
-        return self.record if reference in (TAG, IMAGE_ID) else None
-
-    async def pull(self, reference: str, credentials) -> str:
-        return IMAGE_ID
-
-    async def remove(self, reference: str) -> None:
-        pass
-
-    def usage(self) -> DiskUsage:
-        return DiskUsage(1000, 10)
-
-
-class Network(FakeNetwork):
-    async def condition(self) -> Condition:
-        return Condition(ok=True)
-
-    async def set_pod_cidr(self, pod_cidr: str) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def node():
-    """What is behind the services."""
-    return SimpleNamespace(directory=Path(tempfile.mkdtemp()))
-
-
-@pytest.fixture(scope="module")
-def grpc_servicer(grpc_run, node):
-    kernel = node.kernel = FakeKernel()
-    host, node.network, images = FakeHost(kernel, node.directory / "host"), Network(kernel), Images()
-
-    async def make():
-        node.store = await Store.open(node.directory / "state.db")
-        node.pods = Pods(
-            Node(
-                host=host,
-                store=node.store,
-                network=node.network,
-                images=images,
-                state_dir=node.directory,
-                runtime_dir=node.directory / "run",
-                trash=Trash(node.directory / "removed"),
-                runtime_handlers=("linux",),
-            )
-        )
-        await host.open(node.pods.lost)
-        stats = Stats(host, node.pods, images, node.directory)
-        server = StreamingServer()
-        await server.start()
-        runtime = RuntimeService(
-            host=host,
-            pods=node.pods,
-            images=images,
-            network=node.network,
-            stats=stats,
-            streaming=StreamingRequests(node.pods, server, Metrics(), 60),
-            runtime_handlers=("linux",),
-            config={},
-        )
-        return (runtime, ImageService(images, stats)), server
-
-    services, server = grpc_run(make())
-    yield services
-    grpc_run(server.stop())
-    grpc_run(node.pods.disconnect())
-    grpc_run(node.store.close())
-
-
 RPCS = {
     rpc.name: (service, rpc)
     for service, rpcs in TABLE.items()
@@ -182,14 +76,17 @@ class Client:
 
     def survive(self, name: str, request):
         """The answer, or None for one that is refused in a way that tells the caller of his own doing."""
+        refused = None
         try:
             return self(name, request)
         except grpc.RpcError as error:
-            # What a container was told to run may not be there: containerd answers so as well.
-            started = name in ("StartContainer", "ExecSync") and "internal error" not in error.details()
-            assert started or error.code() not in CODES, f"{name} of {request}: {error.code()}: {error.details()}"
-            assert error.details(), f"{name} of {request}"
-            return None
+            refused = error
+        told = f"{name} of {request}: {refused.code()}: {refused.details()}"
+        # What a container was told to run may not be there: containerd answers so as well.
+        started = name in ("StartContainer", "ExecSync") and "internal error" not in told
+        assert started or refused.code() not in CODES, told
+        assert refused.details(), told
+        return None
 
 
 @pytest.fixture
