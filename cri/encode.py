@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError, Message
 
 from cri.api.runtime import v1
 from cri.rpc import descriptors, messages
+from cri.sandbox import wire
 from cri.sandbox.container import Container
 from cri.sandbox.machine import ContainerState, SandboxState
 from cri.sandbox.pod import PodSandbox
@@ -40,6 +41,10 @@ _CONTAINER_STATE = {
     ContainerState.UNKNOWN: v1.ContainerState.CONTAINER_UNKNOWN,
     ContainerState.REMOVING: v1.ContainerState.CONTAINER_EXITED,
 }
+
+
+LONG = 200
+"""Entries that are copied in one go."""
 
 
 def header(field: int, size: int) -> bytes:
@@ -132,8 +137,9 @@ def sandbox_status(sandbox: PodSandbox, *, verbose: bool) -> bytes:
     )
     _copy(config, status, "metadata", "labels", "annotations")
     status.linux.namespaces.options.CopyFrom(config.linux.security_context.namespace_options)
-    info = {"pid": sandbox.warden.pid if sandbox.warden else 0, "spec": json.loads(record.spec)}
-    return b"".join([list_item(status), *(info_field(json.dumps(info).encode()) if verbose else ())])
+    pid = sandbox.warden.pid if sandbox.warden else 0
+    info = f'{{"pid": {pid}, "spec": {wire.dumps(sandbox.spec)}}}'.encode() if verbose else b""
+    return b"".join([list_item(status), *(info_field(info) if verbose else ())])
 
 
 def container_status(container: Container, image: str, *, verbose: bool) -> bytes:
@@ -278,17 +284,31 @@ def _copy(source: Any, target: Any, *names: str) -> None:
     for name in names:
         value = getattr(source, name)
         if not isinstance(value, Message):
-            getattr(target, name).MergeFrom(value)
+            _copy_many(value, getattr(target, name))
         elif source.HasField(name):
             getattr(target, name).CopyFrom(value)
 
 
+def _copy_many(source: Any, target: Any) -> None:
+    """Copy a list or a map; a long one in pieces, as nobody else can run while protobuf copies."""
+    if len(source) <= LONG:
+        target.MergeFrom(source)
+    elif hasattr(source, "items"):
+        for key, value in source.items():
+            target[key] = value  # no map of these has messages
+    else:
+        for first in range(0, len(source), LONG):
+            target.extend(source[first : first + LONG])
+
+
 def _container_info(container: Container) -> bytes:
     """What `crictl inspect` prints. Environment values may be secrets and are left out."""
-    spec = json.loads(container.record.spec)
-    spec["process"]["env"] = [entry.partition("=")[0] for entry in spec["process"]["env"]]
+    spec = container.spec
+    names = tuple(entry.partition("=")[0] for entry in spec.process.env)
+    spec = wire.replace(spec, process=wire.replace(spec.process, env=names))
     pid = container.record.pid if container.state is ContainerState.RUNNING else 0
-    return json.dumps({"sandboxID": container.record.sandbox_id, "pid": pid, "spec": spec}).encode()
+    head = json.dumps({"sandboxID": container.record.sandbox_id, "pid": pid})
+    return f'{head[:-1]}, "spec": {wire.dumps(spec)}}}'.encode()
 
 
 def _resources(limits: Resources) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import betterproto2
 import grpc
 import structlog
 
+from cri import garbage
 from cri.errors import UnsupportedError
 from cri.metrics import Metrics
 from cri.rpc import answers, descriptors, fields, messages
@@ -125,7 +126,7 @@ class Call:
         if len(data) <= LONG_REQUEST:
             return self._request(data)
         async with self._reading:
-            request, ids = await asyncio.to_thread(self._read, data)
+            request, ids = await asyncio.to_thread(self._read_long, data)
         structlog.contextvars.bind_contextvars(rpc=self.rpc.name, **ids)
         return request
 
@@ -150,6 +151,10 @@ class Call:
         if _debug.isEnabledFor(logging.DEBUG):
             log.debug("request", **ids, request=descriptors.redacted(strict))
         return messages.adopted(self.rpc.request, strict), ids
+
+    def _read_long(self, data: bytes) -> tuple[betterproto2.Message, dict[str, str]]:
+        with garbage.paused():
+            return self._read(data)
 
     @contextmanager
     def _observed(self) -> Iterator[_Outcome]:

@@ -9,6 +9,7 @@ answers of, and its codec is not used.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar, cast
@@ -20,6 +21,9 @@ from cri.api.message_pool import default_message_pool
 from cri.rpc import descriptors
 
 M = TypeVar("M", bound=betterproto2.Message)
+
+LONG = 500
+"""Entries of a list or map that are made in one go."""
 
 _Convert = Callable[[Any], Any]
 
@@ -41,9 +45,9 @@ def adopted(kind: type[M], strict: Message) -> M:
 
 def strict(message: betterproto2.Message) -> Message:
     """A message of betterproto2 as protobuf's own. Raises UnencodableError."""
-    made = descriptors.strict_class(descriptors.full_name(type(message)))
+    kind = descriptors.strict_class(descriptors.full_name(type(message)))
     try:
-        return made(**_given(message))
+        return _made(kind, _given(message))
     except (ValueError, TypeError, OverflowError) as error:  # text that is no UTF-8 is a ValueError
         raise UnencodableError(f"{type(message).__name__}: {error}") from error
 
@@ -60,6 +64,32 @@ def parsed(kind: type[M], data: bytes) -> M:
         return adopted(kind, descriptors.strict_class(descriptors.full_name(kind)).FromString(data))
     except DecodeError as error:
         raise ValueError(f"no {kind.__name__}: {error}") from error
+
+
+def _made(kind: type[Message], given: dict[str, Any]) -> Message:
+    """A message of the arguments of its class; long lists and maps in pieces, as nobody else can run while it is made."""
+    long = {name: value for name, value in given.items() if _is_long(value)}
+    made = kind(**{name: value for name, value in given.items() if name not in long})
+    for name, value in long.items():
+        there = getattr(made, name)
+        field = kind.DESCRIPTOR.fields_by_name[name]
+        if isinstance(value, list):
+            for first in range(0, len(value), LONG):
+                made.MergeFrom(kind(**{name: value[first : first + LONG]}))
+        elif descriptors.is_map(field):
+            entries = iter(value.items())
+            while some := dict(itertools.islice(entries, LONG)):
+                made.MergeFrom(kind(**{name: some}))
+        else:
+            there.CopyFrom(_made(type(there), value))
+    return made
+
+
+def _is_long(value: Any) -> bool:
+    """Whether there are many entries in a list, in a map, or in a message that is one or has one."""
+    if isinstance(value, list):
+        return len(value) > LONG
+    return isinstance(value, dict) and (len(value) > LONG or any(map(_is_long, value.values())))
 
 
 def _given(message: betterproto2.Message) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal as signals
 import time
@@ -272,7 +271,7 @@ class Container:
             await self._write_down()
 
     def _encode(self) -> tuple[str, bytes]:
-        return json.dumps(wire.encode(self.spec)), messages.encoded(self.config)
+        return wire.dumps(self.spec), messages.encoded(self.config)
 
     async def reopen_log(self) -> None:
         """Have the output go to the log's path anew. Raises FailedPreconditionError unless the container runs, HostError."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import TypeVar
 import structlog
 
 from baustelle.bundle import signal_number
+from cri import garbage
 from cri.api.runtime import v1
 from cri.errors import (
     AlreadyExistsError,
@@ -278,7 +278,7 @@ class Pods:
                 config=encoded,
                 created_at=time.time_ns(),
                 addresses=[],
-                spec=json.dumps(wire.encode(spec)),
+                spec=wire.dumps(spec),
             )
             return PodSandbox(self._node, record, spec, config)
 
@@ -369,7 +369,8 @@ class Pods:
                 pod_files=pod_files.mounts(sandbox.spec),
                 features=self._node.host.features,
             )
-            return spec, json.dumps(wire.encode(spec)), messages.encoded(config)
+            with garbage.paused():  # not before: a volume that hangs must not keep everybody from collecting
+                return spec, wire.dumps(spec), messages.encoded(config)
 
         # It follows links of volumes, and a volume may hang; and a config may have ten thousand mounts.
         spec, encoded_spec, encoded = await in_own_thread(translated)

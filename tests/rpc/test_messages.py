@@ -106,3 +106,20 @@ def test_what_no_client_could_read_is_not_encoded(broken) -> None:
 def test_bytes_that_are_no_message_are_told() -> None:
     with pytest.raises(ValueError, match="no Container"):
         messages.parsed(v1.Container, b"\x0a\x05ab")
+
+
+def test_what_is_long_is_made_in_pieces_and_is_the_same() -> None:
+    many = range(3 * messages.LONG + 1)
+    config = v1.ContainerConfig(
+        args=[str(number) for number in many],
+        mounts=[v1.Mount(container_path=f"/{number}", readonly=bool(number % 2)) for number in many],
+        labels={str(number): "x" for number in many},
+        linux=v1.LinuxContainerConfig(
+            security_context=v1.LinuxContainerSecurityContext(supplemental_groups=list(many)),
+            resources=v1.LinuxContainerResources(),
+        ),
+    )
+    for message in (config, v1.CreateContainerRequest(config=config)):
+        strict = messages.strict(message)
+        assert strict == type(strict).FromString(bytes(message))
+        assert messages.parsed(type(message), messages.encoded(message)) == message

@@ -211,17 +211,20 @@ def test_pods_and_containers(client, node, data) -> None:
 @SETTINGS
 @given(st.data())
 def test_containers_of_a_sound_pod(client, node, data) -> None:
+    # All is drawn before anything is done, so that what is drawn never depends on what has come of it.
+    request = changed(
+        data, node.directory, new("CreateContainerRequest", config=container_config(node.directory))
+    )
+    limits = changed(data, node.directory, new("UpdateContainerResourcesRequest", linux={"cpu_shares": 2}), 3)
     pod = client("RunPodSandbox", config=pod_config(node.directory)).pod_sandbox_id
+    request.pod_sandbox_id = request.pod_sandbox_id or pod
     try:
-        request = new("CreateContainerRequest", pod_sandbox_id=pod, config=container_config(node.directory))
-        made = client.survive("CreateContainer", changed(data, node.directory, request))
+        made = client.survive("CreateContainer", request)
         assert bool(made) == bool(node.pods.containers) == bool(node.store.containers)
         if made is not None:
             client.survive("StartContainer", new("StartContainerRequest", container_id=made.container_id))
-            limits = new(
-                "UpdateContainerResourcesRequest", container_id=made.container_id, linux={"cpu_shares": 2}
-            )
-            client.survive("UpdateContainerResources", changed(data, node.directory, limits, 3))
+            limits.container_id = limits.container_id or made.container_id
+            client.survive("UpdateContainerResources", limits)
         lists(client)
     finally:
         no_trace(client, node)

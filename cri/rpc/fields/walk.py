@@ -79,6 +79,8 @@ def _look(checked: _Checked, value: Any, where: str) -> None:
         for key, item in value.items():
             _hold(checked.keys, key, f"{where}: key")
             _hold(checked.rule, item, f"{where}[{key!r:.80}]")
+    elif checked.is_repeated and checked.rule is not None and all(map(checked.rule.holds, value)):
+        return
     elif checked.is_repeated:
         for place, item in enumerate(value):
             _one(checked, item, where, place)
