@@ -5,6 +5,7 @@ from __future__ import annotations
 import betterproto2
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -123,3 +124,41 @@ def test_what_is_long_is_made_in_pieces_and_is_the_same() -> None:
         strict = messages.strict(message)
         assert strict == type(strict).FromString(bytes(message))
         assert messages.parsed(type(message), messages.encoded(message)) == message
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data(), st.integers(1, 40))
+def test_pieces_are_read_as_the_whole_is(data, piece) -> None:
+    kind = data.draw(st.sampled_from(KINDS))
+    strict = descriptors.strict_class(descriptors.full_name(kind))
+    wire = _message(data.draw, strict.DESCRIPTOR, 3).SerializeToString()
+    # In any order, with something that nobody knows, cut off or mixed up somewhere.
+    wire = data.draw(
+        st.sampled_from(
+            [wire, wire + b"\xca\x3e\x03abc" + wire, wire[: len(wire) // 2], wire[1:], wire + b"\x0b"]
+        )
+    )
+    whole, pieces = strict(), strict()
+    try:
+        whole.MergeFromString(wire)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            descriptors.merge(pieces, wire, piece)
+    else:
+        descriptors.merge(pieces, wire, piece)
+        assert pieces == whole
+        assert pieces.SerializeToString(deterministic=True) == whole.SerializeToString(deterministic=True)
+
+
+@given(st.binary(max_size=60), st.integers(1, 8))
+def test_noise_in_pieces_is_read_as_the_whole_is(noise, piece) -> None:
+    strict = descriptors.strict_class("runtime.v1.CreateContainerRequest")
+    whole, pieces = strict(), strict()
+    try:
+        whole.MergeFromString(noise)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            descriptors.merge(pieces, noise, piece)
+    else:
+        descriptors.merge(pieces, noise, piece)
+        assert pieces == whole
