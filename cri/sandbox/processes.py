@@ -57,6 +57,11 @@ def process(
 
 def _user(context: v1.LinuxContainerSecurityContext, image: ImageDefaults) -> UserSpec:
     user = image.user
+    if context.run_as_user is not None and context.run_as_username:
+        raise InvalidArgumentError(
+            f"security_context has both run_as_user {context.run_as_user.value} and run_as_username "
+            f"{context.run_as_username!r}: set one of them"
+        )
     if context.run_as_user is not None:
         user = str(context.run_as_user.value)
     elif context.run_as_username:

@@ -29,6 +29,10 @@ def namespaces(options: v1.NamespaceOption | None, features: Features) -> Namesp
             f"userns_options.mode {options.userns_options.mode!r}: must be POD or NODE"
         )
     network, pid, ipc = _SHARING[options.network], _SHARING[options.pid], _SHARING[options.ipc]
+    if options.target_id and pid is not Sharing.TARGET:
+        raise InvalidArgumentError(
+            f"namespace_options.target_id {options.target_id!r} goes with pid TARGET, not {pid.name}"
+        )
     if network not in (Sharing.POD, Sharing.NODE):
         raise InvalidArgumentError(f"namespace_options.network {network.name}: must be POD or NODE")
     if ipc not in (Sharing.POD, Sharing.NODE):

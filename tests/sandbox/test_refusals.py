@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from baustelle.bundle import ImageDefaults
 from cri.api.runtime import v1
 from cri.errors import InvalidArgumentError, UnsupportedError
-from cri.sandbox import limits, refusals
+from cri.sandbox import limits, processes, refusals, sharing
 from cri.sandbox.host import Features
-from cri.sandbox.spec import MountSpec, PortMapping, Propagation
+from cri.sandbox.spec import MountSpec, PortMapping, Propagation, SandboxSpec
 
 MOUNTINFO = b"""\
 1 0 8:1 / / rw - ext4 /dev/a rw
@@ -160,3 +161,21 @@ def test_a_limit_of_nothing_is_none() -> None:
     assert limits.resources(v1.LinuxContainerResources(hugepage_limits=sizes), V1).hugepage_limits == {
         "2MB": 0
     }
+
+
+def test_a_user_by_number_or_by_name() -> None:
+    context = v1.LinuxContainerSecurityContext(run_as_user=v1.Int64Value(value=0), run_as_username="me")
+    sandbox = SandboxSpec("s", "p", "n", "/d", "/r")
+    with pytest.raises(InvalidArgumentError, match="both run_as_user 0 and run_as_username 'me'"):
+        processes.process(v1.ContainerConfig(command=["true"]), context, ImageDefaults(), sandbox)
+
+
+def test_a_target_goes_with_its_mode_and_is_of_the_pod() -> None:
+    def context(pid: v1.NamespaceMode) -> v1.LinuxContainerSecurityContext:
+        return v1.LinuxContainerSecurityContext(namespace_options=v1.NamespaceOption(pid=pid, target_id="c1"))
+
+    with pytest.raises(InvalidArgumentError, match="target_id 'c1' goes with pid TARGET, not POD"):
+        sharing.namespaces(context(v1.NamespaceMode.POD).namespace_options, V1)
+    sharing.check_target(context(v1.NamespaceMode.TARGET), {"c1"})
+    with pytest.raises(InvalidArgumentError, match="target_id 'c1': pid TARGET needs the id of a container"):
+        sharing.check_target(context(v1.NamespaceMode.TARGET), {"c2"})
