@@ -180,6 +180,12 @@ class RuntimeService:
         """Everything about a container."""
         container = self._pods.container(request.container_id)
         image = self._image_of(container)
+        if not request.verbose and _is_short(container):
+            known, record = container.status, container.record
+            if known is None or known[0] is not record or known[1] != image:
+                known = record, image, encode.container_status(container, image, verbose=False)
+                container.status = known
+            return known[2]
         return await _encoded(
             container, lambda: encode.container_status(container, image, verbose=request.verbose)
         )

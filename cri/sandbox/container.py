@@ -88,6 +88,8 @@ class Container:
         self.ended = asyncio.Event()
         self.encoded: bytes | None = None
         """The list item, encoded; None after a change (see `cri.encode`)."""
+        self.status: tuple[ContainerRecord, str, bytes] | None = None
+        """Its status, encoded, with the record and the name of the image that it was made of."""
         self._node = node
         self._pod = pod
         self._early_exit: ExitRecord | None = None

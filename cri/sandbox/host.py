@@ -376,6 +376,16 @@ class Host(abc.ABC):
     async def container_usage(self, spec: ContainerSpec) -> Usage:
         """What a running container has used."""
 
+    async def container_usages(self, specs: Sequence[ContainerSpec]) -> Sequence[Usage | HostError]:
+        """What several containers have used, each as `container_usage` says or fails; a host may do it in one go."""
+        found: list[Usage | HostError] = []
+        for spec in specs:
+            try:
+                found.append(await self.container_usage(spec))
+            except HostError as error:
+                found.append(error)
+        return found
+
     @abc.abstractmethod
     async def root_usage(self, spec: ContainerSpec) -> DiskUsage:
         """What the container's writable root filesystem takes."""

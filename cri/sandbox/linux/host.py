@@ -131,9 +131,22 @@ class LinuxHost(Host):
         """What a running container has used."""
         return await asyncio.to_thread(self._group(spec).usage)
 
+    async def container_usages(self, specs: Sequence[ContainerSpec]) -> Sequence[Usage | HostError]:
+        """As `container_usage`, in one visit to a thread: that costs as much as the reading."""
+        return await asyncio.to_thread(self._usages, specs)
+
     async def root_usage(self, spec: ContainerSpec) -> DiskUsage:
         """What the container's own files take."""
         return await asyncio.to_thread(self.snapshots.usage, spec)
+
+    def _usages(self, specs: Sequence[ContainerSpec]) -> Sequence[Usage | HostError]:
+        found: list[Usage | HostError] = []
+        for spec in specs:
+            try:
+                found.append(self._group(spec).usage())
+            except HostError as error:
+                found.append(error)
+        return found
 
     async def unknown_sandboxes(self, sandboxes: Sequence[str]) -> Sequence[str]:  # noqa: ARG002
         """None: an interface goes with its namespace."""
