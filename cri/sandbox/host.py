@@ -99,6 +99,8 @@ class Features:
     """An image may be mounted as a volume."""
     hugepages: frozenset[str] = frozenset()
     """Sizes of large pages that can be limited, as the CRI spells them: 2MB."""
+    capabilities: frozenset[str] | None = None
+    """Those of capabilities(7) that a container may be given beside the default ones; None: any."""
     unified: frozenset[str] | None = frozenset()
     """The files of cgroup v2 that a limit may be given by; None: whatever there is."""
 

@@ -36,6 +36,17 @@ def resources(message: v1.LinuxContainerResources | None, features: Features) ->
     )
 
 
+def of_container(message: v1.LinuxContainerResources | None, features: Features) -> Resources:
+    """As `resources`, of a container that has no limits yet."""
+    made = resources(message, features)
+    if (made.memory_swap_limit or 0) > 0 and made.memory_limit is None:
+        raise InvalidArgumentError(
+            f"memory_swap_limit_in_bytes {made.memory_swap_limit} limits memory and swap together: "
+            "set memory_limit_in_bytes as well"
+        )
+    return made
+
+
 def _check_swap(message: v1.LinuxContainerResources) -> None:
     memory, both = message.memory_limit_in_bytes, message.memory_swap_limit_in_bytes
     if both > 0 and both < memory:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cri.api.runtime import v1
 from cri.errors import InvalidArgumentError, UnsupportedError
+from cri.sandbox.host import Features
 from cri.sandbox.spec import MountSpec, PortMapping, Propagation
 
 IN_PROC = frozenset(
@@ -61,6 +62,15 @@ def check_selinux(options: v1.SeLinuxOption | None) -> None:
     if options is not None and bool(options) and _SELINUX.exists():
         raise UnsupportedError(
             "selinux_options: processes are not labelled, and this node has SELinux; leave the options out"
+        )
+
+
+def check_capabilities(names: Iterable[str], features: Features) -> None:
+    """Refuse to add what no container has here. Raises UnsupportedError."""
+    if features.capabilities is not None and (beyond := sorted(set(names) - features.capabilities)):
+        raise UnsupportedError(
+            f"add_capabilities {', '.join(beyond)}: this host has no such right to give; leave it out, "
+            "or make container and sandbox privileged"
         )
 
 

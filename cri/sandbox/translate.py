@@ -130,6 +130,9 @@ def container_spec(
     refusals.check_profiles(context.seccomp, context.apparmor)
     refusals.check_selinux(context.selinux_options)
     capabilities = context.capabilities or v1.Capability()
+    added = _capabilities(capabilities.add_capabilities)
+    if not context.privileged:
+        refusals.check_capabilities(added, features)
     mounts = tuple(_mount(mount, features, volumes) for mount in config.mounts)
     refusals.check_mounts(mounts)
     taken = {refusals.cleaned(mount.target) for mount in mounts}
@@ -151,12 +154,12 @@ def container_spec(
             *mounts,
         ),
         devices=tuple(_device(device) for device in config.devices),
-        resources=limits.resources(linux.resources, features),
+        resources=limits.of_container(linux.resources, features),
         security=Security(
             privileged=context.privileged,
             readonly_root=context.readonly_rootfs,
             no_new_privileges=context.no_new_privs,
-            add_capabilities=_capabilities(capabilities.add_capabilities),
+            add_capabilities=added,
             drop_capabilities=_capabilities(capabilities.drop_capabilities),
             masked_paths=() if context.privileged else tuple(context.masked_paths),
             readonly_paths=() if context.privileged else tuple(context.readonly_paths),

@@ -179,3 +179,19 @@ def test_a_target_goes_with_its_mode_and_is_of_the_pod() -> None:
     sharing.check_target(context(v1.NamespaceMode.TARGET), {"c1"})
     with pytest.raises(InvalidArgumentError, match="target_id 'c1': pid TARGET needs the id of a container"):
         sharing.check_target(context(v1.NamespaceMode.TARGET), {"c2"})
+
+
+def test_a_right_that_no_container_has_is_refused() -> None:
+    jail = Features(recursive_readonly_mounts=True, capabilities=frozenset({"CHOWN"}))
+    refusals.check_capabilities(["CHOWN"], jail)
+    refusals.check_capabilities(["SYS_ADMIN", "ALL"], V1)
+    with pytest.raises(UnsupportedError, match="add_capabilities ALL, SYS_TIME: this host has no such right"):
+        refusals.check_capabilities(["CHOWN", "SYS_TIME", "ALL"], jail)
+
+
+def test_swap_is_limited_beside_memory() -> None:
+    swap = v1.LinuxContainerResources(memory_swap_limit_in_bytes=9)
+    assert limits.resources(swap, V1).memory_swap_limit == 9, "an update may leave the other as it is"
+    with pytest.raises(InvalidArgumentError, match="set memory_limit_in_bytes as well"):
+        limits.of_container(swap, V1)
+    limits.of_container(v1.LinuxContainerResources(memory_swap_limit_in_bytes=-1), V1)
