@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from baustelle.errors import ImageConfigError
+from registratur.fields import clean
 
 _REAL_TIME = re.compile(r"SIGRT(MIN|MAX)(?:(?:\+|-|PLUS|MINUS)(\d+))?")
 
@@ -39,7 +40,7 @@ class ImageDefaults:
         """
         run = _fold(_mapping(_fold(document), "config"))
         for name in _strings(run, "Env"):
-            if name.startswith("=") or "\0" in name:
+            if name.startswith("="):
                 raise ImageConfigError(f"image config: Env {name!r} is not of the form NAME=value")
         return cls(
             entrypoint=_strings(run, "Entrypoint"),
@@ -48,8 +49,10 @@ class ImageDefaults:
             working_dir=_string(run, "WorkingDir"),
             user=_string(run, "User"),
             stop_signal=_string(run, "StopSignal"),
-            labels={key: _text(value, f"Labels.{key}") for key, value in _mapping(run, "Labels").items()},
-            volumes=tuple(_mapping(run, "Volumes")),
+            labels={
+                clean(key): _text(value, f"Labels.{key}") for key, value in _mapping(run, "Labels").items()
+            },
+            volumes=tuple(_text(path, "Volumes") for path in _mapping(run, "Volumes")),
         )
 
 
@@ -121,4 +124,6 @@ def _string(document: Mapping[str, object], key: str) -> str:
 def _text(value: object, key: str) -> str:
     if not isinstance(value, str):
         raise ImageConfigError(f"image config: {key} must be a string, not {value!r:.80}")
-    return value
+    if "\0" in value and not key.startswith("Labels."):
+        raise ImageConfigError(f"image config: {key} has a NUL byte: no process can be given it")
+    return clean(value)

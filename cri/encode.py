@@ -14,16 +14,19 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
 from google.protobuf.message import DecodeError, Message
 
 from cri.api.runtime import v1
-from cri.rpc import descriptors
-from cri.sandbox import stop_signals
+from cri.rpc import descriptors, messages
+from cri.sandbox import stop_signals, wire
 from cri.sandbox.container import Container
 from cri.sandbox.machine import ContainerState, SandboxState
 from cri.sandbox.pod import PodSandbox
 from cri.sandbox.spec import DiskUsage, Resources, Usage
 from cri.state import ImageRecord
+
+log = structlog.get_logger(__name__)
 
 _SANDBOX_STATE = {
     SandboxState.READY: v1.PodSandboxState.SANDBOX_READY,
@@ -38,6 +41,10 @@ _CONTAINER_STATE = {
     ContainerState.UNKNOWN: v1.ContainerState.CONTAINER_UNKNOWN,
     ContainerState.REMOVING: v1.ContainerState.CONTAINER_EXITED,
 }
+
+
+LONG = 200
+"""Entries that are copied in one go."""
 
 
 def header(field: int, size: int) -> bytes:
@@ -91,17 +98,18 @@ def container_item(container: Container) -> bytes:
 def image_item(image: ImageRecord) -> bytes:
     """The image as an element of ListImagesResponse.images; also the image of an ImageStatusResponse."""
     user = image.user.partition(":")[0]
+    uid = _uid(user)
     item = _new(
         "Image",
         id=image.id,
         repo_tags=image.tags,
         repo_digests=image.digests,
         size=image.size,
-        username="" if user.isdecimal() else user,
+        username="" if uid is not None else user,
         pinned=image.pinned,
     )
-    if user.isdecimal():
-        item.uid.value = int(user)
+    if uid is not None:
+        item.uid.value = uid
     return list_item(item)
 
 
@@ -129,8 +137,9 @@ def sandbox_status(sandbox: PodSandbox, *, verbose: bool) -> bytes:
     )
     _copy(config, status, "metadata", "labels", "annotations")
     status.linux.namespaces.options.CopyFrom(config.linux.security_context.namespace_options)
-    info = {"pid": sandbox.warden.pid if sandbox.warden else 0, "spec": json.loads(record.spec)}
-    return b"".join([list_item(status), *(info_field(json.dumps(info).encode()) if verbose else ())])
+    pid = sandbox.warden.pid if sandbox.warden else 0
+    info = f'{{"pid": {pid}, "spec": {wire.dumps(sandbox.spec)}}}'.encode() if verbose else b""
+    return b"".join([list_item(status), *(info_field(info) if verbose else ())])
 
 
 def container_status(container: Container, image: str, *, verbose: bool) -> bytes:
@@ -232,12 +241,42 @@ def _config(of: PodSandbox | Container) -> Any:
     try:
         return kind.FromString(of.record.config)
     except DecodeError:
-        return kind.FromString(bytes(of.config))
+        return messages.strict(of.config)
 
 
 def _new(name: str, **fields: Any) -> Any:
-    """A message of protobuf's own class."""
-    return descriptors.strict_class(f"runtime.v1.{name}")(**fields)
+    """A message of protobuf's own class, which takes nothing that a client could not read.
+
+    A value that cannot be in it costs that field alone, never the list or status that it is a part of: it is shown as far
+    as it can be, and the log says so once.
+    """
+    kind = descriptors.strict_class(f"runtime.v1.{name}")
+    try:
+        return kind(**fields)
+    except (ValueError, TypeError, OverflowError):  # text that is no UTF-8 is a ValueError
+        return _what_can_be(kind, fields)
+
+
+def _what_can_be(kind: type[Message], fields: Mapping[str, Any]) -> Message:
+    made = kind()
+    for name, value in fields.items():
+        try:
+            made.MergeFrom(kind(**{name: value}))
+        except (ValueError, TypeError, OverflowError) as error:
+            if isinstance(value, str):
+                made.MergeFrom(kind(**{name: value.encode(errors="backslashreplace").decode()}))
+            place = (kind.DESCRIPTOR.name, str(fields.get("id", "")), name)
+            if place not in _told:
+                _told[place] = None
+                if len(_told) > MOST_TOLD:
+                    del _told[next(iter(_told))]
+                log.error("a field cannot be shown as it is", object=place[:2], field=name, reason=str(error))
+    return made
+
+
+MOST_TOLD = 1000
+_told: dict[tuple[str, str, str], None] = {}
+"""What the log has heard of already, the oldest first."""
 
 
 def _copy(source: Any, target: Any, *names: str) -> None:
@@ -245,17 +284,31 @@ def _copy(source: Any, target: Any, *names: str) -> None:
     for name in names:
         value = getattr(source, name)
         if not isinstance(value, Message):
-            getattr(target, name).MergeFrom(value)
+            _copy_many(value, getattr(target, name))
         elif source.HasField(name):
             getattr(target, name).CopyFrom(value)
 
 
+def _copy_many(source: Any, target: Any) -> None:
+    """Copy a list or a map; a long one in pieces, as nobody else can run while protobuf copies."""
+    if len(source) <= LONG:
+        target.MergeFrom(source)
+    elif hasattr(source, "items"):
+        for key, value in source.items():
+            target[key] = value  # no map of these has messages
+    else:
+        for first in range(0, len(source), LONG):
+            target.extend(source[first : first + LONG])
+
+
 def _container_info(container: Container) -> bytes:
     """What `crictl inspect` prints. Environment values may be secrets and are left out."""
-    spec = json.loads(container.record.spec)
-    spec["process"]["env"] = [entry.partition("=")[0] for entry in spec["process"]["env"]]
+    spec = container.spec
+    names = tuple(entry.partition("=")[0] for entry in spec.process.env)
+    spec = wire.replace(spec, process=wire.replace(spec.process, env=names))
     pid = container.record.pid if container.state is ContainerState.RUNNING else 0
-    return json.dumps({"sandboxID": container.record.sandbox_id, "pid": pid, "spec": spec}).encode()
+    head = json.dumps({"sandboxID": container.record.sandbox_id, "pid": pid})
+    return f'{head[:-1]}, "spec": {wire.dumps(spec)}}}'.encode()
 
 
 def _resources(limits: Resources) -> dict[str, Any]:
@@ -279,6 +332,13 @@ def _stop_signal(container: Container) -> v1.Signal:
     """The one that a stop sends. The CRI has no word for some that have numbers only."""
     name = stop_signals.cri_name(container.stop_signal, container.spec.os)
     return v1.Signal[name] if name else v1.Signal.RUNTIME_DEFAULT
+
+
+def _uid(user: str) -> int | None:
+    """The id that a user is named by, if it is one; of images of earlier releases it may be none that there can be."""
+    if not (user.isascii() and user.isdecimal()) or len(user) > 18:
+        return None
+    return int(user)
 
 
 def _uint64(value: int) -> v1.UInt64Value:

@@ -7,14 +7,40 @@ what has survived a full collection is not looked at again, but for once a day.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import threading
 import time
+from collections.abc import Iterator
 
 EVERYTHING = 24 * 3600.0
 """Seconds between two collections that look at everything."""
 
 _OLDEST = 2
 """The generation of a full collection."""
+
+
+_pauses = 0
+_pausing = threading.Lock()
+
+
+@contextlib.contextmanager
+def paused() -> Iterator[None]:
+    """No collection while something is made of many objects, all of which are needed or go by themselves.
+
+    Else there is one after the other, of ever more that cannot go, and nothing else runs meanwhile.
+    """
+    global _pauses  # noqa: PLW0603 - there is one collector
+    with _pausing:
+        _pauses += 1
+        gc.disable()
+    try:
+        yield
+    finally:
+        with _pausing:
+            _pauses -= 1
+            if not _pauses:
+                gc.enable()
 
 
 class Sparing:

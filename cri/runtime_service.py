@@ -7,13 +7,14 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from cri import encode, lists
+from cri import encode, garbage, lists
 from cri._version import __version__
 from cri.api.runtime import v1
 from cri.errors import InvalidArgumentError, NotFoundError
 from cri.images import ImageStore
 from cri.network import CniNetwork
-from cri.sandbox import translate
+from cri.rpc import messages
+from cri.sandbox import limits
 from cri.sandbox.container import Container
 from cri.sandbox.exec import exec_sync
 from cri.sandbox.host import Condition, Host
@@ -182,6 +183,12 @@ class RuntimeService:
         """Everything about a container."""
         container = self._pods.container(request.container_id)
         image = self._image_of(container)
+        if not request.verbose and _is_short(container):
+            known, record = container.status, container.record
+            if known is None or known[0] is not record or known[1] != image:
+                known = record, image, encode.container_status(container, image, verbose=False)
+                container.status = known
+            return known[2]
         return await _encoded(
             container, lambda: encode.container_status(container, image, verbose=request.verbose)
         )
@@ -204,7 +211,7 @@ class RuntimeService:
             raise InvalidArgumentError(
                 "UpdateContainerResources: linux is missing; nothing else is supported"
             )
-        resources = translate.resources(request.linux)
+        resources = limits.resources(request.linux, self._host.features)
         await self._pods.update_container(request.container_id, resources, request.linux)
         return v1.UpdateContainerResourcesResponse()
 
@@ -219,7 +226,7 @@ class RuntimeService:
         """Run a command in a container and answer with what it printed."""
         container, warden = self._pods.running(request.container_id)
         result = await exec_sync(warden, container.spec, list(request.cmd), request.timeout)
-        yield [bytes(v1.ExecSyncResponse(exit_code=result.exit_code))]
+        yield [messages.encoded(v1.ExecSyncResponse(exit_code=result.exit_code))]
         for field, output in ((1, result.stdout), (2, result.stderr)):
             if output:
                 yield [encode.header(field, len(output)), output]
@@ -346,7 +353,12 @@ class RuntimeService:
 
 async def _encoded(of: PodSandbox | Container, encoded: Callable[[], bytes]) -> bytes:
     """What is encoded of an object; in a thread if it has ten thousand annotations or mounts."""
-    return encoded() if _is_short(of) else await asyncio.to_thread(encoded)
+    return encoded() if _is_short(of) else await asyncio.to_thread(_encoded_long, encoded)
+
+
+def _encoded_long(encoded: Callable[[], bytes]) -> bytes:
+    with garbage.paused():
+        return encoded()
 
 
 def _is_short(of: PodSandbox | Container) -> bool:

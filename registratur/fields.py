@@ -37,13 +37,13 @@ class Fields:
         value = self._values.get(key.casefold(), default)
         if not isinstance(value, str):
             raise self._wrong(key, "a string", value)
-        return _clean(value)
+        return clean(value)
 
     def integer(self, key: str) -> int:
-        """Return a mandatory integer that is not negative. Raises MalformedContentError."""
+        """Return a mandatory integer that is not negative and has 63 bits. Raises MalformedContentError."""
         value = self._values.get(key.casefold())
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise self._wrong(key, "an integer of 0 or more", value)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+            raise self._wrong(key, "an integer from 0 to 2^63 - 1", value)
         return value
 
     def strings(self, key: str) -> tuple[str, ...]:
@@ -53,10 +53,10 @@ class Fields:
         """
         value = self._values.get(key.casefold(), [])
         if isinstance(value, str):
-            return (_clean(value),)
+            return (clean(value),)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self._wrong(key, "a list of strings", value)
-        return tuple(_clean(item) for item in value)
+        return tuple(clean(item) for item in value)
 
     def mapping(self, key: str) -> dict[str, str]:
         """Return an object whose values are strings (labels, annotations). Raises MalformedContentError."""
@@ -66,14 +66,14 @@ class Fields:
         pairs = {name: "" if item is None else item for name, item in value.items()}
         if not all(isinstance(item, str) for item in pairs.values()):
             raise self._wrong(key, "an object of strings", value)
-        return {_clean(name): _clean(item) for name, item in pairs.items()}
+        return {clean(name): clean(item) for name, item in pairs.items()}
 
     def keys(self, key: str) -> tuple[str, ...]:
         """Return the keys of an object used as a set. Raises MalformedContentError."""
         value = self._values.get(key.casefold(), {})
         if not isinstance(value, dict):
             raise self._wrong(key, "an object", value)
-        return tuple(_clean(name) for name in value)
+        return tuple(clean(name) for name in value)
 
     def child(self, key: str) -> Self:
         """Return the object under `key`, an empty one if there is none. Raises MalformedContentError."""
@@ -95,7 +95,8 @@ class Fields:
         return MalformedContentError(f"{self.what}: {key!r} must be {expected}, found {found}")
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
+    """Text with each lone surrogate replaced, as Go reads it."""
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -9,6 +9,13 @@ from registratur.fields import Fields
 from registratur.manifest import read_platform
 from registratur.platform import Platform
 
+MAX_ID = (1 << 32) - 2
+"""The highest user or group id: the one above stands for "none" in system calls."""
+
+LONGEST_USER = 1024
+LONGEST_PATH = 4095
+"""Bytes: longer ones cannot be used, and every list of images shows the user."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
@@ -45,7 +52,7 @@ class ImageConfig:
                 f"{what} has no 'rootfs': this is an artifact, not a container image"
             )
         run = document.child("config")
-        return cls(
+        made = cls(
             platform=read_platform(document),
             diff_ids=_diff_ids(document.child("rootfs")),
             created=document.string("created"),
@@ -60,6 +67,33 @@ class ImageConfig:
             labels=run.mapping("Labels"),
             stop_signal=run.string("StopSignal"),
         )
+        _check(made, run.what)
+        return made
+
+
+def _check(config: ImageConfig, what: str) -> None:
+    """See that what the image wants to run can be: no kernel takes a NUL byte. Raises MalformedContentError."""
+    texts = {
+        "User": (config.user,),
+        "Env": config.env,
+        "Entrypoint": config.entrypoint,
+        "Cmd": config.cmd,
+        "WorkingDir": (config.working_dir,),
+        "Volumes": config.volumes,
+        "StopSignal": (config.stop_signal,),
+    }
+    for key, values in texts.items():
+        for value in values:
+            if "\0" in value:
+                raise MalformedContentError(f"{what}: {key!r} has a NUL byte: no process can be given it")
+    for key, longest in (("User", LONGEST_USER), ("WorkingDir", LONGEST_PATH), ("StopSignal", LONGEST_USER)):
+        if (size := len(texts[key][0].encode())) > longest:
+            raise MalformedContentError(f"{what}: {key!r} has {size} bytes, at most {longest} are taken")
+    for part in config.user.split(":"):
+        if part.isdecimal() and (len(part) > len(str(MAX_ID)) or int(part) > MAX_ID):
+            raise MalformedContentError(
+                f"{what}: 'User' names the id {part:.40}: the highest there can be is {MAX_ID}"
+            )
 
 
 def _diff_ids(rootfs: Fields) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 
+from cri import garbage
 from cri.garbage import Sparing
 
 
@@ -64,3 +65,12 @@ def test_the_collector_is_left_as_it_was(sparing) -> None:
     one.end()
     assert gc.callbacks == before
     assert gc.get_freeze_count() == 0
+
+
+def test_collections_wait_for_all_who_have_paused_them() -> None:
+    assert gc.isenabled()
+    with garbage.paused():
+        with pytest.raises(ValueError, match="inside"), garbage.paused():
+            raise ValueError("inside")
+        assert not gc.isenabled()
+    assert gc.isenabled()

@@ -13,6 +13,7 @@ from baustelle.errors import ImageConfigError
 from cri.sandbox.node import RunnableImage
 from cri.state import ContainerRecord, ImageRecord
 from registratur import long_json
+from registratur.fields import clean
 
 log = structlog.get_logger(__name__)
 
@@ -28,7 +29,11 @@ class RunnableImages:
         config = long_json.loads(image.config)
         if not isinstance(config, dict):
             raise ImageConfigError(f"image config: it is a JSON {type(config).__name__}, expected an object")
-        self._read[image.id] = image.config, ImageDefaults.from_config(config), str(config.get("os", ""))
+        self._read[image.id] = (
+            image.config,
+            ImageDefaults.from_config(config),
+            clean(str(config.get("os") or "")),
+        )
 
     def of(self, image: ImageRecord) -> RunnableImage:
         """What a container needs of an image. Raises ImageConfigError."""

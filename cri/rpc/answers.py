@@ -17,6 +17,7 @@ import betterproto2
 from google.protobuf.message import Message
 
 from cri.errors import ResourceExhaustedError
+from cri.rpc import messages
 from cri.rpc.table import Rpc
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -41,13 +42,16 @@ async def parts(answered: Awaitable[Answer] | AsyncGenerator[Parts, None]) -> Pa
 
 
 def encoded(answer: Answer) -> bytes:
-    """A message as bytes."""
+    """A message as bytes, by protobuf's own code: what a client could not read is never sent.
+
+    Raises UnencodableError for a value that its field cannot have.
+    """
     if isinstance(answer, bytes):
         return answer
     if isinstance(answer, Message):
         data: bytes = answer.SerializeToString()
         return data
-    return bytes(answer)
+    return messages.encoded(answer)
 
 
 async def whole(pieces: Parts, size: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -14,12 +15,13 @@ import betterproto2
 import grpc
 import structlog
 
+from cri import garbage
 from cri.errors import UnsupportedError
 from cri.metrics import Metrics
-from cri.rpc import answers, descriptors
+from cri.rpc import answers, descriptors, fields, messages
 from cri.rpc.errors import code_of, message_of
 from cri.rpc.room import Room
-from cri.rpc.table import Rpc
+from cri.rpc.table import UNIMPLEMENTED, Rpc
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("cri.rpc")
 _debug = logging.getLogger("cri.rpc")
@@ -43,6 +45,10 @@ LONG_REQUEST = 64 * 1024
 
 READ_AT_ONCE = 1
 """Long requests of an RPC that are read at the same time: it is work for the processor, and others want it too."""
+
+
+SYSTEM = "freebsd" if sys.platform.startswith("freebsd") else "linux"
+"""What requests are held to (`cri.rpc.fields`)."""
 
 
 @dataclass(slots=True)
@@ -120,7 +126,7 @@ class Call:
         if len(data) <= LONG_REQUEST:
             return self._request(data)
         async with self._reading:
-            request, ids = await asyncio.to_thread(self._read, data)
+            request, ids = await asyncio.to_thread(self._read_long, data)
         structlog.contextvars.bind_contextvars(rpc=self.rpc.name, **ids)
         return request
 
@@ -134,12 +140,21 @@ class Call:
         return request
 
     def _read(self, data: bytes) -> tuple[betterproto2.Message, dict[str, str]]:
-        """The request, and its ids under the names that the log has for them. Raises InvalidArgumentError."""
+        """The request, and its ids under the names that the log has for them.
+
+        Raises InvalidArgumentError or UnsupportedError for what is refused by looking at it (`cri.rpc.fields`).
+        """
         strict = descriptors.check(self._strict, data, self.rpc.name)
+        if self.rpc.name not in UNIMPLEMENTED:
+            fields.check(strict, SYSTEM)
         ids = {name: value for field, name in self._ids if (value := getattr(strict, field))}
         if _debug.isEnabledFor(logging.DEBUG):
             log.debug("request", **ids, request=descriptors.redacted(strict))
-        return self.rpc.request.parse(descriptors.canonical(strict)), ids
+        return messages.adopted(self.rpc.request, strict), ids
+
+    def _read_long(self, data: bytes) -> tuple[betterproto2.Message, dict[str, str]]:
+        with garbage.paused():
+            return self._read(data)
 
     @contextmanager
     def _observed(self) -> Iterator[_Outcome]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal as signals
 import time
@@ -15,7 +14,8 @@ import structlog
 
 from cri.api.runtime import v1
 from cri.errors import FailedPreconditionError, InternalError
-from cri.sandbox import configs, container_log, record_files, stop_signals, wire
+from cri.rpc import messages
+from cri.sandbox import container_log, record_files, stop_signals, wire
 from cri.sandbox.host import (
     DisconnectedError,
     HalfUpdatedError,
@@ -95,6 +95,8 @@ class Container:
         self.ended = asyncio.Event()
         self.encoded: bytes | None = None
         """The list item, encoded; None after a change (see `cri.encode`)."""
+        self.status: tuple[ContainerRecord, str, bytes] | None = None
+        """Its status, encoded, with the record and the name of the image that it was made of."""
         self._node = node
         self._pod = pod
         self._early_exit: ExitRecord | None = None
@@ -113,7 +115,7 @@ class Container:
         if record.credentials is not None:
             wire.decode(Credentials, record.credentials)
         ContainerState(record.state)
-        return cls(node, record, spec, configs.parse(v1.ContainerConfig, record.config), pod)
+        return cls(node, record, spec, messages.parsed(v1.ContainerConfig, record.config), pod)
 
     @property
     def id(self) -> str:
@@ -315,7 +317,7 @@ class Container:
             await self._write_down()
 
     def _encode(self) -> tuple[str, bytes]:
-        return json.dumps(wire.encode(self.spec)), bytes(self.config)
+        return wire.dumps(self.spec), messages.encoded(self.config)
 
     async def reopen_log(self) -> None:
         """Have the output go to the log's path anew. Raises FailedPreconditionError unless the container runs, HostError."""

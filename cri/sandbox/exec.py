@@ -10,8 +10,8 @@ import structlog
 
 from cri.errors import DeadlineExceededError
 from cri.sandbox.host import Exec, HostError, Warden
+from cri.sandbox.processes import exec_process
 from cri.sandbox.spec import ContainerSpec
-from cri.sandbox.translate import exec_process
 
 log = structlog.get_logger(__name__)
 

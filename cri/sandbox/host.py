@@ -140,6 +140,12 @@ class Features:
     """An image may be mounted as a volume."""
     mount_options: bool = True
     """A mount may be noexec, nodev and nosuid."""
+    hugepages: frozenset[str] = frozenset()
+    """Sizes of large pages that can be limited, as the CRI spells them: 2MB."""
+    capabilities: frozenset[str] | None = None
+    """Those of capabilities(7) that a container may be given beside the default ones; None: any."""
+    unified: frozenset[str] | None = frozenset()
+    """The files of cgroup v2 that a limit may be given by; None: whatever there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,6 +423,16 @@ class Host(abc.ABC):
     @abc.abstractmethod
     async def container_usage(self, spec: ContainerSpec) -> Usage:
         """What a running container has used."""
+
+    async def container_usages(self, specs: Sequence[ContainerSpec]) -> Sequence[Usage | HostError]:
+        """What several containers have used, each as `container_usage` says or fails; a host may do it in one go."""
+        found: list[Usage | HostError] = []
+        for spec in specs:
+            try:
+                found.append(await self.container_usage(spec))
+            except HostError as error:
+                found.append(error)
+        return found
 
     @abc.abstractmethod
     async def root_usage(self, spec: ContainerSpec) -> DiskUsage:

@@ -13,7 +13,8 @@ from typing import Self
 import structlog
 
 from cri.api.runtime import v1
-from cri.sandbox import configs, pod_files, record_files, wire
+from cri.rpc import messages
+from cri.sandbox import pod_files, record_files, wire
 from cri.sandbox.container import Container
 from cri.sandbox.host import Warden, WardenGoneError
 from cri.sandbox.machine import SANDBOX_STEPS, ContainerState, SandboxState, check_step
@@ -61,7 +62,7 @@ class PodSandbox:
         """The sandbox of a record that an earlier daemon wrote. Raises ValueError if that cannot be understood."""
         spec = wire.loads(SandboxSpec, record.spec)
         SandboxState(record.state)
-        return cls(node, record, spec, configs.parse(v1.PodSandboxConfig, record.config))
+        return cls(node, record, spec, messages.parsed(v1.PodSandboxConfig, record.config))
 
     @property
     def id(self) -> str:

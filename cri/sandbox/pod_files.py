@@ -73,6 +73,7 @@ def hosts_file(hostname: str, addresses: Iterable[str] = ()) -> str:
 
 def resolv_conf(told: Resolver) -> str:
     """A resolver in the words of resolv.conf(5), without what no resolver reads; what is left out is logged."""
+    told = _fit(told)
     searches = _bounded(told.searches)
     lines = [f"search {' '.join(searches)}"] if searches else []
     lines += [f"nameserver {server}" for server in told.servers[:MAX_SERVERS]]
@@ -98,6 +99,23 @@ def for_pods(node_resolv_conf: str) -> str:
 
 def _resolver(dns: v1.DnsConfig | None) -> Resolver:
     return Resolver(tuple(dns.servers), tuple(dns.searches), tuple(dns.options)) if dns else Resolver()
+
+
+def _fit(told: Resolver) -> Resolver:
+    """A resolver without what no line can hold: a network's plugin may have said anything. What is left out is logged."""
+    unfit = [word for word in (*told.servers, *told.searches, *told.options) if not _is_word(word)]
+    if not unfit:
+        return told
+    log.warning("a resolver names what is no word", omitted=unfit)
+    return Resolver(
+        tuple(filter(_is_word, told.servers)),
+        tuple(filter(_is_word, told.searches)),
+        tuple(filter(_is_word, told.options)),
+    )
+
+
+def _is_word(text: str) -> bool:
+    return text.isprintable() and len(text.split()) == 1 and text == text.strip()
 
 
 def _bounded(searches: Sequence[str]) -> Sequence[str]:

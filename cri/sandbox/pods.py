@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import TypeVar
 
 import structlog
 
+from cri import garbage
 from cri.api.runtime import v1
 from cri.errors import (
     AlreadyExistsError,
@@ -21,7 +21,8 @@ from cri.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
-from cri.sandbox import pod_files, salvage, stop_signals, translate, wire
+from cri.rpc import messages
+from cri.sandbox import pod_files, salvage, sharing, stop_signals, translate, wire
 from cri.sandbox.container import Container
 from cri.sandbox.host import Warden
 from cri.sandbox.machine import ContainerState, SandboxState
@@ -78,7 +79,11 @@ class Pods:
             )
         metadata = config.metadata or v1.PodSandboxMetadata()
         name = (metadata.name, metadata.namespace, metadata.uid, metadata.attempt)
-        encoded = await asyncio.to_thread(bytes, config) if translate.is_long(config) else bytes(config)
+        encoded = (
+            await asyncio.to_thread(messages.encoded, config)
+            if translate.is_long(config)
+            else messages.encoded(config)
+        )
         return await self._making.run(
             name,
             lambda: self._run_sandbox(name, config, encoded, runtime_handler),
@@ -283,7 +288,7 @@ class Pods:
                 config=encoded,
                 created_at=time.time_ns(),
                 addresses=[],
-                spec=json.dumps(wire.encode(spec)),
+                spec=wire.dumps(spec),
             )
             return PodSandbox(self._node, record, spec, config)
 
@@ -337,6 +342,8 @@ class Pods:
             raise FailedPreconditionError(
                 f"sandbox {sandbox.id} takes no more containers: {sandbox.foreign}; make the pod anew"
             )
+        linux = config.linux or v1.LinuxContainerConfig()
+        sharing.check_target(linux.security_context, sandbox.containers)
         self._node.demand_descriptors(f"container {name[1]} of sandbox {sandbox.id}")
         image = self._node.images.runnable(config.image.image if config.image else "")
         volumes = {}
@@ -373,7 +380,8 @@ class Pods:
                 pod_files=pod_files.mounts(sandbox.spec),
                 features=self._node.host.features,
             )
-            return spec, json.dumps(wire.encode(spec)), bytes(config)
+            with garbage.paused():  # not before: a volume that hangs must not keep everybody from collecting
+                return spec, wire.dumps(spec), messages.encoded(config)
 
         # It follows links of volumes, and a volume may hang; and a config may have ten thousand mounts.
         spec, encoded_spec, encoded = await in_own_thread(translated)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cri.sandbox import small_files
+from cri.sandbox import small_files, wire
 from cri.state.records import Record, columns
 
 R = TypeVar("R", bound=Record)
@@ -21,7 +22,7 @@ RECORD_FILE = "record.json"
 
 def write(directory: Path, record: Record) -> None:
     """Write the copy. Blocks. Raises OSError."""
-    small_files.write(directory / RECORD_FILE, json.dumps(record.values(), default=_bytes).encode("ascii"))
+    small_files.write(directory / RECORD_FILE, "".join(_pieces(record)).encode("ascii"))
 
 
 def read(kind: type[R], directory: Path) -> R:
@@ -46,7 +47,16 @@ def restore(kind: type[R], values: Any) -> R:
         raise ValueError(str(error)) from None
 
 
-def _bytes(value: object) -> str:
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    raise TypeError(f"a record has no {type(value).__name__}")
+def _pieces(record: Record) -> Iterator[str]:
+    """A record as JSON; long values (a spec with ten thousand mounts) in pieces, so that others can run in between."""
+    before = "{"
+    for name, value in record.values().items():
+        yield f"{before}{json.dumps(name)}: "
+        before = ", "
+        if isinstance(value, bytes):
+            yield f'"{base64.b64encode(value).decode("ascii")}"'
+        elif isinstance(value, str):
+            yield from wire.text_pieces(value)
+        else:
+            yield json.dumps(value)
+    yield "}"

@@ -17,7 +17,8 @@ import betterproto2
 import structlog
 
 from cri.api.runtime import v1
-from cri.sandbox import configs, record_files, small_files, wire
+from cri.rpc import messages
+from cri.sandbox import record_files, small_files, wire
 from cri.sandbox.container import Container
 from cri.sandbox.machine import ContainerState, SandboxState
 from cri.sandbox.node import Node
@@ -285,7 +286,7 @@ def _copy(kind: type[R], directory: Path) -> R:
 def _config(kind: type[M], values: Mapping[str, Any]) -> M:
     data = values.get("config")
     try:
-        return configs.parse(kind, data) if isinstance(data, bytes) else kind()
+        return messages.parsed(kind, data) if isinstance(data, bytes) else kind()
     except ValueError as error:
         log.info("a config cannot be read", reason=str(error))
         return kind()

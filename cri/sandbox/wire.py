@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import itertools
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,11 @@ from cri.sandbox.spec import ExitRecord, Resources
 T = TypeVar("T")
 
 EXIT_RECORD = "exit.json"
+
+_PLAIN = frozenset({str, int, bool, type(None)})
+_ITEMS = 100
+_CHARACTERS = 16 * 1024
+"""What is encoded in one piece: a fraction of a millisecond."""
 
 
 class WireError(ValueError):
@@ -29,10 +35,14 @@ def encode(value: Any) -> Any:
 
     A field that is None where that is the default is left out: a warden of an older release may not know it.
     """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        given = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if dataclasses.is_dataclass(kind):
         return {
-            field.name: encode(item) for field, item in given if item is not None or field.default is not None
+            name: item if type(item) in _PLAIN else encode(item)
+            for name, always in _names(kind)
+            if (item := getattr(value, name)) is not None or always
         }
     if isinstance(value, enum.Enum):
         return value.value
@@ -41,6 +51,61 @@ def encode(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: encode(item) for key, item in value.items()}
     return value
+
+
+def dumps(value: Any) -> str:
+    """A spec as JSON, made in pieces: the encoder of the standard library lets nobody else run until it is through.
+
+    With ten thousand mounts that would be a twentieth of a second.
+    """
+    return "".join(_pieces(value))
+
+
+def text_pieces(text: str) -> Iterator[str]:
+    """A text as a JSON string, in pieces, for the same reason."""
+    yield '"'
+    for first in range(0, len(text), _CHARACTERS):
+        yield json.dumps(text[first : first + _CHARACTERS])[1:-1]
+    yield '"'
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    kind = type(value)
+    if dataclasses.is_dataclass(kind):
+        given = ((name, getattr(value, name), always) for name, always in _names(kind))
+        shown = ((name, item) for name, item, always in given if item is not None or always)
+        yield from _joined("{", ((f'"{name}": ', item) for name, item in shown), "}")
+    elif isinstance(value, Mapping) and len(value) > _ITEMS:
+        yield from _chunks("{", iter(value.items()), dict, "}")
+    elif isinstance(value, tuple | list) and len(value) > _ITEMS:
+        yield from _chunks("[", iter(value), list, "]")
+    else:
+        yield json.dumps(encode(value))
+
+
+def _joined(begin: str, items: Iterable[tuple[str, Any]], end: str) -> Iterator[str]:
+    yield begin
+    for place, (before, item) in enumerate(items):
+        yield f", {before}" if place else before
+        yield from _pieces(item)
+    yield end
+
+
+def _chunks(
+    begin: str, items: Iterator[Any], kind: Callable[[Iterable[Any]], Any], end: str
+) -> Iterator[str]:
+    yield begin
+    between = ""
+    while chunk := kind(itertools.islice(items, _ITEMS)):
+        yield between + json.dumps(encode(chunk))[1:-1]
+        between = ", "
+    yield end
+
+
+@functools.cache
+def _names(kind: type) -> tuple[tuple[str, bool], ...]:
+    """The fields of a spec, and of each whether it is there when it is None."""
+    return tuple((field.name, field.default is not None) for field in dataclasses.fields(kind))
 
 
 def decode(kind: type[T], data: Any) -> T:
@@ -98,6 +163,8 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
     if isinstance(kind, type) and kind in (str, int, bool):
         if type(data) is not kind:
             raise WireError(f"{where}: {_named(data)} instead of {kind.__name__}")
+        if isinstance(data, int) and not -(1 << 63) <= data < 1 << 64:
+            raise WireError(f"{where}: an integer of more than 64 bits")
         return data
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):

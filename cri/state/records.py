@@ -41,10 +41,10 @@ class Record(SQLModel):
         }
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed. Raises TypeError for a field that there is not."""
+        """A copy with some fields changed, their text made `sound`. Raises TypeError for a field that there is not."""
         if unknown := changes.keys() - columns(type(self)).keys():
             raise TypeError(f"{type(self).__name__} has no field {', '.join(sorted(unknown))}")
-        return self.made(self.values() | changes)
+        return self.made(self.values() | {name: sound(value) for name, value in changes.items()})
 
     def checked(self) -> Self:
         """A copy whose values are of the types of their columns: models of tables take anything when they are made.
@@ -56,6 +56,8 @@ class Record(SQLModel):
             value = values[name]
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
                 raise TypeError(f"{name}: must be {expected}, not {type(value).__name__}")
+            if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+                raise TypeError(f"{name}: must be an integer of 64 bits, not {value:.3e}")
         return self.made(values)
 
     @classmethod
@@ -65,6 +67,18 @@ class Record(SQLModel):
         made: Self = inspect(cls).class_manager.new_instance()
         made.__dict__.update(values)
         return made
+
+
+def sound(value: Any) -> Any:
+    """A value whose text is UTF-8: what is not (the bytes of a path in an error, as lone surrogates) is escaped.
+
+    Neither a database nor a client can have it, and what has happened must be written down whatever it is about.
+    """
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode(errors="backslashreplace").decode()
+    if isinstance(value, list):
+        return [sound(one) for one in value]
+    return value
 
 
 def table(kind: type[Record]) -> Table:

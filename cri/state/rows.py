@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import JSON
 
-from cri.state.records import RECORDS, Record, columns, table
+from cri.state.records import RECORDS, Record, columns, sound, table
 
 Row = Mapping[str, Any]
 Key = tuple[type[Record], str]
@@ -98,7 +98,7 @@ def _understood(kind: type[Record], values: Row) -> Record:
             raise ValueError(f"{name} is {type(value).__name__}, not {expected}")
         if isinstance(value, list) and not all(isinstance(one, str) for one in value):
             raise ValueError(f"{name} is a list of other things than text")
-        found[name] = value
+        found[name] = sound(value)
     record = kind.made(found)
     if not _is_name(record.key):
         raise ValueError("its id is no name of an object")

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cri.sandbox.host import Exec, Warden
+from cri.sandbox.processes import exec_process
 from cri.sandbox.spec import ContainerSpec, TerminalSize
-from cri.sandbox.translate import exec_process
 from cri.streaming.activity import Activity
 from cri.streaming.plumbing import Plumbing
 from cri.streaming.session import ClientGoneError, CommandSession, Outcome, Streams

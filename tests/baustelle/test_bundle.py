@@ -96,3 +96,22 @@ def test_no_signals(name):
 def test_signal_names_are_numbers_or_errors(name):
     with contextlib.suppress(ImageConfigError):
         assert 0 < signal_number(name) <= signal.SIGRTMAX
+
+
+@pytest.mark.parametrize("key", ["Cmd", "Entrypoint", "Env", "User", "WorkingDir", "StopSignal"])
+def test_text_is_what_go_reads_and_has_no_nul_byte(key):
+    several = key in ("Cmd", "Entrypoint", "Env")
+    with pytest.raises(ImageConfigError, match=f"{key} has a NUL byte"):
+        ImageDefaults.from_config({"config": {key: ["A=\0"] if several else "a\0"}})
+    read = ImageDefaults.from_config({"config": {key: ["A=\udcff\ud800"] if several else "a\udcff"}})
+    for text in (*read.cmd, *read.entrypoint, *read.env, read.user, read.working_dir, read.stop_signal):
+        assert text.encode().decode() == text
+
+
+def test_names_of_volumes_and_labels_are_text():
+    read = ImageDefaults.from_config(
+        {"config": {"Volumes": {"/\udcff": {}}, "Labels": {"\ud800": "\udcff\0"}}}
+    )
+    assert (read.volumes, read.labels) == (("/\ufffd",), {"\ufffd": "\ufffd\0"})
+    with pytest.raises(ImageConfigError, match="Volumes has a NUL byte"):
+        ImageDefaults.from_config({"config": {"Volumes": {"/\0": {}}}})

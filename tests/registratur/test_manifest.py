@@ -15,6 +15,7 @@ from registratur import (
     media,
     parse_manifest,
 )
+from registratur.fields import Fields
 
 DIGEST = "sha256:" + "ab" * 32
 DESCRIPTOR = {"mediaType": "x/y", "digest": DIGEST, "size": 7}
@@ -171,3 +172,37 @@ def test_lone_surrogates_are_replaced_as_in_go():
 def test_an_artifact_is_no_image():
     with pytest.raises(UnsupportedContentError, match="artifact"):
         ImageConfig.parse(b"{}")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"User": "99999999999999999999999999999"}, "'User' names the id 9+: the highest there can be is 4294967294"),
+        ({"User": "0:4294967295"}, "the id 4294967295"),
+        ({"User": "a" * 1025}, "'User' has 1025 bytes"),
+        ({"User": "a\0"}, "'User' has a NUL byte"),
+        ({"Cmd": ["a", "\0"]}, "'Cmd' has a NUL byte"),
+        ({"Env": ["A=\0"]}, "'Env' has a NUL byte"),
+        ({"WorkingDir": "/" + "a/" * 2048}, "'WorkingDir' has 4097 bytes"),
+        ({"Volumes": {"/a\0": {}}}, "'Volumes' has a NUL byte"),
+        ({"StopSignal": "\0"}, "'StopSignal' has a NUL byte"),
+    ],
+)  # fmt: skip
+def test_what_no_process_can_be_given_is_refused(config, words) -> None:
+    with pytest.raises(MalformedContentError, match=words):
+        _read_config(config)
+
+
+@pytest.mark.parametrize("user", ["0", "4294967294:4294967294", "1000:1000", "me:us", "", ":5", "12ab"])
+def test_users_that_there_may_be(user) -> None:
+    assert _read_config({"User": user}).user == user
+
+
+def test_a_size_of_more_than_63_bits_is_refused() -> None:
+    with pytest.raises(MalformedContentError, match=r"'size' must be an integer from 0 to 2\^63 - 1"):
+        Fields("manifest", {"size": 1 << 63}).integer("size")
+
+
+def _read_config(config) -> ImageConfig:
+    document = {"os": "linux", "architecture": "amd64", "config": config, "rootfs": {"type": "layers"}}
+    return ImageConfig.parse(json.dumps(document).encode())

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from cri.api.runtime import v1
 from cri.errors import InvalidArgumentError
 from cri.metrics import Metrics
-from cri.rpc import descriptors
+from cri.rpc import descriptors, fields
+from cri.rpc import messages as codec
 from cri.rpc.calls import Call
 from cri.rpc.table import RUNTIME_SERVICE, TABLE
 
@@ -24,6 +25,14 @@ def _log_context():
     """`_request` binds ids to the log's context, which is the test's own here."""
     yield
     structlog.contextvars.clear_contextvars()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _read_only():
+    """What may be asked for is for `test_fields`; here it is about what is read of the bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fields, "check", lambda *_: None)
+        yield
 
 
 RPCS = [rpc for rpcs in TABLE.values() for rpc in rpcs]
@@ -183,8 +192,5 @@ def test_a_map_in_another_order_is_the_same_request() -> None:
     strict = descriptors.strict_class("runtime.v1.PodSandboxConfig")
     labels = {f"label{number}": str(number) for number in range(12)}
     there, back = strict(labels=labels), strict(labels=dict(reversed(labels.items())))
-    parsed = [
-        v1.PodSandboxConfig.parse(descriptors.canonical(strict.FromString(one.SerializeToString())))
-        for one in (there, back)
-    ]
-    assert bytes(parsed[0]) == bytes(parsed[1])
+    parsed = [codec.parsed(v1.PodSandboxConfig, one.SerializeToString()) for one in (there, back)]
+    assert codec.encoded(parsed[0]) == codec.encoded(parsed[1])

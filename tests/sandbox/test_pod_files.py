@@ -72,3 +72,10 @@ def test_no_more_is_written_than_a_resolver_reads() -> None:
     assert len(search.split()) - 1 == 20
     many = pod_files.resolv_conf(Resolver((), tuple(f"s{n}" for n in range(40))))
     assert len(many.split()) - 1 == pod_files.MAX_SEARCHES
+
+
+def test_what_a_network_says_adds_no_line_to_a_resolver() -> None:
+    told = Resolver(
+        ("192.0.2.1", "192.0.2.2\nnameserver 192.0.2.3", ""), ("a b", "example.org"), ("ndots:2", "x\ty")
+    )
+    assert pod_files.resolv_conf(told) == "search example.org\nnameserver 192.0.2.1\noptions ndots:2\n"

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from cri.api.runtime import v1
+from cri.sandbox.fake import FakeHost
 from cri.sandbox.host import HostError
 from cri.sandbox.machine import ContainerState
 from cri.sandbox.spec import DiskUsage, Usage
@@ -33,6 +34,9 @@ class Host:
         if spec.id in self.fails:
             raise self.fails[spec.id]
         return Usage(timestamp=5, cpu_nanoseconds=7, memory_usage=9, memory_working_set=8, swap_usage=3)
+
+    async def container_usages(self, specs):
+        return await FakeHost.container_usages(self, specs)
 
     async def root_usage(self, spec) -> DiskUsage:
         return DiskUsage(4096, 1)
@@ -75,6 +79,7 @@ async def test_an_item_says_all_there_is(stats) -> None:
 
 async def test_who_asks_for_the_same_meanwhile_shares(stats, host) -> None:
     containers = [container(f"c{number}") for number in range(50)]
+    # A batch is one after the other here, so there are as many at once as batches.
     first, second, other = await asyncio.gather(
         stats.of(containers), stats.of(list(containers)), stats.of(containers[:10])
     )

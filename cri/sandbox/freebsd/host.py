@@ -58,6 +58,30 @@ class FreeBSDHost(Host):
         # A jail sees its own processes and those of its children, never a sibling's or its parent's.
         shared_pids=False,
         image_volumes=True,
+        unified=frozenset({"pids.max"}),
+        # What root in a jail with a vnet may do (prison_priv_check in kern_jail.c), in the words of capabilities(7).
+        capabilities=frozenset(
+            [
+                "CHOWN",
+                "DAC_OVERRIDE",
+                "DAC_READ_SEARCH",
+                "FOWNER",
+                "FSETID",
+                "KILL",
+                "SETGID",
+                "SETUID",
+                "SETPCAP",
+                "SETFCAP",
+                "NET_BIND_SERVICE",
+                "NET_BROADCAST",
+                "NET_ADMIN",
+                "NET_RAW",
+                "IPC_OWNER",
+                "SYS_CHROOT",
+                "SYS_PTRACE",
+                "AUDIT_WRITE",
+            ]
+        ),
     )
 
     snapshots: RootSnapshotter

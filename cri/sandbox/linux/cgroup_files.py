@@ -30,22 +30,28 @@ def read(path: str) -> str:
 
 def fields(path: str) -> dict[str, int]:
     """The numbers of a file of names and numbers; none where the controller is missing."""
-    try:
-        with open(path) as file:  # noqa: PTH123
-            pairs = (line.split() for line in file)
-            return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
-    except OSError:
-        return {}
+    pairs = (line.split() for line in (_content(path) or b"").splitlines())
+    return {pair[0].decode(): int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
 
 
 def number(path: str) -> int | None:
     """The number in a file; None for `max`, or where the controller is missing."""
+    text = (_content(path) or b"").strip()
+    return int(text) if text.isdigit() else None
+
+
+def _content(path: str) -> bytes | None:
+    """What is in a file of a few kilobytes, by as few calls as can be: a dozen are read of each container."""
     try:
-        with open(path) as file:  # noqa: PTH123
-            text = file.read().strip()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
-    return int(text) if text.isdigit() else None
+    try:
+        return os.read(descriptor, 1 << 16)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def failed(operation: str, path: str, error: OSError) -> HostError:

@@ -28,6 +28,8 @@ _NOT_YET = (errno.ENOENT, errno.ENODEV, errno.ENOSPC)
 """How a group answers that is not made yet, or has no CPUs yet: whoever makes it takes in what it finds."""
 _MOVES = 100
 """How often it is looked for processes that were forked while others were moved."""
+_HUGEPAGES = Path("/sys/kernel/mm/hugepages")
+"""Has a directory for each size (Documentation/admin-guide/mm/hugetlbpage.rst)."""
 _REMOVE_ATTEMPTS = 50
 _REMOVE_PAUSE = 0.01
 
@@ -62,6 +64,14 @@ class Hierarchies:
         else:
             present = set(self.v1)
         return [name for name in ("memory", "cpu", "cpuacct", "pids") if name not in present]
+
+    def hugepages(self, sizes: Path = _HUGEPAGES) -> frozenset[str]:
+        """The sizes of large pages that a group can limit, as its files have them in their names: 2MB."""
+        controllers = Path(self.v2, "cgroup.controllers").read_text().split() if self.v2 else self.v1
+        if "hugetlb" not in controllers or not sizes.is_dir():
+            return frozenset()
+        kilobytes = (int(path.name.removeprefix("hugepages-").removesuffix("kB")) for path in sizes.iterdir())
+        return frozenset(map(_page_size, kilobytes))
 
     def group(self, path: str) -> Group:
         """The group at a path that starts at the root of each hierarchy."""
@@ -320,6 +330,13 @@ def _inherit_cpuset(directory: str) -> None:
             at = os.path.dirname(at)  # noqa: PTH120
         for empty in reversed(above):
             cgroup_files.write(f"{empty}/{name}", value)
+
+def _page_size(kilobytes: int) -> str:
+    """As the kernel writes it (mm/hugetlb_cgroup.c, mem_fmt)."""
+    for unit, size in (("GB", 1 << 20), ("MB", 1 << 10)):
+        if kilobytes >= size:
+            return f"{kilobytes // size}{unit}"
+    return f"{kilobytes}KB"
 
 
 def _processes(directory: str) -> Iterator[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -51,6 +52,11 @@ class LinuxHost(Host):
         """`runtime_dir` holds a directory per sandbox, whose name is the beginning of the sandbox's id."""
         self._runtime = runtime_dir
         self._hierarchies = Hierarchies.detect()
+        self.features = dataclasses.replace(
+            self.features,
+            hugepages=self._hierarchies.hugepages(),
+            unified=None if self._hierarchies.v2 else frozenset(),
+        )
         self._spawner = Spawner("cri.sandbox.linux.driver")
         self._wardens = Wardens(self._spawner, process_start)
         state_dir.mkdir(parents=True, exist_ok=True)
@@ -134,9 +140,22 @@ class LinuxHost(Host):
         """What a running container has used."""
         return await asyncio.to_thread(self._group(spec).usage)
 
+    async def container_usages(self, specs: Sequence[ContainerSpec]) -> Sequence[Usage | HostError]:
+        """As `container_usage`, in one visit to a thread: that costs as much as the reading."""
+        return await asyncio.to_thread(self._usages, specs)
+
     async def root_usage(self, spec: ContainerSpec) -> DiskUsage:
         """What the container's own files take."""
         return await asyncio.to_thread(self.snapshots.usage, spec)
+
+    def _usages(self, specs: Sequence[ContainerSpec]) -> Sequence[Usage | HostError]:
+        found: list[Usage | HostError] = []
+        for spec in specs:
+            try:
+                found.append(self._group(spec).usage())
+            except HostError as error:
+                found.append(error)
+        return found
 
     async def unknown_sandboxes(self, sandboxes: Sequence[str]) -> Sequence[str]:  # noqa: ARG002
         """None: an interface goes with its namespace."""

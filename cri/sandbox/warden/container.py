@@ -38,7 +38,7 @@ def read_plan(directory: str) -> Plan:
 
 def write_plan(plan: Plan) -> None:
     """Write the plan into the container's directory. Blocks. Raises OSError."""
-    text = json.dumps({"spec": wire.encode(plan.spec), "host": plan.host})
+    text = f'{{"spec": {wire.dumps(plan.spec)}, "host": {json.dumps(plan.host)}}}'
     small_files.write(Path(plan.spec.directory, PLAN_FILE), text.encode("ascii"))
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compare the life of a pod between two CRI endpoints, interleaved in one run, and print the ratios.
 
-    tests/bench/lifecycle/run.py [--cycles N] [--warm-up N] [--endpoint-a WHICH] [--endpoint-b WHICH]
+    tests/bench/lifecycle/run.py [--cycles N] [--warm-up N] [--containers N] [--endpoint-a WHICH] [--endpoint-b WHICH]
 
 WHICH is `cri-jails` or `containerd`, started here on a private directory, or the address of an endpoint
 that runs already and can pull --image. The two take turns, and take turns in going first (A B, B A, A B...),
@@ -37,6 +37,9 @@ AIMS = {
 }
 
 
+READING_AIMS = {"ListContainerStats": 1 / 3, "ContainerStatus": 2.0}
+
+
 def main() -> int:
     """Parse the command line and return the exit code."""
     parser = argparse.ArgumentParser(description="Compare the life of a pod between two CRI endpoints.")
@@ -47,6 +50,13 @@ def main() -> int:
     parser.add_argument(
         "--image", default=images.LIFECYCLE, help="has /bin/true and a main process that ends on TERM"
     )
+    parser.add_argument(
+        "--containers",
+        type=int,
+        default=0,
+        help="then read of a node with so many running (%(default)s: do not)",
+    )
+    parser.add_argument("--reads", type=int, default=60, help="of each kind, per endpoint (%(default)s)")
     options = parser.parse_args()
     if options.cycles < 2:
         parser.error("--cycles: quantiles need at least 2")
@@ -59,7 +69,10 @@ def compare(options: argparse.Namespace) -> int:
         addresses = start_endpoints([options.endpoint_a, options.endpoint_b], cleanup)
         logs = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="bench-logs-"))
         durations = measure(options, addresses, logs)
-    print_table(options, *durations)
+    print_table(options, AIMS, *(lifes for lifes, _ in durations))
+    if options.containers:
+        print(f"{options.containers} containers; {options.reads} reads each, interleaved")
+        print_table(options, READING_AIMS, *(reads for _, reads in durations))
     return 0
 
 
@@ -90,11 +103,17 @@ def start_endpoints(chosen: list[str], cleanup: contextlib.ExitStack) -> list[st
     return addresses
 
 
-def measure(options: argparse.Namespace, addresses: list[str], logs: str) -> list[dict[str, list[float]]]:
-    """Return the durations of every RPC, per endpoint."""
+Durations = dict[str, list[float]]
+
+
+def measure(
+    options: argparse.Namespace, addresses: list[str], logs: str
+) -> list[tuple[Durations, Durations]]:
+    """Return the durations of every RPC of a life, and of what is read of a full node, per endpoint."""
     # gRPC starts threads, and namespaces are changed by a process that has none: so not earlier than here.
     from client import Client
     from cycle import Cycle
+    from readings import Readings
 
     clients = [Client(address) for address in addresses]
     cycles = [Cycle(client, options.image, logs) for client in clients]
@@ -103,12 +122,22 @@ def measure(options: argparse.Namespace, addresses: list[str], logs: str) -> lis
     for number in range(-options.warm_up, options.cycles):
         for cycle in cycles if number % 2 else reversed(cycles):
             cycle.run(measured=number >= 0)
+    readings = [Readings(client, options.image, logs) for client in clients]
+    try:
+        for reading in readings:
+            reading.grow(options.containers)
+        for number in range(options.reads if options.containers else 0):
+            for reading in readings if number % 2 else reversed(readings):
+                reading.read()
+    finally:
+        for reading in readings:
+            reading.remove()
     for client in clients:
         client.close()
-    return [cycle.durations for cycle in cycles]
+    return [(cycle.durations, reading.durations) for cycle, reading in zip(cycles, readings, strict=True)]
 
 
-def print_table(options: argparse.Namespace, a: dict[str, list[float]], b: dict[str, list[float]]) -> None:
+def print_table(options: argparse.Namespace, aims: dict[str, float], a: Durations, b: Durations) -> None:
     """Print p50 and p90 of both sides in ms, the ratios A/B, and the aims with whether they are met."""
     print(
         f"A = {options.endpoint_a}, B = {options.endpoint_b}; ms; {options.cycles} cycles each, interleaved"
@@ -118,7 +147,7 @@ def print_table(options: argparse.Namespace, a: dict[str, list[float]], b: dict[
         a50, a90 = quantiles(ours)
         b50, b90 = quantiles(b[name])
         row = f"{name:<18}{a50:>9.2f}{a90:>9.2f}{b50:>9.2f}{b90:>9.2f}{a50 / b50:>10.3f}{a90 / b90:>10.3f}"
-        if aim := AIMS.get(name):
+        if aim := aims.get(name):
             row += f"  {aim:.3f} {'met' if a50 / b50 <= aim else 'MISSED'}"
         print(row)
 
