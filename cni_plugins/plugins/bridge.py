@@ -173,7 +173,9 @@ class BridgePlugin(PairPlugin):
         """Make the bridge if need be, with at least these addresses, and have the host forward for them."""
         self._refuse_shared((gateway.ip for gateway in gateways), lambda other: other.name == self._bridge)
         link = self._find_or_make()
-        if link.mac == mac("bridge", self._bridge):  # what somebody else has made may be his way to his router
+        if link.mac == mac(
+            "bridge", self._bridge
+        ):  # what somebody else has made may be his way to his router
             self._ignore_advertisements([link])
         mtu = self._mtu
         if mtu > link.mtu and any(
