@@ -50,6 +50,10 @@ class StartError(HostError):
     """The process could not be started: no such file, user, or working directory, or no right to it."""
 
 
+class RefusedError(HostError):
+    """What the request asks for cannot be, on this node or on any: it is the request that is to be changed."""
+
+
 class DisconnectedError(HostError):
     """The daemon has let go of the warden on purpose, and does not know what becomes of the call."""
 
@@ -340,6 +344,13 @@ class Host(abc.ABC):
     @abc.abstractmethod
     def network_stack(self, spec: SandboxSpec, warden: Warden) -> NetworkStack:
         """The pod's network stack, for the plugins."""
+
+    @abc.abstractmethod
+    async def network_attached(self, spec: SandboxSpec, warden: Warden) -> None:
+        """Do what has to wait until the pod has its interfaces, and comes before its first container.
+
+        Raises RefusedError for what names an interface that has not come.
+        """
 
     @abc.abstractmethod
     async def stop_sandbox(self, spec: SandboxSpec, warden: Warden | None) -> None:
