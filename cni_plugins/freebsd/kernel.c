@@ -127,12 +127,14 @@ static int cni_listens(int fd, const char *name) {
     return (request.ndi.flags & ND6_IFF_ACCEPT_RTADV) != 0;
 }
 
-/* Needs a socket of AF_INET6. */
-static int cni_ignore_advertisements(int fd, const char *name) {
+/* Needs a socket of AF_INET6. A fresh interface, without addresses, becomes what it would be were
+   net.inet6.ip6.accept_rtadv 0: disabled until it is given an address, which then needs no duplicate address detection. */
+static int cni_ignore_advertisements(int fd, const char *name, int fresh) {
     struct in6_ndireq request = {0};
     if (copy_name(request.ifname, name) || ioctl(fd, SIOCGIFINFO_IN6, &request) != 0) return -1;
     if (!(request.ndi.flags & ND6_IFF_ACCEPT_RTADV)) return 0;
     request.ndi.flags &= ~ND6_IFF_ACCEPT_RTADV;
+    if (fresh) request.ndi.flags |= ND6_IFF_IFDISABLED;
     return ioctl(fd, SIOCSIFINFO_FLAGS, &request);
 }
 

@@ -115,7 +115,7 @@ class FreeBSDLinks(CommonLinks):
                     interfaces.set_mtu(far, pair.mtu)
                 _rename(interfaces, near, pair.host_name, pair)
                 interfaces.join_group(pair.host_name, GROUP)
-                self.ignore_advertisements(pair.host_name)
+                _ignore_advertisements(self._host, pair.host_name, fresh=True)
                 if pair.port is not None:
                     self._disable_ipv6(pair.host_name)
                     _join_bridge(interfaces, pair.host_name, pair.port)
@@ -220,7 +220,7 @@ class FreeBSDLinks(CommonLinks):
 
     def _ignore_in_pod(self, stack: SocketSource, name: str) -> None:
         """A stack begins as the node did at boot, so nobody can have asked for it in there."""
-        _ignore_advertisements(stack, name)
+        _ignore_advertisements(stack, name, fresh=True)
 
     def _is_advertised(self) -> bool:
         """Tell whether the node's IPv6 default route leads over an interface that takes router advertisements."""
@@ -268,12 +268,12 @@ class FreeBSDLinks(CommonLinks):
         return True
 
 
-def _ignore_advertisements(stack: SocketSource, *names: str) -> None:
+def _ignore_advertisements(stack: SocketSource, *names: str, fresh: bool = False) -> None:
     try:
         with Interfaces.of(stack, socket.AF_INET6) as interfaces:
             for name in names:
                 try:
-                    interfaces.ignore_advertisements(name)
+                    interfaces.ignore_advertisements(name, fresh=fresh)
                 except KernelError as error:
                     if error.errno not in GONE:
                         raise

@@ -153,7 +153,7 @@ class Client:
     def listens(self, name):
         return self.kernel.get(self.stack, name).listens
 
-    def ignore_advertisements(self, name):
+    def ignore_advertisements(self, name, *, fresh=False):
         self.kernel.step("deafen")
         self.kernel.get(self.stack, name).listens = False
 
