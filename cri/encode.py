@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError, Message
 
 from cri.api.runtime import v1
 from cri.rpc import descriptors
+from cri.sandbox import stop_signals
 from cri.sandbox.container import Container
 from cri.sandbox.machine import ContainerState, SandboxState
 from cri.sandbox.pod import PodSandbox
@@ -149,7 +150,7 @@ def container_status(container: Container, image: str, *, verbose: bool) -> byte
         log_path=record.log_path,
         resources={"linux": _resources(container.spec.resources)},
         image_id=record.image_id,
-        stop_signal=_stop_signal(record.stop_signal),
+        stop_signal=_stop_signal(container),
     )
     _copy(config, status, "metadata", "image", "labels", "annotations", "mounts")
     status.image.image = image or status.image.image
@@ -274,12 +275,10 @@ def _resources(limits: Resources) -> dict[str, Any]:
     }
 
 
-def _stop_signal(name: str) -> v1.Signal:
-    try:
-        return v1.Signal[name or "SIGTERM"]
-    except KeyError:
-        # An image may name a signal by number; the CRI has no word for that.
-        return v1.Signal.RUNTIME_DEFAULT
+def _stop_signal(container: Container) -> v1.Signal:
+    """The one that a stop sends. The CRI has no word for some that have numbers only."""
+    name = stop_signals.cri_name(container.stop_signal, container.spec.os)
+    return v1.Signal[name] if name else v1.Signal.RUNTIME_DEFAULT
 
 
 def _uint64(value: int) -> v1.UInt64Value:

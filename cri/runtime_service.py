@@ -96,7 +96,10 @@ class RuntimeService:
             runtime_handlers=[
                 v1.RuntimeHandler(name=name, features=handler_features) for name in ("", *self._handlers)
             ],
-            features=v1.RuntimeFeatures(supplemental_groups_policy=features.supplemental_groups_policy),
+            features=v1.RuntimeFeatures(
+                supplemental_groups_policy=features.supplemental_groups_policy,
+                mount_options=features.mount_options,
+            ),
         )
 
     async def runtime_config(self, request: v1.RuntimeConfigRequest) -> v1.RuntimeConfigResponse:
@@ -201,8 +204,8 @@ class RuntimeService:
             raise InvalidArgumentError(
                 "UpdateContainerResources: linux is missing; nothing else is supported"
             )
-        container = self._pods.container(request.container_id)
-        await container.update(translate.resources(request.linux), request.linux)
+        resources = translate.resources(request.linux)
+        await self._pods.update_container(request.container_id, resources, request.linux)
         return v1.UpdateContainerResourcesResponse()
 
     async def reopen_container_log(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,15 @@ async def test_a_disk_that_hangs_costs_one_thread(node: NodeHealth, monkeypatch)
     let_go.set()
     await asyncio.sleep(0.2)
     assert (await node.condition()).ok
+
+
+async def test_a_loop_that_was_late_is_not_the_disk(node: NodeHealth, monkeypatch) -> None:
+    monkeypatch.setattr(health, "PATIENCE", 0.4)
+    asked = asyncio.create_task(node.condition())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    time.sleep(0.8)
+    assert (await asked).ok
 
 
 async def test_many_who_ask_cost_one_look(node: NodeHealth, monkeypatch) -> None:

@@ -9,7 +9,7 @@ import grpc
 from baustelle.errors import ImageConfigError, UnpackError
 from cni_plugins import AddressesExhaustedError, ClaimedError, ClosedError, ConfigurationError, NetworkError
 from cri.errors import CRIError
-from cri.sandbox.host import HostError, RefusedError, StartError, WardenGoneError
+from cri.sandbox.host import HostError, StartError, UnfitRequestError, WardenGoneError
 from registratur import errors as registry
 
 Code = grpc.StatusCode
@@ -17,8 +17,8 @@ Code = grpc.StatusCode
 CODES: Mapping[type[Exception], grpc.StatusCode] = {
     # The operating system. StartError is what the image or the pod asked for in vain; containerd answers the same.
     StartError: Code.INTERNAL,
-    RefusedError: Code.INVALID_ARGUMENT,
     WardenGoneError: Code.UNAVAILABLE,
+    UnfitRequestError: Code.INVALID_ARGUMENT,
     HostError: Code.INTERNAL,
     # The pods' network
     AddressesExhaustedError: Code.RESOURCE_EXHAUSTED,

@@ -15,16 +15,19 @@ import structlog
 
 from cri.api.runtime import v1
 from cri.errors import FailedPreconditionError, InternalError
-from cri.sandbox import configs, container_log, record_files, wire
+from cri.sandbox import configs, container_log, record_files, stop_signals, wire
 from cri.sandbox.host import (
     DisconnectedError,
+    HalfUpdatedError,
     HostError,
     StartError,
+    UnfitRequestError,
     UnknownContainerError,
     Warden,
 )
 from cri.sandbox.machine import CONTAINER_STEPS, ContainerState, check_step
 from cri.sandbox.node import Node
+from cri.sandbox.snapshots import NO_SPACE
 from cri.sandbox.spec import ContainerSpec, Credentials, ExitRecord, Resources, Started
 from cri.sandbox.stopping import Stopping, first_of
 from cri.sandbox.undo import UndoStack
@@ -49,6 +52,10 @@ LOST_EXIT_CODE = 255
 START_ERROR_EXIT_CODE = 128
 
 _ALIVE = (ContainerState.CREATED, ContainerState.STARTING, ContainerState.RUNNING, ContainerState.UNKNOWN)
+
+
+_LIMITED = (ContainerState.CREATED, ContainerState.STARTING, ContainerState.RUNNING)
+"""While it has limits that an update can change."""
 
 
 class Pod(Protocol):
@@ -123,6 +130,15 @@ class Container:
         """Who the first process runs as, once it was started."""
         stored = self.record.credentials
         return None if stored is None else wire.decode(Credentials, stored)
+
+    @property
+    def stop_signal(self) -> str:
+        """The signal that asks it to end, as its config or its image has named it; else TERM's name."""
+        try:
+            stop_signals.number(self.record.stop_signal, self.spec.os)
+        except ValueError:  # none was named, or the record is damaged: a stop is made all the same
+            return stop_signals.DEFAULT
+        return self.record.stop_signal
 
     async def create(self) -> None:
         """CREATING to CREATED: root filesystem and limits are made. Leaves nothing behind if it fails."""
@@ -249,23 +265,51 @@ class Container:
         await self._node.store.follow(delete=[self.record])
 
     async def update(self, resources: Resources, message: v1.LinuxContainerResources) -> None:
-        """Apply new limits to a created or running container, and remember them."""
-        if self.state not in (ContainerState.CREATED, ContainerState.RUNNING):
+        """Apply new limits to a created or running container, and remember them: all of them, or none.
+
+        One that ends meanwhile has none any more, and that is an error. Must not be called again before it is done. Raises
+        FailedPreconditionError, HostError.
+        """
+        if self.state not in _LIMITED:
             raise FailedPreconditionError(f"container {self.id} is {self.state}: its limits cannot change")
         if self.foreign:
             raise FailedPreconditionError(f"container {self.id}: its limits cannot change: {self.foreign}")
-        await self._node.host.update_container(self.spec, resources)
-        if self.state not in (ContainerState.CREATED, ContainerState.RUNNING):
-            return  # it has ended or is being removed, and its record with it
-        self.spec = wire.replace(self.spec, resources=wire.merged(self.spec.resources, resources))
+        if self.state is ContainerState.CREATED and self._pod.warden is None:
+            raise FailedPreconditionError(
+                f"container {self.id}: its sandbox {self.spec.sandbox_id} is not ready, and it cannot start any more"
+            )
+        try:
+            await self._node.host.update_container(self.spec, resources)
+        except HalfUpdatedError as error:
+            # What is shown is what the kernel has.
+            await self._limits_are(error.changed)
+            await self._check_limited(error)
+            raise
+        except HostError as error:
+            await self._check_limited(error)
+            raise
+        await self._check_limited()
         linux = self.config.linux or v1.LinuxContainerConfig()
         linux.resources = message
         self.config.linux = linux
+        await self._limits_are(resources)
+
+    async def _check_limited(self, error: HostError | None = None) -> None:
+        """After an update: what it may have made of a container that has ended meanwhile is given back."""
+        if self.state not in _LIMITED:
+            if self.state in (ContainerState.EXITED, ContainerState.REMOVING):
+                await self.give_back()
+            raise FailedPreconditionError(
+                f"container {self.id} is {self.state}: it has ended while its limits were changed"
+            ) from error
+
+    async def _limits_are(self, resources: Resources) -> None:
+        self.spec = wire.replace(self.spec, resources=wire.merged(self.spec.resources, resources))
         written: ContainerSpec | None = None
         while written is not self.spec:  # else another update has come meanwhile
             written = self.spec
             spec, config = await asyncio.to_thread(self._encode)  # of ten thousand mounts, perhaps
-        if self.state in (ContainerState.CREATED, ContainerState.RUNNING):
+        if self.state in _LIMITED:
             self.record = self.record.replace(spec=spec, config=config)
             self.encoded = None
             await self._write_down()
@@ -289,7 +333,12 @@ class Container:
         for mount in self.spec.mounts:
             if mount.source and not mount.tmpfs and not os.path.lexists(mount.source):
                 # As containerd and CRI-O do for a hostPath of no type, so that pods which rely on it run here too.
-                Path(mount.source).mkdir(mode=0o755, parents=True)
+                try:
+                    Path(mount.source).mkdir(mode=0o755, parents=True, exist_ok=True)
+                except OSError as error:
+                    kind = HostError if error.errno in NO_SPACE else UnfitRequestError
+                    subject = f"{mount.source}, to be mounted on {mount.target}"
+                    raise kind("make", subject, error.strerror or str(error), error.errno) from error
 
     async def _start(self, warden: Warden) -> Started:
         async with container_log.opened(self._pod.log_directory, self.spec.log_path) as descriptor:

@@ -14,6 +14,7 @@ this. Rules for an implementation:
 from __future__ import annotations
 
 import abc
+import errno
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,12 +47,12 @@ class HostError(Exception):
         self.errno = errno
 
 
+class UnfitRequestError(HostError):
+    """What was asked for does not fit what is there (a path that an image lacks); no retry can give it."""
+
+
 class StartError(HostError):
     """The process could not be started: no such file, user, or working directory, or no right to it."""
-
-
-class RefusedError(HostError):
-    """What the request asks for cannot be, on this node or on any: it is the request that is to be changed."""
 
 
 class DisconnectedError(HostError):
@@ -84,6 +85,42 @@ class UnknownContainerError(HostError):
     """The warden does not know the container: it has never started it, or has been told to forget it."""
 
 
+class LimitRefusedError(UnfitRequestError):
+    """A limit that this kernel does not take: it makes no sense here, or not beside those of others, or what runs has more."""
+
+
+class HalfUpdatedError(HostError):
+    """An update of limits has failed, and not all of it could be put back: `changed` is what has the new value."""
+
+    def __init__(
+        self, operation: str, subject: str, reason: str, errno: int | None = None, *, changed: Resources
+    ) -> None:
+        super().__init__(operation, subject, reason, errno)
+        self.changed = changed
+
+
+_REFUSALS = frozenset(
+    {
+        errno.EINVAL,
+        errno.ERANGE,
+        errno.EOVERFLOW,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOENT,
+        errno.ENODEV,
+        errno.ENOSYS,
+    }
+    | {errno.EOPNOTSUPP, errno.EBUSY, errno.EDEADLK}
+)
+
+
+def refused_limit(error: HostError) -> HostError:
+    """A LimitRefusedError in the place of a HostError whose number says that the kernel does not take what was asked for."""
+    if type(error) is not HostError or error.errno not in _REFUSALS:
+        return error
+    return LimitRefusedError(error.operation, error.subject, error.reason, error.errno)
+
+
 @dataclass(frozen=True, slots=True)
 class Features:
     """What this kernel can do, for Status and for validation (CRI RuntimeHandlerFeatures, RuntimeFeatures)."""
@@ -101,6 +138,8 @@ class Features:
     """A container may see the processes of another one of its pod."""
     image_volumes: bool = False
     """An image may be mounted as a volume."""
+    mount_options: bool = True
+    """A mount may be noexec, nodev and nosuid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +388,7 @@ class Host(abc.ABC):
     async def network_attached(self, spec: SandboxSpec, warden: Warden) -> None:
         """Do what has to wait until the pod has its interfaces, and comes before its first container.
 
-        Raises RefusedError for what names an interface that has not come.
+        Raises UnfitRequestError for what names an interface that has not come.
         """
 
     @abc.abstractmethod
@@ -377,7 +416,10 @@ class Host(abc.ABC):
 
     @abc.abstractmethod
     async def update_container(self, spec: ContainerSpec, resources: Resources) -> None:
-        """Apply new limits to a created or running container."""
+        """Apply new limits to a created or running container, and to all that runs in it: all of them, or none.
+
+        Raises LimitRefusedError for what cannot be; HalfUpdatedError, if not all of the others could be put back.
+        """
 
     @abc.abstractmethod
     async def container_usage(self, spec: ContainerSpec) -> Usage:
@@ -409,6 +451,7 @@ __all__ = [
     "NetworkStack",
     "Snapshotter",
     "StartError",
+    "UnfitRequestError",
     "UnknownContainerError",
     "UnreachableWardenError",
     "Warden",

@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import structlog
 
-from baustelle.bundle import signal_number
 from cri.api.runtime import v1
 from cri.errors import (
     AlreadyExistsError,
@@ -22,14 +21,14 @@ from cri.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
-from cri.sandbox import pod_files, salvage, translate, wire
+from cri.sandbox import pod_files, salvage, stop_signals, translate, wire
 from cri.sandbox.container import Container
 from cri.sandbox.host import Warden
 from cri.sandbox.machine import ContainerState, SandboxState
 from cri.sandbox.node import Node, RunnableImage
 from cri.sandbox.pod import PodSandbox
 from cri.sandbox.shared_work import SharedWork
-from cri.sandbox.spec import ContainerSpec
+from cri.sandbox.spec import ContainerSpec, Resources
 from cri.state import ContainerRecord, SandboxRecord
 from cri.threads import in_own_thread
 
@@ -125,6 +124,17 @@ class Pods:
         container = self.container(container_id)
         await self._changing.run(("start", container.id), container.start)
 
+    async def update_container(
+        self, container_id: str, resources: Resources, message: v1.LinuxContainerResources
+    ) -> None:
+        """Change a container's limits; one update after the other, each to its end whether or not its client stays."""
+        container = self.container(container_id)
+        await self._changing.run(
+            ("update", container.id),
+            lambda: container.update(resources, message),
+            fingerprint=resources,
+        )
+
     async def stop_container(self, container_id: str, grace: float) -> None:
         """Stop a container within `grace` seconds and a little; succeeds on what has ended or is gone."""
         container = self.find_container(container_id)
@@ -175,7 +185,7 @@ class Pods:
     @staticmethod
     def stop_signal(container: Container) -> int:
         """The signal that asks the container to end: its config's, else its image's, else TERM."""
-        return signal_number(container.record.stop_signal or "SIGTERM")
+        return stop_signals.number(container.stop_signal, container.spec.os)
 
     # -- the node's life
 
@@ -329,11 +339,12 @@ class Pods:
             )
         self._node.demand_descriptors(f"container {name[1]} of sandbox {sandbox.id}")
         image = self._node.images.runnable(config.image.image if config.image else "")
-        volumes = {
-            mount.image.image: self._node.images.runnable(mount.image.image).layers
-            for mount in config.mounts
-            if mount.image is not None and mount.image.image
-        }
+        volumes = {}
+        for mount in config.mounts:
+            if mount.image is not None and mount.image.image:
+                mounted = self._node.images.runnable(mount.image.image)
+                volumes[mount.image.image] = mounted.layers
+                mount.image.image_ref = mounted.id  # which ContainerStatus is to tell
         with self._node.images.hold({*image.layers, *itertools.chain.from_iterable(volumes.values())}):
             return await self._create_from(image, volumes, name=name, sandbox=sandbox, config=config)
 
@@ -366,7 +377,9 @@ class Pods:
 
         # It follows links of volumes, and a volume may hang; and a config may have ten thousand mounts.
         spec, encoded_spec, encoded = await in_own_thread(translated)
-        stop_signal = config.stop_signal.name if config.stop_signal else image.defaults.stop_signal
+        # A number that the CRI has no name for is refused as what it says.
+        own = config.stop_signal and (config.stop_signal.name or f"stop_signal {int(config.stop_signal)}")
+        stop_signal = own or image.defaults.stop_signal
         record = ContainerRecord(
             id=container_id,
             sandbox_id=sandbox.id,
@@ -377,7 +390,7 @@ class Pods:
             image_id=image.id,
             image_ref=image.reference,
             created_at=time.time_ns(),
-            stop_signal=_checked_signal(stop_signal or "", container_id),
+            stop_signal=_checked_signal(stop_signal, image.os, container_id),
             log_path=spec.log_path,
             spec=encoded_spec,
         )
@@ -417,10 +430,10 @@ def _sandbox_name(record: SandboxRecord) -> SandboxName:
     return record.name, record.namespace, record.uid, record.attempt
 
 
-def _checked_signal(name: str, container_id: str) -> str:
+def _checked_signal(name: str, system: str, container_id: str) -> str:
     if name:
         try:
-            signal_number(name)
+            stop_signals.number(name, system)
         except ValueError as error:
             raise InvalidArgumentError(f"container {container_id}: stop signal {name!r}: {error}") from error
     return name

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from ipaddress import ip_address
@@ -18,16 +17,15 @@ from baustelle.bundle import ImageDefaults, command
 from cri import pod_bandwidth
 from cri.api.runtime import v1
 from cri.errors import InvalidArgumentError, UnsupportedError
+from cri.sandbox import mount_specs
 from cri.sandbox.host import Features
 from cri.sandbox.spec import (
     ContainerSpec,
-    DeviceSpec,
     GroupsPolicy,
     MountSpec,
     Namespaces,
     PortMapping,
     ProcessSpec,
-    Propagation,
     Resources,
     SandboxSpec,
     Security,
@@ -42,11 +40,6 @@ _SHARING = {
     v1.NamespaceMode.CONTAINER: Sharing.CONTAINER,
     v1.NamespaceMode.NODE: Sharing.NODE,
     v1.NamespaceMode.TARGET: Sharing.TARGET,
-}
-_PROPAGATION = {
-    v1.MountPropagation.PROPAGATION_PRIVATE: Propagation.PRIVATE,
-    v1.MountPropagation.PROPAGATION_HOST_TO_CONTAINER: Propagation.HOST_TO_CONTAINER,
-    v1.MountPropagation.PROPAGATION_BIDIRECTIONAL: Propagation.BIDIRECTIONAL,
 }
 _PROTOCOLS = {v1.Protocol.TCP: "tcp", v1.Protocol.UDP: "udp", v1.Protocol.SCTP: "sctp"}
 _POLICY = {
@@ -144,8 +137,7 @@ def container_spec(
     capabilities = context.capabilities or v1.Capability()
     if capabilities.add_ambient_capabilities:
         raise UnsupportedError("capabilities.add_ambient_capabilities: not supported; use add_capabilities")
-    mounts = tuple(_mount(mount, features, volumes) for mount in config.mounts)
-    taken = {posixpath.normpath(mount.target) for mount in mounts}
+    mounts = mount_specs.asked(config, features, volumes)
     return ContainerSpec(
         id=container_id,
         sandbox_id=sandbox.id,
@@ -155,15 +147,13 @@ def container_spec(
         os=system,
         namespaces=_container_namespaces(context.namespace_options, sandbox, features),
         hostname=sandbox.hostname,
-        mounts=(
-            *(
-                replace(file, readonly=context.readonly_rootfs)
-                for file in pod_files
-                if file.target not in taken
-            ),
-            *mounts,
+        mounts=mount_specs.together(
+            mounts,
+            pod_files=[replace(file, readonly=context.readonly_rootfs) for file in pod_files],
+            declared=image.volumes,
+            directory=directory,
         ),
-        devices=tuple(_device(device) for device in config.devices),
+        devices=mount_specs.devices(config.devices),
         resources=resources(linux.resources),
         security=Security(
             privileged=context.privileged,
@@ -338,64 +328,6 @@ def _user(context: v1.LinuxContainerSecurityContext, image: ImageDefaults) -> Us
         supplemental_groups=tuple(context.supplemental_groups),
         groups_policy=_POLICY[context.supplemental_groups_policy],
     )
-
-
-def _mount(mount: v1.Mount, features: Features, volumes: Mapping[str, tuple[str, ...]]) -> MountSpec:
-    where = f"mount of {mount.host_path or 'an image'} on {mount.container_path}"
-    if not mount.container_path:
-        raise InvalidArgumentError(f"{where}: container_path is empty")
-    if mount.image is not None and mount.image.image:
-        return _image_mount(mount, mount.image.image, features, volumes)
-    if not posixpath.isabs(mount.host_path):
-        raise InvalidArgumentError(f"{where}: host_path must be absolute")
-    if mount.uid_mappings or mount.gid_mappings:
-        raise UnsupportedError(f"{where}: id-mapped mounts need user namespaces, which this host has not")
-    propagation = _PROPAGATION[mount.propagation]
-    if propagation is not Propagation.PRIVATE and not features.mount_propagation:
-        raise UnsupportedError(
-            f"{where}: {v1.MountPropagation(mount.propagation).name}: this host shows a container no mount that is made later; "
-            "use PROPAGATION_PRIVATE"
-        )
-    if mount.recursive_read_only:
-        if not mount.readonly:
-            raise InvalidArgumentError(f"{where}: recursive_read_only needs readonly")
-        if propagation is not Propagation.PRIVATE:
-            raise InvalidArgumentError(f"{where}: recursive_read_only needs PROPAGATION_PRIVATE")
-    return MountSpec(
-        source=os.path.realpath(mount.host_path),
-        target=posixpath.join("/", mount.container_path),
-        readonly=mount.readonly,
-        recursive_readonly=mount.recursive_read_only,
-        propagation=propagation,
-    )
-
-
-def _image_mount(
-    mount: v1.Mount, reference: str, features: Features, volumes: Mapping[str, tuple[str, ...]]
-) -> MountSpec:
-    where = f"mount of image {reference} on {mount.container_path}"
-    if not features.image_volumes:
-        raise UnsupportedError(f"{where}: this host has no image volumes")
-    if mount.host_path:
-        raise InvalidArgumentError(f"{where}: host_path must be empty beside an image")
-    return MountSpec(
-        source="",
-        target=posixpath.join("/", mount.container_path),
-        readonly=True,
-        image_layers=volumes[reference],
-        image_path=mount.image_sub_path,
-    )
-
-
-def _device(device: v1.Device) -> DeviceSpec:
-    source = os.path.realpath(device.host_path)
-    try:
-        mode = Path(source).stat().st_mode
-    except OSError as error:
-        raise InvalidArgumentError(f"device {device.host_path}: {error.strerror}") from error
-    if not (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)):
-        raise InvalidArgumentError(f"device {device.host_path}: not a character or block device")
-    return DeviceSpec(source, device.container_path or device.host_path, device.permissions or "rwm")
 
 
 def _capabilities(names: Iterable[str]) -> tuple[str, ...]:

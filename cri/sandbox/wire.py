@@ -68,9 +68,11 @@ def replace(value: T, **changes: Any) -> T:
 def merged(old: Resources, new: Resources) -> Resources:
     """Limits after an update: what the update names is new, the rest stays."""
     given = {field.name: getattr(new, field.name) for field in dataclasses.fields(new)}
-    return dataclasses.replace(
-        old, **{name: value for name, value in given.items() if value not in (None, {})}
-    )
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        if isinstance(value, dict):
+            given[name] = getattr(old, name) | value
+    return dataclasses.replace(old, **given)
 
 
 def read_exit_record(directory: Path) -> ExitRecord | None:

@@ -19,6 +19,8 @@ from nodekit.registry import Registry
 
 RECIPES = places.CONFIG / "images"
 LIFECYCLE = "docker.io/cri-jails/lifecycle:latest"
+BY_DIGEST = "gcr.io/k8s-staging-cri-tools/test-image-digest:latest"
+"""What critest pulls by its digest alone."""
 PAUSE = "registry.k8s.io/pause:3.9"
 
 

@@ -7,7 +7,7 @@ import json
 import socket
 from pathlib import Path
 
-from nodekit.processes import Daemon
+from nodekit.processes import CommandError, Daemon
 
 
 class Registry:
@@ -36,6 +36,25 @@ class Registry:
     def url(self) -> str:
         """The base URL, as a mirror setting wants it."""
         return f"http://{self.host}:{self.port}"
+
+    def digest(self, image: str) -> str:
+        """Return the digest of an image that is stored here, by its reference.
+
+        Raises:
+            CommandError: if it is not.
+
+        """
+        path, _, tag = image.partition("/")[2].rpartition(":")
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=5)
+        try:
+            accept = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
+            connection.request("HEAD", f"/v2/{path}/manifests/{tag}", headers=accept)
+            found = connection.getresponse().headers["Docker-Content-Digest"]
+        finally:
+            connection.close()
+        if found is None:
+            raise CommandError(f"the registry has no {image}")
+        return str(found)
 
     def stop(self) -> None:
         """End the registry."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import tomllib
 from collections import Counter, defaultdict
@@ -20,20 +21,31 @@ _FAILED_STATES = {"failed", "panicked", "timedout", "interrupted", "aborted"}
 
 
 @dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """Specs that are not run: those whose full text matches PATTERN, SPECS in number."""
+
+    pattern: str
+    specs: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Selection:
     """Which specs run: those that match FOCUS (all, if empty) but none of SKIP; regular expressions."""
 
     focus: str = ""
     skip: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
     websockets: bool = False
     """Streams go over WebSockets instead of SPDY."""
 
     @classmethod
     def read(cls, focus: str, skip: str) -> Selection:
         """Return what skip.toml selects; a FOCUS selects among the specs of later issues, too."""
-        lists = tomllib.loads((places.CONFIG / "skip.toml").read_text())
-        patterns = [*lists["never"], *(() if focus else lists["later"])]
-        return cls(focus, tuple(filter(None, [*patterns, skip])))
+        later = tomllib.loads((places.CONFIG / "skip.toml").read_text())["later"]
+        left_out = () if focus else tuple(LeftOut(**each) for each in later)
+        patterns = [each.pattern for each in left_out]
+        return cls(focus, tuple(filter(None, [*patterns, skip])), left_out)
 
     def again(self) -> Selection:
         """Return what is to run a second time, over WebSockets: the specs on streams, unless others were asked for."""
@@ -155,6 +167,18 @@ def print_results(specs: list[Spec]) -> bool:
     return any(spec.state == "passed" for spec in specs) and not any(
         spec.failed or spec.skipped_itself for spec in specs
     )
+
+
+def print_left_out(specs: list[Spec], selection: Selection) -> bool:
+    """Print what skip.toml leaves out and why; return whether each of its patterns does so to as many as it says."""
+    right = True
+    for each in selection.left_out:
+        count = sum(bool(re.search(each.pattern, f"[k8s.io] {spec.group} {spec.text}")) for spec in specs)
+        print(f"left out {count} of {each.pattern!r}: {each.reason}")
+        if count != each.specs:
+            print(f"FAILED  skip.toml says {each.specs}: look at what this release of critest has")
+            right = False
+    return right
 
 
 def _summary(message: str) -> str:

@@ -275,6 +275,13 @@ def chaos(
     calling.join()
 
 
+def pull(load: Load) -> None:
+    """See that there is an image: a client may have removed it, or what was damaged was its."""
+    client = Client(load.base / "run/cri-jails.sock")
+    client("PullImage", image=v1.ImageSpec(image=load.image))
+    client.close()
+
+
 def damaged(load: Load, daemon: Daemon, chance: random.Random) -> str:
     """Damage one file while there is no daemon; what it was."""
     daemon.end()
@@ -292,6 +299,7 @@ def rounds(load: Load, daemon: Daemon, chance: random.Random, minutes: float, cl
     number = 0
     while number == 0 or time.monotonic() < until:
         number += 1
+        pull(load)
         failing = number if number % 3 == 2 else 0
         if failing:
             daemon.end(signal.SIGTERM)

@@ -157,6 +157,10 @@ class Machine:
         class OneImage:
             def runnable(self, reference: str) -> RunnableImage:
                 defaults = ImageDefaults(cmd=("sleep", "3600"), env=("PATH=/bin",))
+                if reference == "declared":
+                    volumes = ("/data", "/etc/", "/var/link", "/tmp/x/y")
+                    declares = ImageDefaults(cmd=("sleep", "3600"), env=("PATH=/bin",), volumes=volumes)
+                    return RunnableImage("sha256:5", "declared@sha256:6", (CHAIN,), declares, "freebsd")
                 if reference == "linux":
                     return RunnableImage("sha256:3", "linux@sha256:4", (LINUX_CHAIN,), defaults, "linux")
                 return RunnableImage("sha256:1", f"{reference}@sha256:2", (CHAIN,), defaults, "freebsd")

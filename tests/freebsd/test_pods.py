@@ -14,9 +14,10 @@ import pytest
 
 from cri.api.runtime import v1
 from cri.errors import CRIError
+from cri.sandbox import wire
 from cri.sandbox.host import HostError, StartError
 from cri.sandbox.machine import ContainerState, SandboxState
-from cri.sandbox.spec import ProcessSpec, TerminalSize
+from cri.sandbox.spec import Credentials, ProcessSpec, TerminalSize
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]  # an emulated machine is slow
 
@@ -257,6 +258,54 @@ async def test_limits_are_rules(machine):
     assert name not in run("rctl")
 
 
+async def test_an_update_that_fails_changes_nothing(machine):
+    from cri.sandbox.translate import resources
+
+    container = await machine.container(
+        await machine.pod(),
+        linux=limits(memory_limit_in_bytes=64 << 20, cpu_quota=50_000, cpu_period=100_000),
+    )
+    name = f"cri-{machine.pods.container(container).spec.sandbox_id}.c{container}"
+    jid = machine.kernel.jail_find(name).jid
+    cpus, rules = machine.kernel.jail_cpus_now(jid), run("rctl", "-n", f"jail:{name}")
+    assert 0 in cpus
+    assert "memoryuse:sigkill=67108864" in rules
+
+    async def update(**fields):
+        message = v1.LinuxContainerResources(**fields)
+        await machine.pods.update_container(container, resources(message), message)
+
+    for fields in (
+        {"cpuset_cpus": "0", "cpu_quota": 1 << 62},
+        {"cpuset_cpus": "999", "memory_limit_in_bytes": 128 << 20},
+        {"memory_limit_in_bytes": 128 << 20, "unified": {"memory.high": "1"}},
+    ):
+        with pytest.raises(HostError):
+            await update(**fields)
+        assert machine.kernel.jail_cpus_now(jid) == cpus
+        assert run("rctl", "-n", f"jail:{name}") == rules
+    await update(cpuset_cpus="0", memory_limit_in_bytes=128 << 20)
+    assert machine.kernel.jail_cpus_now(jid) == {0}
+    assert "memoryuse:sigkill=134217728" in run("rctl", "-n", f"jail:{name}")
+    await machine.pods.stop_container(container, 0)
+    with pytest.raises(CRIError, match="its limits cannot change"):
+        await update(cpu_quota=10_000)
+    assert name not in run("rctl")
+
+
+async def test_the_stop_signal_of_an_image_for_linux(machine):
+    """10 is SIGUSR1 there; a shell of this system's own has 30 for it."""
+    script = "trap 'exit 5' USR1; while :; do sleep 0.1; done"
+    container = await machine.container(await machine.pod(), "sh", "-c", script)
+    held = machine.pods.container(container)
+    held.record = held.record.replace(stop_signal="10")
+    held.spec = wire.replace(held.spec, os="linux")
+    assert machine.pods.stop_signal(held) == 30
+    await asyncio.sleep(2)  # for the trap
+    await machine.pods.stop_container(container, 60)
+    assert (await machine.ended(container)).exit_code == 5
+
+
 async def test_memory_limit_is_reported_as_oom(machine):
     # It grows in steps that racct, which looks once a second, can follow.
     script = "x=0123456789abcdef; while :; do x=$x$x; [ ${#x} -lt 10000000 ] || sleep 3; done"
@@ -399,6 +448,49 @@ async def test_an_exec_finds_its_terminal_in_size(machine):
     assert os.read(executed.pty, 100) == b"43 132\r\n"
     assert await executed.wait() == 0
     await executed.close()
+
+
+async def test_exec_without_a_terminal_beside_one(machine):
+    """Its streams are its own, in both directions, and the log has nothing of it."""
+    shell = await machine.container(await machine.pod(), "cat", tty=True, stdin=True)
+    running, warden = machine.pods.running(shell)
+    assert (await machine.exec(shell, "sh", "-c", "echo out; echo err >&2; exit 7")).stdout == b"out\n"
+    said, stdin = os.pipe()
+    stdout, heard = os.pipe()
+    process = ProcessSpec(("sh", "-c", "tty; cat"))
+    executed = await warden.exec(running.spec.id, process, stdin=said, stdout=heard, stderr=None)
+    os.close(said)
+    os.close(heard)
+    assert executed.pty is None
+    os.write(stdin, b"not for the shell\n")
+    os.close(stdin)
+    assert await executed.wait() == 0
+    assert os.read(stdout, 100) == b"not a tty\nnot for the shell\n"
+    os.close(stdout)
+    await executed.close()
+    on_terminal = ProcessSpec(("tty",), tty=True)
+    executed = await warden.exec(running.spec.id, on_terminal, stdin=None, stdout=None, stderr=None)
+    assert b"/dev/pts/" in os.read(executed.pty, 100)
+    assert await executed.wait() == 0
+    await executed.close()
+    assert machine.log(shell) == []
+
+
+async def test_a_number_is_an_id_whatever_the_image_says(machine, directory):
+    passwd, group = directory / "passwd", directory / "group"
+    passwd.write_text("root:x:0:0::/root:/bin/sh\n1000:x:0:0::/root:/bin/sh\n+web:x:0:0::/:\n")
+    group.write_text("wheel:x:0:\n1000:x:0:\n")
+    mounts = [mount(passwd, "/etc/passwd"), mount(group, "/etc/group")]
+    pod = await machine.pod()
+    container = await machine.container(pod, mounts=mounts, linux=context(run_as_username="1000:1000"))
+    assert machine.pods.container(container).credentials == Credentials(1000, 1000, (1000,))
+    status = run("ps", "-o", "uid,gid", "-p", str(machine.pods.container(container).record.pid))
+    assert status.splitlines()[1].split() == ["1000", "1000"]
+    for name, reason in (("+web", "unable to find user"), ("4294967295", "out of range")):
+        with pytest.raises(StartError, match=reason):
+            await machine.container(
+                pod, name=name.strip("+"), mounts=mounts, linux=context(run_as_username=name)
+            )
 
 
 async def test_attached_but_never_reading(machine):
@@ -552,17 +644,6 @@ async def test_a_linux_image(machine):
     assert mounted.split()[-1] == "x"
     assert "sleep 3600" in await machine.sh(container, "ps")
     assert "hello" in await machine.sh(container, "echo hello > /dev/stdout")
-
-
-async def test_an_image_as_a_volume(machine):
-    pod = await machine.pod()
-    volume = v1.Mount(container_path="/rest", image=v1.ImageSpec(image="other"), image_sub_path="etc")
-    container = await machine.container(pod, mounts=[volume])
-    assert "user:*:1000" in await machine.sh(container, "cat /rest/passwd")
-    assert "ead-only file system" in await machine.sh(container, "touch /rest/x")
-    missing = v1.Mount(container_path="/rest", image=v1.ImageSpec(image="other"), image_sub_path="nowhere")
-    with pytest.raises(HostError, match="the image has no nowhere"):
-        await machine.container(pod, name="b", mounts=[missing])
 
 
 @pytest.mark.parametrize("readonly_root", [False, True])

@@ -92,13 +92,14 @@ async def test_simultaneous_pulls_that_share_a_layer(shelf, registry):
     assert shelf.layers() == 3
 
 
-async def test_layers_of_a_container_outlive_its_image(shelf, registry):
+@pytest.mark.parametrize("place", ["its own", "mounted"])
+async def test_layers_of_a_container_outlive_its_image(shelf, registry, place):
     registry.add("app", "1", "hello")
     await shelf.images.pull(f"{registry.address}/app:1", None)
-    layers = shelf.images.runnable(f"{registry.address}/app:1").layers
-    record = ContainerRecord(
-        id="c", sandbox_id="s", name="n", state="running", spec='{"layers": ["' + '", "'.join(layers) + '"]}'
-    )
+    layers = list(shelf.images.runnable(f"{registry.address}/app:1").layers)
+    mounted = {"layers": [], "mounts": [{"source": "", "target": "/i", "image_layers": layers}]}
+    spec = json.dumps({"layers": layers} if place == "its own" else mounted)
+    record = ContainerRecord(id="c", sandbox_id="s", name="n", state="running", spec=spec)
     await shelf.store.save(record)
     await shelf.images.remove(f"{registry.address}/app:1")
     assert shelf.layers() == 1

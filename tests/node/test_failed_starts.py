@@ -131,9 +131,6 @@ WAYS = {
     "unknown capability": lambda volume: security(
         capabilities=v1.Capability(add_capabilities=["CAP_NO_SUCH_THING"])
     ),
-    "device read-only": lambda volume: {
-        "devices": [v1.Device(host_path="/dev/full", container_path="/dev/x", permissions="r")]
-    },
     "no such user": lambda volume: security(run_as_username="nobody-of-that-name"),
     "name of 300 characters": lambda volume: {"name": "n" * 300},
 }

@@ -156,6 +156,22 @@ def test_a_shell_on_a_terminal(crictl, terminal, container, transport):
     assert screen.settings_now() == screen.settings
 
 
+@TRANSPORTS
+def test_without_a_terminal_beside_a_shell_on_one(node, pod, crictl, transport):
+    """The command's streams are its own: the container's shell hears nothing, and its log has nothing of it."""
+    shell = node.container(pod, "sh", "-c", "cat", name=f"shell-{transport}", tty=True, stdin=True)
+    done = run(
+        crictl("exec", "-i", "-r", transport, shell, "sh", "-c", "cat; echo err >&2; exit 7"),
+        input="not for the shell\n",
+    )
+    assert done.stdout == "not for the shell\n"
+    assert "err\n" in done.stderr
+    assert done.returncode != 0
+    assert node.exec(shell, "echo", "here").stdout == b"here\n"
+    assert run(crictl("logs", shell)).stdout == ""
+    node.client("RemoveContainer", v1.RemoveContainerRequest(container_id=shell))
+
+
 def test_the_size_is_there_from_the_beginning(crictl, terminal, container):
     for _ in range(5):
         screen = terminal(*crictl("exec", "-it", container, "stty", "size"), rows=12, columns=34)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,17 @@ from cri.state import Store
 
 
 class OneImage:
-    """Images, with one in it."""
+    """Images, with one in it, and another one that declares volumes."""
+
+    defaults = ImageDefaults(cmd=("sleep",))
+    os = ""
 
     def runnable(self, reference: str) -> RunnableImage:
-        if reference != "image":
+        if reference not in ("image", "declared"):
             raise NotFoundError(f"image {reference!r}")
-        return RunnableImage("sha256:1", "image@sha256:2", ("sha256:3",), ImageDefaults(cmd=("sleep",)))
+        volumes = ("/data", "logs") if reference == "declared" else ()
+        defaults = replace(self.defaults, volumes=volumes)
+        return RunnableImage("sha256:1", "image@sha256:2", ("sha256:3",), defaults, self.os)
 
     def hold(self, layers: Iterable[str]) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -44,6 +50,7 @@ class FakeNode:
         self.kernel = FakeKernel()
         self.host = FakeHost(self.kernel, directory)
         self.network = FakeNetwork(self.kernel)
+        self.images = OneImage()
         self.store: Store
         self.pods: Pods
 
@@ -54,7 +61,7 @@ class FakeNode:
             host=self.host,
             store=self.store,
             network=self.network,
-            images=OneImage(),
+            images=self.images,
             state_dir=self.directory,
             runtime_dir=self.directory / "run",
             trash=Trash(self.directory / "removed"),

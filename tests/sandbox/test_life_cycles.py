@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 import pytest
 
+from baustelle.bundle import ImageDefaults
 from cri.api.runtime import v1
 from cri.errors import AlreadyExistsError, FailedPreconditionError, InvalidArgumentError, NotFoundError
-from cri.sandbox.host import HostError, StartError
+from cri.sandbox.host import HostError, StartError, UnfitRequestError
 from cri.sandbox.machine import ContainerState, SandboxState
 
 
@@ -110,6 +112,34 @@ async def test_stop_signal_of_config_goes_before_the_image(node, make):
     await node.pods.start_container(container_id)
     await node.pods.stop_container(container_id, 5)
     assert node.pods.container(container_id).record.signal == 10
+
+
+@pytest.mark.parametrize(("text", "number"), [("37", 37), ("sigrtmin+3", 37), ("SIGQUIT", 3), ("", 15)])
+async def test_stop_signal_of_the_image(node, make, text, number):
+    node.images.defaults = ImageDefaults(cmd=("sleep",), stop_signal=text)
+    node.images.os = "linux"
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    container_id = await node.pods.create_container(sandbox_id, make.container("sleep"))
+    await node.pods.start_container(container_id)
+    await node.pods.stop_container(container_id, 5)
+    assert node.pods.container(container_id).record.signal == number
+
+
+async def test_a_stop_signal_that_there_is_not(node, make):
+    node.images.defaults = ImageDefaults(cmd=("sleep",), stop_signal="SIGNOPE")
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    with pytest.raises(InvalidArgumentError, match=r"stop signal 'SIGNOPE': .* is no signal of"):
+        await node.pods.create_container(sandbox_id, make.container("sleep"))
+    node.images.defaults = ImageDefaults(cmd=("sleep",))
+    unknown = make.container("sleep", stop_signal=v1.Signal(999))
+    with pytest.raises(InvalidArgumentError, match="stop_signal 999"):
+        await node.pods.create_container(sandbox_id, unknown)
+    container_id = await node.pods.create_container(sandbox_id, make.container("sleep"))
+    container = node.pods.container(container_id)
+    container.record = container.record.replace(stop_signal="SIGNOPE")  # a record that was damaged
+    await node.pods.start_container(container_id)
+    await node.pods.stop_container(container_id, 5)
+    assert container.record.signal == 15
 
 
 async def test_idempotent_on_what_never_was(node):
@@ -371,3 +401,31 @@ async def test_what_never_started_gives_back_what_it_had_with_its_pod(node, make
     assert given_back == [container_id]
     await node.pods.remove_sandbox(sandbox_id)
     assert node.left() == []
+
+
+async def test_a_volume_that_cannot_be_made_on_the_node(node, make, tmp_path):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    (tmp_path / "file").touch()
+    mount = v1.Mount(container_path="/m", host_path=str(tmp_path / "file/below"))
+    with pytest.raises(UnfitRequestError, match="to be mounted on /m: Not a directory"):
+        await node.pods.create_container(sandbox_id, make.container("sleep", mounts=[mount]))
+    assert not node.pods.containers
+
+
+async def test_what_an_image_declares_is_mounted(node, make, tmp_path):
+    """Unless the request has a mount there; it goes with its container."""
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    mounts = [
+        v1.Mount(container_path="/data/", host_path=str(tmp_path)),
+        v1.Mount(container_path="/i", image=v1.ImageSpec(image="image"), readonly=True),
+    ]
+    config = make.container("sleep", mounts=mounts)
+    config.image = v1.ImageSpec(image="declared")
+    container = node.pods.container(await node.pods.create_container(sandbox_id, config))
+    found = {mount.target: mount.source for mount in container.spec.mounts}
+    assert found["/data"] == str(tmp_path)
+    assert found["/logs"] == f"{container.spec.directory}/volumes/1"
+    assert Path(found["/logs"]).is_dir()
+    assert container.config.mounts[1].image.image_ref == "sha256:1"
+    await node.pods.remove_container(container.id)
+    assert not Path(container.spec.directory).exists()

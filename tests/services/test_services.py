@@ -154,6 +154,7 @@ def test_version_and_status(grpc_stub):
     assert not conditions["NetworkReady"].status
     assert "cri0" in conditions["NetworkReady"].message
     assert [handler.name for handler in status.runtime_handlers] == ["", "linux"]
+    assert status.features.mount_options
     assert json.loads(status.info["config"]) == {"key": "value"}
     assert grpc_stub.Status(v1.StatusRequest()).info == {}
     assert grpc_stub.RuntimeConfig(v1.RuntimeConfigRequest()).linux.cgroup_driver == v1.CgroupDriver.CGROUPFS
@@ -193,6 +194,20 @@ def test_container_as_it_was_asked_for(grpc_stub, pod):
         {"a": "b"},
     )
     assert item.state == v1.ContainerState.CONTAINER_RUNNING
+
+
+def test_an_image_that_is_mounted_is_told_by_its_id(grpc_stub, pod):
+    asked = v1.ImageSpec(image=TAG, user_specified_image="app:1")
+    mounts = [
+        v1.Mount(
+            container_path="/i", image=asked, readonly=True, image_sub_path="etc", mount_options=["noexec"]
+        ),
+        v1.Mount(container_path="/v/", host_path=tempfile.gettempdir(), mount_options=["nodev", "nosuid"]),
+    ]
+    container = create(grpc_stub, pod, "sleep", mounts=mounts)
+    status = grpc_stub.ContainerStatus(v1.ContainerStatusRequest(container_id=container)).status
+    mounts[0].image.image_ref = IMAGE_ID
+    assert status.mounts == mounts
 
 
 def test_streamed_lists_have_each_item_once(grpc_stub, pod):
@@ -299,6 +314,13 @@ def test_exec_sync_and_stats(grpc_stub, pod):
             "needs readonly",
         ),
         (dict(devices=[v1.Device(host_path="/etc/passwd")]), "INVALID_ARGUMENT", "not a character or block device"),
+        (dict(mounts=[v1.Mount(container_path="/i", image=v1.ImageSpec(image=TAG))]), "INVALID_ARGUMENT", "readonly is false"),
+        (
+            dict(mounts=[v1.Mount(container_path="/m", host_path="/tmp", mount_options=["exec"])]),
+            "INVALID_ARGUMENT",
+            "mount_options has 'exec'",
+        ),
+        (dict(devices=[v1.Device(host_path="/dev/null", permissions="rx")]), "INVALID_ARGUMENT", "have 'x'"),
         (dict(log_path="../../etc/cron.d/x"), "INVALID_ARGUMENT", "leads out of"),
         (
             dict(linux=v1.LinuxContainerConfig(security_context=v1.LinuxContainerSecurityContext(privileged=True))),

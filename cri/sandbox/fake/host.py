@@ -109,7 +109,7 @@ class FakeHost(Host):
     """A node in memory."""
 
     name = "fake"
-    features = Features(recursive_readonly_mounts=True, host_ipc=False, host_pid=False)
+    features = Features(recursive_readonly_mounts=True, host_ipc=False, host_pid=False, image_volumes=True)
 
     def __init__(self, kernel: FakeKernel, directory: Path) -> None:
         self.kernel = kernel

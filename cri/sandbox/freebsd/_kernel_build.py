@@ -42,6 +42,7 @@ ffibuilder.cdef(
     int jail_attach(int jid);
     int jail_remove(int jid);
     int cri_jail_cpus(int jid, const int *cpus, int count);
+    int cri_jail_cpus_now(int jid, int *cpus, int room);
 
     typedef struct { int32_t val[2]; } fsid_t;
     struct statfs {

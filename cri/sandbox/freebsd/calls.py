@@ -135,6 +135,9 @@ class Calls(Protocol):
     def jail_cpus(self, jid: int, cpus: Collection[int]) -> None:
         """Let a jail run on these CPUs only. EDEADLK or EINVAL if there is none of them; ESRCH."""
 
+    def jail_cpus_now(self, jid: int) -> set[int]:
+        """The CPUs that a jail may run on. ESRCH."""
+
     # sysctl(3), modfind(2)
 
     def sysctl(self, name: str) -> bytes:

@@ -21,7 +21,7 @@ from typing import NoReturn
 from cri.sandbox.freebsd import jails, kernel, sysctls
 from cri.sandbox.host import HostError, StartError
 from cri.sandbox.spec import ProcessSpec, SandboxSpec, Sharing, TerminalSize
-from cri.sandbox.warden import launch, protocol, users
+from cri.sandbox.warden import accounts, launch, protocol, users
 from cri.sandbox.warden.driver import Driver, Plan, Target
 from cri.sandbox.warden.launch import Child, Report, Stdio
 
@@ -105,10 +105,16 @@ class FreeBSDDriver:
     def oom_killed(self, plan: Plan, number: int) -> bool:
         """Whether the memory limit has ended the container: nobody else sends KILL but us, and those who may.
 
-        rctl(4) keeps no record of what it has killed.
+        rctl(4) keeps no record of what it has killed. Whether there is a limit, it says itself: an update may have made one.
         """
-        limited = bool(plan.spec.resources.memory_limit)
-        return limited and number == signal.SIGKILL and plan.spec.id not in self._killed
+        if number != signal.SIGKILL or plan.spec.id in self._killed:
+            return False
+        try:
+            return bool(kernel.rctl_rules(f"jail:{plan.host['jail']}:memoryuse"))
+        except OSError as error:
+            if error.errno == errno.ENOSYS:  # no racct, no limits
+                return False
+            raise
 
     def make_socket(self, family: int, type_: int, protocol_number: int) -> socket.socket:
         """A socket that belongs to the pod's vnet: made by a child that enters it, and handed out.
@@ -196,7 +202,7 @@ class FreeBSDDriver:
         if not stdio.tty:
             _take_streams(stdio)
         if report is None:
-            report = Report(*users.resolve(spec.process.user, *users.read_accounts()))
+            report = Report(*users.resolve(spec.process.user, accounts.read()))
         if stdio.tty:
             report = replace(report, pty=_take_terminal(report.credentials.uid, process.terminal_size))
         _enter_directory(spec.process.cwd or "/")

@@ -9,14 +9,25 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from baustelle.paths import resolve_beneath
-from cri.sandbox import wire
+from cri.sandbox import declared_volumes, wire
+from cri.sandbox.durable import remove_any
 from cri.sandbox.freebsd import health, jails, mounts, sysctls, teardown
 from cri.sandbox.freebsd.calls import Calls, Mount
 from cri.sandbox.freebsd.jails import Jails, Policy
 from cri.sandbox.freebsd.limits import Limits
 from cri.sandbox.freebsd.mounts import TreeBuilder
 from cri.sandbox.freebsd.snapshots import make_snapshotter
-from cri.sandbox.host import Condition, Features, Host, HostError, NetworkStack, Warden, WardenGoneError
+from cri.sandbox.host import (
+    Condition,
+    Features,
+    Host,
+    HostError,
+    NetworkStack,
+    UnfitRequestError,
+    Warden,
+    WardenGoneError,
+)
+from cri.sandbox.places import VOLUMES
 from cri.sandbox.snapshots import RootSnapshotter
 from cri.sandbox.spec import ContainerSpec, DiskUsage, MountSpec, Resources, SandboxSpec, Usage
 from cri.sandbox.warden.container import PLAN_FILE, write_plan
@@ -209,6 +220,7 @@ class FreeBSDHost(Host):
             self._check_emulation(spec)
             fib = self._jails.fib(spec)
             root = self.snapshots.prepare(spec)["source"]
+            self._make_declared_volumes(spec, root)
             images = {mount.target: self._image_volume(mount) for mount in spec.mounts if mount.image_layers}
             tree = TreeBuilder(self._calls, spec, root, self._jails.policy.devfs_ruleset, images)
             jid = self._jails.make_container(spec, tree.build())
@@ -241,6 +253,7 @@ class FreeBSDHost(Host):
         self._stop_container(spec)
         with _host_errors("remove", f"container {spec.id}"):
             self.snapshots.discard(spec)
+            remove_any(Path(spec.directory, VOLUMES))
             with contextlib.suppress(FileNotFoundError):
                 Path(spec.directory, mounts.VIEW).rmdir()
             Path(spec.directory, PLAN_FILE).unlink(missing_ok=True)
@@ -264,9 +277,25 @@ class FreeBSDHost(Host):
         try:
             return str(resolve_beneath(root, mount.image_path or "/").resolve(strict=True))
         except OSError as error:
-            raise HostError(
-                "mount on", mount.target, f"the image has no {mount.image_path}", error.errno
+            raise UnfitRequestError(
+                "mount on",
+                mount.target,
+                f"the image has no {mount.image_path}: {error.strerror}",
+                error.errno,
             ) from error
+
+    def _make_declared_volumes(self, spec: ContainerSpec, root: str) -> None:
+        for volume in declared_volumes.of(spec):
+            try:
+                content = resolve_beneath(Path(root), volume.target).resolve(strict=True)
+            except FileNotFoundError:
+                declared_volumes.make(volume, None)
+                continue
+            if not content.is_dir():
+                raise UnfitRequestError(
+                    "mount on", volume.target, "the image declares it as a volume, and has a file there"
+                )
+            declared_volumes.make(volume, str(content))
 
     def _update_container(self, spec: ContainerSpec, resources: Resources) -> None:
         wanted = wire.merged(spec.resources, resources)

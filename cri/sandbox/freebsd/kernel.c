@@ -129,6 +129,16 @@ static int cri_jail_cpus(int jid, const int *cpus, int count) {
     return cpuset_setaffinity(CPU_LEVEL_WHICH, CPU_WHICH_JAIL, jid, sizeof set, &set);
 }
 
+/* The CPUs that a jail may run on, into `cpus`; how many, of which there may be more than there is room for. */
+static int cri_jail_cpus_now(int jid, int *cpus, int room) {
+    cpuset_t set;
+    int number, count = 0;
+    if (cpuset_getaffinity(CPU_LEVEL_WHICH, CPU_WHICH_JAIL, jid, sizeof set, &set) < 0) return -1;
+    for (number = 0; number < CPU_SETSIZE; number++)
+        if (CPU_ISSET(number, &set) && count++ < room) cpus[count - 1] = number;
+    return count;
+}
+
 /* When a process was started: seconds and microseconds since the epoch, as the kernel keeps them from then on. */
 static int cri_process_start(int pid, int64_t *started) {
     int name[] = { CTL_KERN, KERN_PROC, KERN_PROC_PID, pid };

@@ -182,6 +182,17 @@ def jail_cpus(jid: int, cpus: Collection[int]) -> None:
     check(lib.cri_jail_cpus(jid, list(cpus), len(cpus)), f"CPUs of jail {jid}")
 
 
+def jail_cpus_now(jid: int) -> set[int]:
+    """The CPUs that a jail may run on."""
+    room = 1024
+    while True:
+        cpus = ffi.new("int[]", room)
+        count = check(lib.cri_jail_cpus_now(jid, cpus, room), f"CPUs of jail {jid}")
+        if count <= room:
+            return set(ffi.unpack(cpus, count)) if count else set()
+        room = count
+
+
 # sysctl(3), modfind(2)
 
 

@@ -9,7 +9,7 @@
 | cpu_shares                      | none                                      | FreeBSD has no weights between jails |
 | cpuset_cpus                     | cpuset(2) of the jail                     | |
 | cpuset_mems                     | none                                      | domains are a policy of a process, not a limit of a jail |
-| unified["pids.max"]             | maxproc:deny                              | other keys of cgroup v2 have no counterpart |
+| unified["pids.max"]             | maxproc:deny                              | other keys of cgroup v2 have no counterpart: refused |
 | oom_score_adj, hugepage_limits  | none                                      | |
 
 racct adds a jail's use to that of every jail above it, so a pod's figures are those of its own jail.
@@ -18,16 +18,22 @@ Without kern.racct.enable=1 in loader.conf(5) nothing is limited but CPUs, and u
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from dataclasses import dataclass, field
 
+from cri.sandbox import wire
 from cri.sandbox.freebsd.calls import Calls
-from cri.sandbox.host import HostError
+from cri.sandbox.host import HalfUpdatedError, HostError, refused_limit
 from cri.sandbox.spec import Resources, Usage
 
 ADDRESS_SPACE_ROOM = 1 << 30
 """Bytes of address space that a container may map beyond its memory limit."""
+_PERIOD = 100_000
+"""Microseconds: cpu_period where none is given."""
+_DIGITS = 19
+"""More than any number of processes has."""
 _DISABLED = "kern.racct.enable is 0: limits are not enforced; set it to 1 in /boot/loader.conf and reboot"
 
 
@@ -43,18 +49,41 @@ def rules(jail: str, resources: Resources) -> list[str]:
     def limit(rule: str, amount: int) -> None:
         found.append(f"{subject(jail)}{rule}={amount}")
 
-    memory = resources.memory_limit
-    if memory is not None and memory > 0:
+    memory, together = max(resources.memory_limit or 0, 0), max(resources.memory_swap_limit or 0, 0)
+    if together and (together < memory or not memory):
+        subject_ = f"memory_limit_in_bytes {memory or 'none'}"
+        reason = f"memory and swap together have {together}: set memory_swap_limit_in_bytes to no less"
+        raise HostError("use", subject_, reason, errno.EINVAL)
+    if memory:
         limit("memoryuse:sigkill", memory)
         limit("vmemoryuse:deny", memory + ADDRESS_SPACE_ROOM)
-        if resources.memory_swap_limit is not None and resources.memory_swap_limit >= memory:
-            limit("swapuse:deny", resources.memory_swap_limit - memory)
+        if together:
+            limit("swapuse:deny", together - memory)
     if resources.cpu_quota is not None and resources.cpu_quota > 0:
-        limit("pcpu:deny", max(1, -(-resources.cpu_quota * 100 // (resources.cpu_period or 100_000))))
-    pids = resources.pids_limit if resources.pids_limit is not None else _pids(resources.unified)
+        limit("pcpu:deny", max(1, -(-resources.cpu_quota * 100 // (resources.cpu_period or _PERIOD))))
+    pids = _pids(resources.unified)
+    pids = resources.pids_limit if resources.pids_limit is not None else pids
     if pids is not None and pids > 0:
         limit("maxproc:deny", pids)
     return found
+
+
+def limits_of(rules: list[str]) -> Resources:
+    """What rules of a jail amount to, the least of each kind; -1 where there is none."""
+    least: dict[str, int] = {}
+    for rule in rules:
+        kind, _, amount = rule.rpartition("=")
+        name = kind.split(":")[2] if kind.count(":") > 2 else ""
+        if amount.isdecimal():
+            least[name] = min(int(amount), least.get(name, int(amount)))
+    memory, swap, cpu = (least.get(name, -1) for name in ("memoryuse", "swapuse", "pcpu"))
+    return Resources(
+        memory_limit=memory,
+        memory_swap_limit=memory + swap if memory >= 0 and swap >= 0 else -1,
+        cpu_period=_PERIOD,
+        cpu_quota=cpu * _PERIOD // 100 if cpu >= 0 else -1,
+        unified={"pids.max": str(least.get("maxproc", "max"))},
+    )
 
 
 def parse_cpus(text: str) -> set[int]:
@@ -77,26 +106,26 @@ class Limits:
     """The most that was read of each jail: a counter that goes back is taken for one that began anew."""
 
     def apply(self, jail: str, jid: int, resources: Resources, *, must: bool = False) -> None:
-        """Make a jail's limits those of `resources`: new ones first, so that it is never without.
+        """Make a jail's limits those of `resources`, all of them or none: new ones first, so that it is never without.
 
-        Without racct there are none, which the node's condition tells; `must` makes that an error.
+        Without racct there are none, which the node's condition tells; `must` makes that an error. Raises HostError with what
+        is refused, once the rest is put back; HalfUpdatedError if that cannot be.
         """
-        wanted = rules(jail, resources)
-        if resources.cpuset_cpus:
-            self._set_cpus(jid, resources.cpuset_cpus)
         try:
-            present = self.calls.rctl_rules(subject(jail))
-            for rule in wanted:
-                if rule not in present:
-                    self.calls.rctl_add(rule)
-            for rule in present:
-                if rule not in wanted:
-                    self.calls.rctl_remove(rule)
-        except OSError as error:
-            if error.errno == errno.ENOSYS and not (must and wanted):
-                return
-            reason = _DISABLED if error.errno == errno.ENOSYS else error.strerror or str(error)
-            raise HostError("limit", f"jail {jail}", reason, error.errno) from error
+            self._apply(jail, jid, resources, must=must)
+        except HostError as error:
+            raise refused_limit(error) from error
+
+    def _apply(self, jail: str, jid: int, resources: Resources, *, must: bool) -> None:
+        wanted = rules(jail, resources)
+        cpus = parse_cpus(resources.cpuset_cpus) if resources.cpuset_cpus else None
+        before = None if cpus is None else self._set_cpus(jid, resources.cpuset_cpus or "", cpus)
+        try:
+            self._set_rules(jail, wanted, must=must)
+        except HostError as error:
+            if before is not None:
+                self._put_cpus_back(jid, before, resources, error)
+            raise
 
     def remove(self, jail: str) -> None:
         """Remove the rules of a jail; they would outlive it."""
@@ -156,19 +185,79 @@ class Limits:
             processes=count,
         )
 
-    def _set_cpus(self, jid: int, text: str) -> None:
+    def _set_cpus(self, jid: int, text: str, cpus: set[int]) -> set[int]:
+        """Let a jail run on these; on which it ran before."""
         try:
-            self.calls.jail_cpus(jid, parse_cpus(text))
+            before = self.calls.jail_cpus_now(jid)
+            if before != cpus:
+                self.calls.jail_cpus(jid, cpus)
         except OSError as error:
             raise HostError(
                 "use", f"cpuset_cpus {text}", error.strerror or str(error), error.errno
             ) from error
+        return before
+
+    def _put_cpus_back(self, jid: int, before: set[int], resources: Resources, error: HostError) -> None:
+        try:
+            self.calls.jail_cpus(jid, before)
+        except OSError as second:
+            changed = Resources(cpuset_cpus=resources.cpuset_cpus)
+            if isinstance(error, HalfUpdatedError):
+                changed = wire.merged(error.changed, changed)
+            raise _half_updated(error, f"cpuset_cpus: {second.strerror}", changed) from error
+
+    def _set_rules(self, jail: str, wanted: list[str], *, must: bool) -> None:
+        try:
+            present = self.calls.rctl_rules(subject(jail))
+        except OSError as error:
+            if error.errno == errno.ENOSYS and not (must and wanted):
+                return
+            raise _limit_error(jail, error) from error
+        try:
+            self._replace(present, wanted)
+        except OSError as error:
+            failure = _limit_error(jail, error)
+            self._put_rules_back(jail, present, wanted, failure)
+            raise failure from error
+
+    def _replace(self, present: list[str], wanted: list[str]) -> None:
+        for rule in wanted:
+            if rule not in present:
+                self.calls.rctl_add(rule)
+        for rule in present:
+            if rule not in wanted:
+                self.calls.rctl_remove(rule)
+
+    def _put_rules_back(self, jail: str, before: list[str], tried: list[str], error: HostError) -> None:
+        now = [*before, *tried]
+        try:
+            now = self.calls.rctl_rules(subject(jail))
+            self._replace(now, before)
+        except OSError as second:
+            with contextlib.suppress(OSError):  # then what may be there must do
+                now = self.calls.rctl_rules(subject(jail))
+            raise _half_updated(error, f"rules: {second.strerror}", limits_of(now)) from error
 
 
 def _usage_error(jail: str, error: OSError) -> HostError:
     return HostError("read the usage of", f"jail {jail}", error.strerror or str(error), error.errno)
 
 
+def _limit_error(jail: str, error: OSError) -> HostError:
+    reason = _DISABLED if error.errno == errno.ENOSYS else error.strerror or str(error)
+    return HostError("limit", f"jail {jail}", reason, error.errno)
+
+
+def _half_updated(error: HostError, reason: str, changed: Resources) -> HalfUpdatedError:
+    reason = f"{error.reason}; and what had been changed before stays, as it cannot be put back: {reason}"
+    return HalfUpdatedError(error.operation, error.subject, reason, error.errno, changed=changed)
+
+
 def _pids(unified: dict[str, str]) -> int | None:
-    text = unified.get("pids.max", "")
-    return int(text) if text.isdecimal() else None
+    text = unified.get("pids.max", "max")
+    if text != "max" and not (text.isascii() and text.isdigit() and len(text) < _DIGITS):
+        raise HostError("use", f"unified pids.max {text!r:.40}", "a number or max was expected", errno.EINVAL)
+    if others := sorted(unified.keys() - {"pids.max"}):
+        reason = "this system has nothing like it; leave it out"
+        raise HostError("use", f"unified {', '.join(others)}", reason, errno.EINVAL)
+    return None if text == "max" else int(text)

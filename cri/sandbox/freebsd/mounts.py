@@ -30,7 +30,8 @@ from cri.sandbox.freebsd.calls import (
     Calls,
     DevfsRule,
 )
-from cri.sandbox.host import HostError
+from cri.sandbox.host import HostError, UnfitRequestError
+from cri.sandbox.places import cleaned, is_image_volume_directory, parents_first
 from cri.sandbox.spec import ContainerSpec, DeviceSpec, MountSpec
 
 VIEW = "view"
@@ -66,12 +67,16 @@ class TreeBuilder:
     _links: set[str] = field(default_factory=set)
     """The names in /dev that lead elsewhere."""
     _before: frozenset[tuple[int, int]] = frozenset()
+    _shown: set[str] = field(default_factory=set)
+    """Where volumes of the config are mounted."""
 
     def build(self) -> str:
         """Mount everything; the path of the jail's root. Raises HostError with the tree half-made."""
         spec = self.spec
         self._before = frozenset(mount.fsid for mount in self.calls.mounts())
-        volumes = sorted(spec.mounts, key=lambda mount: _depth(mount.target))
+        volumes = parents_first(spec.mounts, lambda mount: mount.target)
+        with _opened(self.root) as fd:
+            self._link_devices(_Tree(self.root, fd))
         directory = self._alias(volumes) if spec.security.readonly_root else self.root
         with _opened(directory) as fd:
             tree = _Tree(directory, fd)
@@ -139,19 +144,21 @@ class TreeBuilder:
         dev = tree.place("/dev", directory=True)
         # A devfs with a ruleset that is not there shows everything, and anybody may have deleted ours (devfs(8) delset).
         self.calls.devfs_ruleset(self.ruleset, RULESET)
-        ruleset = {} if self.spec.security.privileged else {"ruleset": str(self.ruleset)}
-        self.mount("devfs", dev, {"from": "devfs", **ruleset})
+        self.mount("devfs", dev, {"from": "devfs", **self._devfs_options()})
         for device in self.spec.devices:
             self._show_device(dev, device)
         as_linux: dict[str, str | None] = {"linrdlnk": None} if self.spec.os == "linux" else {}
         self.mount("fdescfs", f"{dev}/fd", {"from": "fdescfs", **as_linux})
         return dev
 
+    def _devfs_options(self) -> Mapping[str, str]:
+        return {} if self.spec.security.privileged else {"ruleset": str(self.ruleset)}
+
     def _mount_linux(self, tree: _Tree, dev: str) -> None:
         self.mount("linprocfs", tree.place("/proc", directory=True), {"from": "linprocfs"})
         self.mount("linsysfs", tree.place("/sys", directory=True), {"from": "linsysfs"})
         shared = "/dev/shm"  # noqa: S108
-        if shared not in {posixpath.normpath(mount.target) for mount in self.spec.mounts}:
+        if shared not in {cleaned(mount.target) for mount in self.spec.mounts}:
             place = self._place(tree, dev, shared, directory=True)
             self.mount("tmpfs", place, {"from": "tmpfs", "size": _SHARED_MEMORY, "mode": "1777"})
 
@@ -162,10 +169,33 @@ class TreeBuilder:
                 raise HostError("mount on", volume.target, f"there is no option {option}", errno.EINVAL)
             flags |= _FLAGS[option]
         place = self._place(tree, dev, volume.target, directory=self._is_directory(volume))
+        if not is_image_volume_directory(volume.source, self.spec.directory):
+            self._shown.add(place)
+        elif place in self._shown:
+            return  # the config mounts something there by another name, through a link
         if volume.tmpfs:
             self.mount("tmpfs", place, {"from": "tmpfs"}, flags)
+        elif self._shows_devices(volume):
+            # Through a nullfs all devices of the node could be used, and its own nodes be changed.
+            if place != dev:  # where there is one already, with the devices that are asked for
+                self.mount("devfs", place, {"from": "devfs", **self._devfs_options()}, flags)
         else:
             self.mount("nullfs", place, {"from": self.images.get(volume.target, volume.source)}, flags)
+
+    def _shows_devices(self, volume: MountSpec) -> bool:
+        """Whether it is the node's /dev. Raises HostError for a part of that, unless the container is privileged."""
+        if (
+            volume.tmpfs
+            or volume.image_layers
+            or (found := self.calls.mount_of(volume.source)).kind != "devfs"
+        ):
+            return False
+        if found.target != volume.source and not self.spec.security.privileged:
+            reason = (
+                "devices of the node are shown by `devices`, not by volumes; only all of /dev can be a volume"
+            )
+            raise UnfitRequestError("mount", volume.source, reason, errno.EPERM)
+        return found.target == volume.source
 
     def _place(self, tree: _Tree, dev: str, target: str, *, directory: bool) -> str:
         """A mount point. What has no place in devfs gets one elsewhere, and a link to it there."""
@@ -196,8 +226,25 @@ class TreeBuilder:
             raise HostError("mount on", f"/dev/{name}", error.strerror or str(error), error.errno) from error
         self._links.add(name)
 
+    def _link_devices(self, tree: _Tree) -> None:
+        """Make links for devices in a directory of another name than the node's: devfs gets no directories of ours."""
+        for device in self.spec.devices:
+            inside = _below_dev(device.target)
+            if inside is None or len(inside) < 2 or cleaned(device.source) == cleaned(device.target):
+                continue
+            directory = tree.make(posixpath.join(_DEVICES_DIRECTORY, "dev", *inside[:-1]), directory=True)
+            place = f"{directory}/{inside[-1]}"
+            try:
+                if os.path.lexists(place):  # of the image
+                    os.unlink(place)  # noqa: PTH108
+                Path(place).symlink_to(cleaned(device.source))
+            except OSError as error:
+                raise HostError(
+                    "show", f"device {device.source}", f"{error.strerror}: {place}", error.errno
+                ) from error
+
     def _show_device(self, dev: str, device: DeviceSpec) -> None:
-        source, target = posixpath.normpath(device.source), posixpath.normpath(device.target)
+        source, target = cleaned(device.source), cleaned(device.target)
         name, link = source.removeprefix("/dev/"), target.removeprefix("/dev/")
         if name == source or link == target:
             raise HostError("show", f"device {device.source}", "devices are in /dev only", errno.EINVAL)
@@ -213,8 +260,11 @@ class TreeBuilder:
         ]
         try:
             self.calls.devfs_apply(dev, rules)
-            if target != source:
-                self._link(dev, link, source)
+            first, *below = link.split("/")
+            if target != source and not below:
+                self._link(dev, first, source)
+            elif target != source and first not in self._links:  # see _link_devices
+                self._link(dev, first, f"{_DEVICES_DIRECTORY}/dev/{first}")
         except OSError as error:
             raise HostError(
                 "show", f"device {device.source}", error.strerror or str(error), error.errno
@@ -300,7 +350,7 @@ def _is_directory(source: str) -> bool:
 
 
 def _below_dev(target: str) -> list[str] | None:
-    parts = posixpath.normpath(target).strip("/").split("/")
+    parts = cleaned(target).strip("/").split("/")
     return parts[1:] if len(parts) > 1 and parts[0] == "dev" else None
 
 
@@ -308,7 +358,3 @@ def _outside_dev(target: str) -> str:
     """Where a mount point is made: below /dev, somewhere else."""
     inside = _below_dev(target)
     return target if inside is None else posixpath.join(_DEVICES_DIRECTORY, "dev", *inside)
-
-
-def _depth(target: str) -> int:
-    return len(posixpath.normpath(target).split("/"))

@@ -62,12 +62,14 @@ ffibuilder.cdef(
     int cri_fsopen(const char *type, unsigned int flags);
     int cri_fsconfig(int fd, unsigned int command, const char *key, const char *value, int aux);
     int cri_fsmount(int fd, unsigned int flags, unsigned int attributes);
+    int cri_bpf(int command, void *attributes, unsigned int size);
     int cri_capget(uint64_t *effective, uint64_t *permitted, uint64_t *inheritable);
     int cri_set_name(const char *name);
     void cri_reap_forever(void);
 
     struct program {
         const char *const *cgroups;
+        const char *const *late_cgroups;
         const char *oom_score;
         int mounts, cgroup_namespace;
         int terminal;

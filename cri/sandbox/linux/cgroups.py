@@ -12,13 +12,22 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from cri.sandbox.host import HostError
+from cri.sandbox.host import HostError, refused_limit
+from cri.sandbox.linux import cgroup_files, cgroup_limits, cgroup_usage
+from cri.sandbox.linux.cgroup_files import failed
+from cri.sandbox.linux.cgroup_limits import Changes, Setting
 from cri.sandbox.spec import Resources, Usage
 
-CONTROLLERS = ("pids", "memory", "cpu", "cpuacct", "cpuset", "hugetlb")
+CONTROLLERS = ("pids", "memory", "cpu", "cpuacct", "cpuset", "hugetlb", "devices")
+LATE = ("cpuset", "hugetlb")
+"""Of version 1: groups that are made when they are used, as each costs time at every start. What runs then is taken in."""
+_NOT_YET = (errno.ENOENT, errno.ENODEV, errno.ENOSPC)
+"""How a group answers that is not made yet, or has no CPUs yet: whoever makes it takes in what it finds."""
+_MOVES = 100
+"""How often it is looked for processes that were forked while others were moved."""
 _REMOVE_ATTEMPTS = 50
 _REMOVE_PAUSE = 0.01
 
@@ -78,38 +87,45 @@ class Group:
 
     def create(self) -> None:
         """Make the directories, and their parents as far as they are missing."""
+        eager = {path for name, path in self.directories.items() if name not in LATE}
         for controller, directory in self.directories.items():
-            if controller not in (
-                "cpuset",
-                "hugetlb",
-            ):  # made when they are used: each costs time at every start
+            if directory in eager:  # cpuset may be mounted together with one of the others
                 self._create(controller, directory)
 
     def join_files(self) -> list[str]:
         """The files that a process writes 0 to in order to join; it must have one thread."""
-        # Version 1: writing 0 to `tasks` moves the current thread alone, without the global lock that `cgroup.procs`
-        # takes: 0.1 ms instead of the 7 ms of an RCU grace period.
-        name = "cgroup.procs" if self.version == 2 else "tasks"
-        return [f"{directory}/{name}" for directory in self._present()]
+        return [f"{path}/{self._joined}" for path in self._present(lambda name: name not in LATE)]
+
+    def late_join_files(self) -> list[str]:
+        """The same, of groups that may not be made yet: to be written last, and whatever comes of it (`_NOT_YET`) is right.
+
+        Who makes such a group takes in what is in the others by then, so nobody is missed who has joined those before.
+        """
+        return [f"{path}/{self._joined}" for name, path in self.directories.items() if name in LATE]
 
     def join(self) -> None:
         """Move the calling process into the group."""
-        for path in self.join_files():
-            _write(path, "0")
+        join(self.join_files(), self.late_join_files())
 
     def subgroup(self, name: str) -> Group | None:
         """A group inside for keeping track of processes, in one hierarchy; no limits of its own. Made at once."""
-        for controller, directory in self.directories.items():
-            if os.path.isdir(directory):  # noqa: PTH112
-                path = f"{directory}/{name}"
-                try:
-                    os.mkdir(path)  # noqa: PTH102
-                except FileExistsError:
-                    pass
-                except OSError:
-                    return None
-                return Group(self.version, {controller: path})
+        for directory in self._present(lambda name: name not in LATE):  # a new cpuset would have no CPUs
+            path = f"{directory}/{name}"
+            try:
+                os.mkdir(path)  # noqa: PTH102
+            except FileExistsError:
+                pass
+            except OSError:
+                return None
+            controller = next(one for one, where in self.directories.items() if where == directory)
+            return Group(self.version, {controller: path})
         return None
+
+    @property
+    def _joined(self) -> str:
+        # Version 1: writing 0 to `tasks` moves the current thread alone, without the global lock that `cgroup.procs`
+        # takes: 0.1 ms instead of the 7 ms of an RCU grace period.
+        return "cgroup.procs" if self.version == 2 else "tasks"
 
     def processes(self) -> set[int]:
         """The processes in the group and below it. In all hierarchies: one may have failed to join one of them."""
@@ -121,7 +137,7 @@ class Group:
         if found and self.version == 2:
             for directory in self._present():
                 with contextlib.suppress(HostError):  # cgroup.kill came with Linux 5.14
-                    _write(f"{directory}/cgroup.kill", "1")
+                    cgroup_files.write(f"{directory}/cgroup.kill", "1")
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -148,166 +164,162 @@ class Group:
             with contextlib.suppress(OSError):  # EBUSY: it is in use
                 os.rmdir(directory)  # noqa: PTH106
 
-    def apply(self, resources: Resources) -> None:
-        """Set the limits that are given. Raises HostError with the first that the kernel refuses."""
-        if self.version == 2:
-            self._apply_v2(resources)
-        else:
-            self._apply_v1(resources)
+    def apply(
+        self,
+        given: Resources,
+        whole: Resources | None = None,
+        finish: Callable[[], None] | None = None,
+    ) -> None:
+        """Set the limits that are given, on whatever is in the group: all of them, or none.
+
+        `whole` is what all limits will be with them (`given`, for a new group); `finish` is a last step that belongs to
+        it. Raises HostError with the first that is refused, once the others are put back; HalfUpdatedError if one
+        could not be.
+        """
+        changes = Changes()
+        try:
+            late = self._make_late(given, changes)
+            self._set_oom_score(given, changes)
+            for setting in self._settings(given, whole or given):
+                changes.write(setting)
+            for controller in late:
+                self._take_in(controller)
+            if finish is not None:
+                finish()
+        except Exception as error:
+            failure = error if isinstance(error, HostError) else HostError("set", "limits", str(error))
+            raise refused_limit(changes.put_back(failure)) from error
+
+    def set(self, controller: str, name: str, value: str) -> None:
+        """Write to a file of a controller."""
+        cgroup_files.write(f"{self.directories[controller]}/{name}", value)
 
     def oom_kills(self) -> int:
         """How many processes the memory limit has killed."""
         if self.version == 2:
-            return _fields(f"{self.directories['']}/memory.events").get("oom_kill", 0)
+            return cgroup_files.fields(f"{self.directories['']}/memory.events").get("oom_kill", 0)
         if "memory" not in self.directories:
             return 0
-        return _fields(f"{self.directories['memory']}/memory.oom_control").get("oom_kill", 0)
+        return cgroup_files.fields(f"{self.directories['memory']}/memory.oom_control").get("oom_kill", 0)
 
     def usage(self) -> Usage:
         """What the group has used."""
-        return self._usage_v2() if self.version == 2 else self._usage_v1()
+        if self.version == 2:
+            return cgroup_usage.usage_v2(self.directories[""])
+        return cgroup_usage.usage_v1(self.directories)
 
-    def _present(self) -> Iterator[str]:
-        return (path for path in dict.fromkeys(self.directories.values()) if os.path.isdir(path))  # noqa: PTH112
+    def _present(self, wanted: Callable[[str], bool] = lambda _: True) -> Iterator[str]:
+        """The directories that are there, each once, of the controllers that are wanted."""
+        paths = (path for name, path in self.directories.items() if wanted(name))
+        return (path for path in dict.fromkeys(paths) if os.path.isdir(path))  # noqa: PTH112
+
+    def _settings(self, given: Resources, whole: Resources) -> Iterator[Setting]:
+        if self.version == 2:
+            return cgroup_limits.settings_v2(self.directories[""], given, whole)
+        return cgroup_limits.settings_v1(self.directories, given)
+
+    def _make_late(self, given: Resources, changes: Changes) -> list[str]:
+        """Make the groups that are needed from now on; nobody is in them yet."""
+        if self.version == 2:
+            return []
+        used = {"cpuset": given.cpuset_cpus or given.cpuset_mems, "hugetlb": given.hugepage_limits}
+        late = [name for name in LATE if used[name] and name in self.directories]
+        if late and not any(self._present(lambda name: name not in LATE)):
+            # Nobody would take away what is made for a container that has given back all it had.
+            raise HostError(
+                "limit", f"cgroup {next(iter(self.directories.values()))}", "it is gone", errno.ENOENT
+            )
+        for name in late:
+            at = directory = self.directories[name]
+            while not os.path.isdir(at):  # noqa: PTH112
+                changes.then(Group(1, {name: at}).remove_if_empty)
+                at = os.path.dirname(at)  # noqa: PTH120
+            self._create(name, directory)
+        return late
+
+    def _take_in(self, controller: str) -> None:
+        """Move what is in the other groups into this one, with all its threads, and what it forks meanwhile."""
+        directory = self.directories[controller]
+        ended: set[int] = set()
+        for _ in range(_MOVES):
+            outside = self.processes() - set(_processes(directory)) - ended
+            if not outside:
+                return
+            for pid in outside:
+                try:
+                    cgroup_files.write(f"{directory}/cgroup.procs", str(pid))
+                except HostError as error:
+                    if error.errno != errno.ESRCH:
+                        raise
+                    ended.add(pid)
+        raise HostError(
+            "move", f"all processes into cgroup {directory}", "they fork faster than they can be moved"
+        )
+
+    def _set_oom_score(self, given: Resources, changes: Changes) -> None:
+        """Of all that runs; what is forked meanwhile has its parent's, or is found by another look."""
+        if given.oom_score_adj is None:
+            return
+        part = Resources(oom_score_adj=given.oom_score_adj)
+        seen: set[int] = set()
+        for _ in range(_MOVES):
+            new = self.processes() - seen
+            if not new:
+                return
+            for pid in new:
+                path, value = f"/proc/{pid}/oom_score_adj", str(given.oom_score_adj)
+                changes.write(Setting(path, value, part, gone=(errno.ENOENT, errno.ESRCH)))
+            seen |= new
 
     def _create(self, controller: str, directory: str) -> None:
+        parent = os.path.dirname(directory)  # noqa: PTH120
         try:
-            os.mkdir(directory)  # noqa: PTH102
+            try:
+                os.mkdir(directory)  # noqa: PTH102
+            except FileNotFoundError:
+                self._create(controller, parent)
+                os.mkdir(directory)  # noqa: PTH102
         except FileExistsError:
+            if controller == "cpuset":
+                _inherit_cpuset(directory)
             return
-        except FileNotFoundError:
-            parent = os.path.dirname(directory)  # noqa: PTH120
-            self._create(controller, parent)
-            os.mkdir(directory)  # noqa: PTH102
         except OSError as error:
-            raise _failed("create", directory, error) from error
+            raise failed("create", directory, error) from error
         if self.version == 2:
-            self._delegate(os.path.dirname(directory))  # noqa: PTH120
+            self._delegate(parent)
         elif controller == "cpuset":
-            # A new cpuset has no CPUs, and nothing can join it.
-            for name in ("cpuset.cpus", "cpuset.mems"):
-                inherited = Path(directory).parent.joinpath(name).read_text()
-                _write(f"{directory}/{name}", inherited.strip())
+            _inherit_cpuset(directory)
 
     def _delegate(self, parent: str) -> None:
         available = Path(parent, "cgroup.controllers").read_text().split()
         for controller in ("cpu", "memory", "pids", "cpuset", "hugetlb"):
             if controller in available:
                 with contextlib.suppress(HostError):  # one that is in use elsewhere must not cost the others
-                    _write(f"{parent}/cgroup.subtree_control", f"+{controller}")
+                    cgroup_files.write(f"{parent}/cgroup.subtree_control", f"+{controller}")
 
-    def _apply_v1(self, wanted: Resources) -> None:
-        settings = [
-            ("cpu", "cpu.shares", wanted.cpu_shares or None),
-            ("cpu", "cpu.cfs_period_us", wanted.cpu_period or None),
-            ("cpu", "cpu.cfs_quota_us", wanted.cpu_quota or None),
-            ("pids", "pids.max", _maximum(wanted.pids_limit)),
-            ("cpuset", "cpuset.cpus", wanted.cpuset_cpus or None),
-            ("cpuset", "cpuset.mems", wanted.cpuset_mems or None),
-        ]
-        settings += [
-            ("hugetlb", f"hugetlb.{size}.limit_in_bytes", limit)
-            for size, limit in wanted.hugepage_limits.items()
-        ]
-        for controller, name, value in settings:
-            if value is not None and controller in self.directories:
-                directory = self.directories[controller]
-                self._create(controller, directory)
-                _write(f"{directory}/{name}", str(value))
-        if "memory" in self.directories:
-            self._apply_v1_memory(wanted)
 
-    def _apply_v1_memory(self, wanted: Resources) -> None:
-        directory = self.directories["memory"]
-        settings: list[tuple[str, int]] = []
-        if wanted.memory_limit:
-            settings.append((f"{directory}/memory.limit_in_bytes", wanted.memory_limit))
-        swap = f"{directory}/memory.memsw.limit_in_bytes"
-        if wanted.memory_swap_limit and os.path.exists(swap):  # noqa: PTH110  # absent without swap accounting
-            settings.append((swap, wanted.memory_swap_limit))
+def join(files: Sequence[str], late: Sequence[str]) -> None:
+    """Move the calling process into groups, by what `join_files` and `late_join_files` have told."""
+    for path in files:
+        cgroup_files.write(path, "0")
+    for path in late:
         try:
-            for path, value in settings:
-                _write(path, str(value))
-        except HostError:
-            # Memory must never exceed memory and swap together, so the order depends on the direction.
-            for path, value in reversed(settings):
-                _write(path, str(value))
-            for path, value in settings:
-                _write(path, str(value))
-
-    def _apply_v2(self, wanted: Resources) -> None:
-        settings: dict[str, str] = {}
-        if wanted.cpu_shares:
-            # The kernel's own range, 2..262144 to 1..10000 (KEP-2254).
-            settings["cpu.weight"] = str(1 + (max(wanted.cpu_shares, 2) - 2) * 9999 // 262142)
-        if wanted.cpu_quota or wanted.cpu_period:
-            quota = str(wanted.cpu_quota) if wanted.cpu_quota and wanted.cpu_quota > 0 else "max"
-            settings["cpu.max"] = f"{quota} {wanted.cpu_period or 100_000}"
-        if wanted.memory_limit:
-            settings["memory.max"] = str(wanted.memory_limit) if wanted.memory_limit > 0 else "max"
-            if wanted.memory_swap_limit and wanted.memory_swap_limit > 0:
-                settings["memory.swap.max"] = str(max(wanted.memory_swap_limit - wanted.memory_limit, 0))
-        if (pids := _maximum(wanted.pids_limit)) is not None:
-            settings["pids.max"] = str(pids)
-        if wanted.cpuset_cpus:
-            settings["cpuset.cpus"] = wanted.cpuset_cpus
-        if wanted.cpuset_mems:
-            settings["cpuset.mems"] = wanted.cpuset_mems
-        for size, limit in wanted.hugepage_limits.items():
-            settings[f"hugetlb.{size}.max"] = str(limit)
-        directory = self.directories[""]
-        for name, value in (settings | wanted.unified).items():
-            if "/" in name:
-                raise HostError("set", f"cgroup setting {name}", "the name of a file was expected")
-            path = f"{directory}/{name}"
-            # Given by name: refused if it is not there. Else the controller is missing, which the node's condition tells.
-            if name in wanted.unified or os.path.exists(path):  # noqa: PTH110
-                _write(path, value)
-
-    def _usage_v1(self) -> Usage:
-        memory = self.directories.get("memory", "")
-        stat = _fields(f"{memory}/memory.stat")
-        used = _number(f"{memory}/memory.usage_in_bytes") or 0
-        limit = _number(f"{memory}/memory.limit_in_bytes")
-        together = _number(f"{memory}/memory.memsw.usage_in_bytes")
-        working = max(used - stat.get("total_inactive_file", 0), 0)
-        return Usage(
-            timestamp=time.time_ns(),
-            cpu_nanoseconds=_number(f"{self.directories.get('cpuacct', '')}/cpuacct.usage") or 0,
-            memory_usage=used,
-            memory_working_set=working,
-            memory_rss=stat.get("total_rss", 0),
-            # Without a limit the kernel shows the largest number of pages there is.
-            memory_available=max(limit - working, 0) if limit is not None and limit < 1 << 62 else None,
-            page_faults=stat.get("total_pgfault", 0),
-            major_page_faults=stat.get("total_pgmajfault", 0),
-            swap_usage=max(together - used, 0) if together is not None else None,
-            processes=_number(f"{self.directories.get('pids', '')}/pids.current") or 0,
-        )
-
-    def _usage_v2(self) -> Usage:
-        directory = self.directories[""]
-        stat = _fields(f"{directory}/memory.stat")
-        used = _number(f"{directory}/memory.current") or 0
-        limit = _number(f"{directory}/memory.max")
-        working = max(used - stat.get("inactive_file", 0), 0)
-        return Usage(
-            timestamp=time.time_ns(),
-            cpu_nanoseconds=_fields(f"{directory}/cpu.stat").get("usage_usec", 0) * 1000,
-            memory_usage=used,
-            memory_working_set=working,
-            memory_rss=stat.get("anon", 0),
-            memory_available=max(limit - working, 0) if limit is not None else None,
-            page_faults=stat.get("pgfault", 0),
-            major_page_faults=stat.get("pgmajfault", 0),
-            swap_usage=_number(f"{directory}/memory.swap.current"),
-            processes=_number(f"{directory}/pids.current") or 0,
-        )
+            cgroup_files.write(path, "0")
+        except HostError as error:
+            if error.errno not in _NOT_YET:
+                raise
 
 
-def _maximum(limit: int | None) -> int | str | None:
-    """A pids limit as the kernel wants it; 0 leaves it alone, as in the CRI's int64 defaults."""
-    return None if not limit else limit if limit > 0 else "max"
+def _inherit_cpuset(directory: str) -> None:
+    """A new cpuset has no CPUs, and nothing can join it; nor has one that others have made and not set up."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        above: list[str] = []
+        at = directory
+        while not (value := cgroup_files.read(f"{at}/{name}")):
+            above.append(at)
+            at = os.path.dirname(at)  # noqa: PTH120
+        for empty in reversed(above):
+            cgroup_files.write(f"{empty}/{name}", value)
 
 
 def _processes(directory: str) -> Iterator[int]:
@@ -317,7 +329,7 @@ def _processes(directory: str) -> Iterator[int]:
                 yield from map(int, file.read().split())
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENODEV):
-                raise _failed("read", path, error) from error
+                raise failed("read", path, error) from error
 
 
 def _rmdir(path: str) -> None:
@@ -328,42 +340,8 @@ def _rmdir(path: str) -> None:
             return
         except OSError as error:
             if error.errno != errno.EBUSY:
-                raise _failed("remove", path, error) from error
+                raise failed("remove", path, error) from error
             time.sleep(_REMOVE_PAUSE)  # a process that has just ended still counts for a moment
         else:
             return
     raise HostError("remove", f"cgroup {path}", "it still has processes", errno.EBUSY)
-
-
-def _write(path: str, value: str) -> None:
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, value.encode())
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise _failed(f"write {value} to", path, error) from error
-
-
-def _fields(path: str) -> dict[str, int]:
-    try:
-        with open(path) as file:  # noqa: PTH123
-            pairs = (line.split() for line in file)
-            return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
-    except OSError:
-        return {}
-
-
-def _number(path: str) -> int | None:
-    """The number in a file; None for `max`, or where the controller is missing."""
-    try:
-        with open(path) as file:  # noqa: PTH123
-            text = file.read().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
-
-
-def _failed(operation: str, path: str, error: OSError) -> HostError:
-    return HostError(operation, f"cgroup {path}", error.strerror or str(error), error.errno)

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from cri.sandbox.host import HostError, StartError
-from cri.sandbox.linux import capabilities, kernel, sysctls
+from cri.sandbox.linux import capabilities, cgroups, kernel, sysctls
 from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.linux.rootfs import RootBuilder
 from cri.sandbox.spec import Credentials, ProcessSpec, SandboxSpec, Sharing, TerminalSize
-from cri.sandbox.warden import launch, users
+from cri.sandbox.warden import accounts, launch, users
 from cri.sandbox.warden.driver import Driver, Plan, Target
 from cri.sandbox.warden.journal import warn
 from cri.sandbox.warden.launch import Child, Report, Stdio
@@ -30,6 +30,8 @@ _SHARED_MEMORY = "67108864"
 _OOM_SCORE_WARDEN = -998
 _KILL_PASSES = 10
 """A process that forks while its group is killed is caught by the next pass."""
+_INIT = "cri-jails-init"
+"""What a pod sees of the process that is 1 in its shared process namespace."""
 _TIOCSPTLCK = 0x40045431
 _TIOCGPTPEER = 0x5441
 """ioctl_tty(2): the other end of a pty, without a look-up by name that the container could answer."""
@@ -115,6 +117,8 @@ class LinuxDriver:
                 report=target.report,
                 hostname=self._hostname,
                 cgroups=tuple(path for one in joined for path in one.join_files()),
+                late_cgroups=tuple(group.late_join_files()),
+                oom_score=_oom_score(target.first),
                 mounts=enter("mnt"),
                 cgroup_namespace=enter("cgroup") if group.version == 2 else -1,
             )
@@ -185,7 +189,8 @@ class LinuxDriver:
             if pid == 0:
                 try:
                     kernel.die_with_parent(signal.SIGKILL)
-                    kernel.set_name("cri-jails-init")
+                    kernel.set_name(_INIT)
+                    kernel.hide_arguments(_INIT)
                     _enter_nothing()
                     kernel.reap_forever()
                 finally:
@@ -197,21 +202,20 @@ class LinuxDriver:
         group = _group(plan)
         group.join()
         _set_oom_score(spec.resources.oom_score_adj or 0)  # the warden's own must not be inherited
-        root = RootBuilder(spec, plan.host["root"], group.directories, group.version)
-        root.build(self._shared_memory)
-        report = Report(*users.resolve(spec.process.user, *users.read_accounts()))
+        RootBuilder(plan, group.directories, group.version).build(self._shared_memory)
+        report = Report(*users.resolve(spec.process.user, accounts.read(_open_own)))
         self._become(channel, _Way(plan, spec.process, report, self._hostname), stdio, console=True)
 
     def _beside(self, channel: socket.socket, way: _Way, stdio: Stdio) -> NoReturn:
         """In a forked child: become a program of the container; with a terminal, make that inside it first."""
         if stdio.tty:
-            for path in way.cgroups:
-                Path(path).write_text("0")
-            _set_oom_score(way.plan.spec.resources.oom_score_adj or 0)
+            cgroups.join(way.cgroups, way.late_cgroups)
+            if way.oom_score is not None:
+                _set_oom_score(way.oom_score)
             if way.cgroup_namespace >= 0:
                 kernel.setns(way.cgroup_namespace, kernel.CLONE_NEWCGROUP)
             kernel.setns(way.mounts, kernel.CLONE_NEWNS)
-            way = replace(way, cgroups=(), mounts=-1, cgroup_namespace=-1)
+            way = replace(way, cgroups=(), late_cgroups=(), oom_score=None, mounts=-1, cgroup_namespace=-1)
         self._become(channel, way, stdio, console=False)
 
     def _become(self, channel: socket.socket, way: _Way, stdio: Stdio, *, console: bool) -> NoReturn:
@@ -237,6 +241,8 @@ class _Way:
     report: Report
     hostname: str
     cgroups: tuple[str, ...] = ()
+    late_cgroups: tuple[str, ...] = ()
+    oom_score: int | None = None
     mounts: int = -1
     cgroup_namespace: int = -1
 
@@ -266,7 +272,8 @@ class _Way:
             no_new_privileges=spec.security.no_new_privileges,
             report=report,
             cgroups=self.cgroups,
-            oom_score=(spec.resources.oom_score_adj or 0) if self.cgroups else None,
+            late_cgroups=self.late_cgroups,
+            oom_score=self.oom_score,
             mounts=self.mounts,
             cgroup_namespace=self.cgroup_namespace,
             stdio=None if stdio.tty else (streams[0], streams[1], streams[2]),
@@ -341,6 +348,23 @@ def _set_oom_score(score: int) -> None:
         warn(f"cannot set oom_score_adj to {score}: {error.strerror}")
 
 
+def _oom_score(first: int) -> int | None:
+    """What a process's oom_score_adj is: an update may have changed it since that was started. None if it has ended."""
+    try:
+        return int(Path(f"/proc/{first}/oom_score_adj").read_text())
+    except OSError:
+        return None
+
+
+def _open_own(path: str) -> int:
+    """Open a file of the container as what it is there: no /proc/PID/root leads to a process that it sees."""
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return kernel.open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    finally:
+        os.close(root)
+
+
 def _enter_nothing() -> None:
     """Go where there is no file: what sees this process may follow its /proc/PID/root."""
     kernel.unshare(kernel.CLONE_NEWNS)
@@ -396,9 +420,9 @@ def _make_terminal(owner: Credentials, size: TerminalSize | None, *, console: bo
 def _bind_console(terminal: int) -> None:
     path = "/dev/console"
     try:
-        os.close(
-            os.open(path, os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0o600)
-        )
+        with contextlib.suppress(FileExistsError):
+            # What is there already is not opened: that may be the node's console, in a volume.
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         tree = kernel.clone_mount(terminal)
         target = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         kernel.attach_mount(tree, target, path)

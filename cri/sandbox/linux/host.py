@@ -7,23 +7,28 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from baustelle.removal import remove_tree
+from cri.sandbox import wire
+from cri.sandbox.durable import remove_any
 from cri.sandbox.host import Condition, Features, Host, HostError, NetworkStack, Warden, WardenGoneError
-from cri.sandbox.linux import sysctls
+from cri.sandbox.linux import device_access, device_nodes, image_trees, image_volumes, sysctls
 from cri.sandbox.linux.cgroup_ledger import OWN_PARENT, CgroupLedger, cgroup_path, own_parent
 from cri.sandbox.linux.cgroups import Group, Hierarchies
 from cri.sandbox.linux.snapshots import make_snapshotter
+from cri.sandbox.places import VOLUMES
 from cri.sandbox.snapshots import RootSnapshotter
 from cri.sandbox.spec import ContainerSpec, DiskUsage, Resources, SandboxSpec, Usage
 from cri.sandbox.warden.client import WardenClient
-from cri.sandbox.warden.container import PLAN_FILE, write_plan
+from cri.sandbox.warden.container import PLAN_FILE, read_plan, write_plan
 from cri.sandbox.warden.driver import Plan
 from cri.sandbox.warden.network import WardenNetworkStack
 from cri.sandbox.warden.spawning import Spawner
 from cri.sandbox.warden.supervisor import SOCKET_NAME
 from cri.sandbox.warden.wardens import Wardens
+from cri.threads import in_own_thread
 
 _KILL_SECONDS = 5.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -39,6 +44,7 @@ class LinuxHost(Host):
         host_pid=True,
         host_ipc=True,
         sysctls=True,
+        image_volumes=True,
     )
     snapshots: RootSnapshotter
 
@@ -121,7 +127,9 @@ class LinuxHost(Host):
         await asyncio.to_thread(self._remove_sandbox, spec)
 
     async def create_container(self, spec: ContainerSpec) -> None:
-        """Make the root filesystem and the cgroups."""
+        """Make volumes, the root filesystem and the cgroups."""
+        if image_volumes.wanted(spec):
+            await in_own_thread(image_volumes.prepare, spec, self.snapshots)
         await asyncio.to_thread(self._create_container, spec)
 
     async def stop_container(self, spec: ContainerSpec) -> None:
@@ -133,8 +141,8 @@ class LinuxHost(Host):
         await asyncio.to_thread(self._ledger.remove, spec)
 
     async def update_container(self, spec: ContainerSpec, resources: Resources) -> None:
-        """Apply new limits."""
-        await asyncio.to_thread(self._group(spec).apply, resources)
+        """Apply new limits, to what runs too."""
+        await asyncio.to_thread(self._update_container, spec, resources)
 
     async def container_usage(self, spec: ContainerSpec) -> Usage:
         """What a running container has used."""
@@ -183,25 +191,51 @@ class LinuxHost(Host):
         with contextlib.suppress(OSError):  # not empty: somebody else's files
             Path(spec.runtime_directory).rmdir()
 
+    def _update_container(self, spec: ContainerSpec, resources: Resources) -> None:
+        whole = wire.merged(spec.resources, resources)
+
+        def note() -> None:
+            """For the warden, which gives it to the first process at its start."""
+            if resources.oom_score_adj is None:
+                return
+            plan = read_plan(spec.directory)
+            write_plan(replace(plan, spec=replace(plan.spec, resources=whole)))
+
+        self._group(spec).apply(resources, whole, note)
+
     def _create_container(self, spec: ContainerSpec) -> None:
         group = self._group(spec)
         self._ledger.add(spec)
         try:
             group.create()
             group.apply(spec.resources)
-            root = self.snapshots.prepare(spec)
-            cgroup = {"version": group.version, "directories": group.directories}
-            write_plan(Plan(spec, {"root": root, "cgroup": cgroup}))
+            host = {
+                "root": self.snapshots.prepare(spec),
+                "cgroup": {"version": group.version, "directories": group.directories},
+                "device_rules": self._restrict_devices(spec, group),
+                "images": image_volumes.layers_of_mounts(spec, self.snapshots),
+            }
+            write_plan(Plan(spec, host))
         except BaseException as error:
             self._ledger.remove(spec)
             self.snapshots.discard(spec)
-            Path(spec.directory, PLAN_FILE).unlink(missing_ok=True)
+            for name in (PLAN_FILE, VOLUMES, image_trees.PLACE):
+                remove_any(Path(spec.directory, name))
             if isinstance(error, OSError):
                 subject = f"container {spec.id}"
                 raise HostError(
                     "create", subject, f"{error.strerror}: {error.filename}", error.errno
                 ) from error
             raise
+
+    def _restrict_devices(self, spec: ContainerSpec, group: Group) -> bool:
+        """Whether its cgroup keeps the container from devices that it was not given."""
+        if spec.security.privileged:
+            return False
+        devices = device_nodes.look_up(spec.devices)
+        ruled = device_access.restrict(group, device_access.rules(devices))
+        device_access.check(devices, ruled=ruled)
+        return ruled
 
 
 class LinuxNetworkStack(WardenNetworkStack):

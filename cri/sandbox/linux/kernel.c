@@ -98,6 +98,11 @@ static int cri_fsmount(int fd, unsigned int flags, unsigned int attributes) {
     return syscall(SYS_fsmount, fd, flags, attributes);
 }
 
+/* A program for a cgroup: its text is loaded, and stays as long as the cgroup does. bpf(2) */
+static int cri_bpf(int command, void *attributes, unsigned int size) {
+    return syscall(SYS_bpf, command, attributes, size);
+}
+
 static int cri_capget(uint64_t *effective, uint64_t *permitted, uint64_t *inheritable) {
     struct __user_cap_header_struct header = { _LINUX_CAPABILITY_VERSION_3, 0 };
     struct __user_cap_data_struct data[2];
@@ -156,6 +161,7 @@ static void cri_reap_forever(void) {
    memory of its own, and nobody may wait for it: see LinuxDriver.enter and .exec. */
 struct program {
     const char *const *cgroups;     /* files to write 0 to */
+    const char *const *late_cgroups; /* the same, of groups that may not be made yet: Group.late_join_files */
     const char *oom_score;          /* or NULL */
     int mounts, cgroup_namespace;   /* namespaces to enter, or -1 */
     int terminal;                   /* session and standard streams are made already */
@@ -207,6 +213,9 @@ static void cri_become(struct program *program) {
     char here[4096];
 
     for (name = program->cgroups; *name; name++) MUST("join cgroup", cri_write(*name, "0"));
+    for (name = program->late_cgroups; *name; name++)
+        if (cri_write(*name, "0") < 0 && errno != ENOENT && errno != ENODEV && errno != ENOSPC)
+            MUST("join cgroup", -1);
     if (program->oom_score) cri_write("/proc/self/oom_score_adj", program->oom_score); /* needs SYS_RESOURCE; do without */
     if (program->cgroup_namespace >= 0) MUST("enter cgroup namespace", setns(program->cgroup_namespace, CLONE_NEWCGROUP));
     if (program->mounts >= 0) MUST("enter mount namespace", setns(program->mounts, CLONE_NEWNS));

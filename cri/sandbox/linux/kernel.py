@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -34,6 +35,11 @@ MOUNT_ATTR_NODEV: int = lib.MOUNT_ATTR_NODEV
 MOUNT_ATTR_NOEXEC: int = lib.MOUNT_ATTR_NOEXEC
 
 _AT_FDCWD = -100
+# include/uapi/linux/bpf.h
+_BPF_PROG_LOAD, _BPF_PROG_ATTACH = 5, 8
+_BPF_PROG_TYPE_CGROUP_DEVICE = 15
+_BPF_CGROUP_DEVICE = 6
+_BPF_F_ALLOW_MULTI = 2
 _OPEN_ATTEMPTS = 1000
 
 
@@ -124,6 +130,32 @@ def sync_filesystem(fd: int) -> None:
     _check(lib.syncfs(fd), f"descriptor {fd}")
 
 
+def restrict_devices(cgroup: int, instructions: bytes) -> None:
+    """Let a program decide about each device that a process of a cgroup (version 2) opens or makes.
+
+    `cgroup` is its directory; `instructions` are those of BPF, whose result 0 refuses. What a cgroup above decides counts too.
+    """
+    license_, text = ffi.new("char[]", b"MIT"), ffi.from_buffer(instructions)
+    # union bpf_attr: prog_type, insn_cnt, insns, license, log_level, log_size, log_buf; what is missing is zero.
+    load = struct.pack(
+        "=IIQQIIQ",
+        _BPF_PROG_TYPE_CGROUP_DEVICE,
+        len(instructions) // 8,
+        int(ffi.cast("uintptr_t", text)),
+        int(ffi.cast("uintptr_t", license_)),
+        0,
+        0,
+        0,
+    )
+    program = _check(lib.cri_bpf(_BPF_PROG_LOAD, ffi.from_buffer(load), len(load)), "BPF program for devices")
+    try:
+        # target_fd, attach_bpf_fd, attach_type, attach_flags
+        attach = struct.pack("=IIII", cgroup, program, _BPF_CGROUP_DEVICE, _BPF_F_ALLOW_MULTI)
+        _check(lib.cri_bpf(_BPF_PROG_ATTACH, ffi.from_buffer(attach), len(attach)), f"descriptor {cgroup}")
+    finally:
+        os.close(program)
+
+
 def die_with_parent(signal: int) -> None:
     """Get `signal` when the parent dies. Lost at the exec of a program with setuid bit or file capabilities."""
     _check(lib.cri_prctl(lib.PR_SET_PDEATHSIG, signal, 0, 0, 0), "parent death signal")
@@ -142,6 +174,20 @@ def become_subreaper() -> None:
 def set_name(name: str) -> None:
     """The process's name in ps and top (15 bytes count)."""
     _check(lib.cri_set_name(os.fsencode(name)), name)
+
+
+def hide_arguments(name: str) -> None:
+    """Have /proc/PID/cmdline and environ say `name` and nothing (proc_pid_cmdline(5)); libc's environment is gone with it.
+
+    Where the two are, field 48 and those after it tell of proc_pid_stat(5), to the process itself.
+    """
+    with open("/proc/self/stat", "rb") as file:  # noqa: PTH123
+        fields = file.read().rpartition(b")")[2].split()
+    start, end, environment, environment_end = (int(field) for field in fields[45:49])
+    text = os.fsencode(name)[: end - start - 1]
+    ffi.memmove(ffi.cast("char *", start), text.ljust(end - start, b"\0"), end - start)
+    size = environment_end - environment
+    ffi.memmove(ffi.cast("char *", environment), bytes(size), size)
 
 
 def bounding_capabilities() -> int:
@@ -179,6 +225,8 @@ class Program:
     report: int
     cgroups: Sequence[str] = ()
     """Files to write 0 to."""
+    late_cgroups: Sequence[str] = ()
+    """The same, of groups that may not be made yet."""
     oom_score: int | None = None
     mounts: int = -1
     cgroup_namespace: int = -1
@@ -221,6 +269,7 @@ def _native(program: Program) -> tuple[Any, list[Any]]:
     alive.append(groups)
     native = ffi.new("struct program *")
     native.cgroups = texts(program.cgroups)
+    native.late_cgroups = texts(program.late_cgroups)
     native.oom_score = ffi.NULL if program.oom_score is None else text(str(program.oom_score))
     native.mounts = program.mounts
     native.cgroup_namespace = program.cgroup_namespace

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 
-from cri.sandbox.host import HostError, RefusedError
+from cri.sandbox.host import HostError, UnfitRequestError
 from cri.sandbox.spec import Namespaces, Sharing
 
 _IPC = ("kernel/shm", "kernel/msg", "fs/mqueue/")
@@ -23,19 +23,19 @@ _UNREADABLE = frozenset({errno.EIO, errno.EPERM, errno.EACCES})  # what has no v
 def path_of(name: str) -> str:
     """The path of a sysctl below /proc/sys.
 
-    The first separator decides, as in sysctl.d(5): with a dot, dots and slashes change places. Raises RefusedError.
+    The first separator decides, as in sysctl.d(5): with a dot, dots and slashes change places. Raises UnfitRequestError.
     """
     dot, slash = name.find("."), name.find("/")
     path = name
     if dot >= 0 and (slash < 0 or dot < slash):
         path = name.translate(str.maketrans("./", "/."))
     if "\0" in name or not all(part not in ("", ".", "..") for part in path.split("/")):
-        raise RefusedError("set", f'sysctl "{name}"', "this is not the name of a sysctl", errno.EINVAL)
+        raise UnfitRequestError("set", f'sysctl "{name}"', "this is not the name of a sysctl", errno.EINVAL)
     return path
 
 
 def interface_of(name: str) -> str:
-    """The interface that a sysctl is of; empty if it is of none, or of one that every network has. Raises RefusedError."""
+    """The interface that a sysctl is of; empty if it is of none, or of one that every network has. Raises UnfitRequestError."""
     parts = path_of(name).split("/")
     of_one = len(parts) > 4 and parts[0] == "net" and parts[2] in _OF_INTERFACES
     return parts[3] if of_one and parts[3] not in _ALWAYS_THERE else ""
@@ -46,32 +46,32 @@ def of_interfaces(sysctls: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in sysctls.items() if interface_of(name)}
 
 
-def no_interface(name: str) -> RefusedError:
+def no_interface(name: str) -> UnfitRequestError:
     """The error for a sysctl of an interface that has not come."""
     reason = (
         f'the pod has no interface "{interface_of(name)}" on its network; name the one that it has, as eth0'
     )
-    return RefusedError("set", f"sysctl {name}", reason, errno.ENODEV)
+    return UnfitRequestError("set", f"sysctl {name}", reason, errno.ENODEV)
 
 
 def check(sysctls: Mapping[str, str], namespaces: Namespaces) -> None:
-    """Refuse what no pod may have, or cannot have with these namespaces. Raises RefusedError."""
+    """Refuse what no pod may have, or cannot have with these namespaces. Raises UnfitRequestError."""
     seen: dict[str, tuple[str, str]] = {}
     for name, value in sysctls.items():
         path = path_of(name)
         _check(name, path, namespaces)
         if len(interface_of(name).encode(errors="surrogateescape")) > _MOST_NAME:
             reason = f"no interface has a name of more than {_MOST_NAME} bytes"
-            raise RefusedError("set", f"sysctl {name}", reason, errno.ENAMETOOLONG)
+            raise UnfitRequestError("set", f"sysctl {name}", reason, errno.ENAMETOOLONG)
         other, its = seen.setdefault(path, (name, value))
         if its != value:
-            raise RefusedError(
+            raise UnfitRequestError(
                 "set", f"sysctl {name} to {value!r}", f"{other}, the same, is {its!r}", errno.EINVAL
             )
 
 
 def write(sysctls: Mapping[str, str], namespaces: Namespaces) -> None:
-    """Set sysctls from inside the pod's namespaces, but for those of interfaces. Raises HostError, RefusedError."""
+    """Set sysctls from inside the pod's namespaces, but for those of interfaces. Raises HostError, UnfitRequestError."""
     check(sysctls, namespaces)
     for name, value in sysctls.items():
         if interface_of(name):
@@ -86,7 +86,7 @@ def write(sysctls: Mapping[str, str], namespaces: Namespaces) -> None:
 def network_variable(name: str, value: str | None) -> str:
     """A variable of the caller's network namespace, and with a value, its value before that was set.
 
-    What cannot be read, and yet be set, was nothing before. Raises HostError, RefusedError.
+    What cannot be read, and yet be set, was nothing before. Raises HostError, UnfitRequestError.
     """
     operation = "read" if value is None else "set"
     path = path_of(name)
@@ -116,11 +116,11 @@ def network_variable(name: str, value: str | None) -> str:
 def _explained(what: str, error: OSError) -> HostError:
     reason = error.strerror or str(error)
     if error.errno == errno.ENOENT:
-        return RefusedError(
+        return UnfitRequestError(
             "set", what, "this kernel has no such sysctl for a pod; leave it out", error.errno
         )
     if error.errno in _THE_VALUE_S:
-        return RefusedError("set", what, f"{reason}: the kernel does not take this value", error.errno)
+        return UnfitRequestError("set", what, f"{reason}: the kernel does not take this value", error.errno)
     return HostError("set", what, reason, error.errno)
 
 
@@ -130,10 +130,10 @@ def _check(name: str, path: str, namespaces: Namespaces) -> None:
     elif path.startswith(_IPC) or path in _IPC_NAMES:
         shared = namespaces.ipc is Sharing.NODE
     else:
-        raise RefusedError(
+        raise UnfitRequestError(
             "set", f"sysctl {name}", "it is not namespaced, so it would change the node", errno.EPERM
         )
     if shared:
-        raise RefusedError(
+        raise UnfitRequestError(
             "set", f"sysctl {name}", "the pod shares this namespace with the node", errno.EPERM
         )

@@ -155,6 +155,10 @@ class WardenClient(Warden):
             container=container_id,
             process=wire.encode(process),
         )
+        if pty is not None and not process.tty:
+            # Wardens of earlier releases pass on the container's own terminal, which is not the exec's to read.
+            os.close(pty)
+            pty = None
         if self.version < _HAS_STREAMS and pty is not None and size is not None:
             launch.set_terminal_size(pty, size)
         started = WardenExec(result["exec"], result["pid"], pty, self._execs, self._kill_exec)

@@ -32,6 +32,7 @@ class Target:
     first: int
     """Its first process."""
     report: Report
+    """Who that runs as; without its terminal."""
 
 
 class Driver(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cri.sandbox import wire
 from cri.sandbox.host import HostError
@@ -60,10 +60,10 @@ class Execs:
         process = wire.decode(ProcessSpec, message["process"])
         stdio = Stdio(**given_streams(message, descriptors), tty=process.tty)
         name = f"exec-{next(self._numbers)}"
+        # Who it runs as is the container's, but not the terminal: that is not an exec's to report.
+        target = Target(container.plan, container.pid, replace(container.report, pty=None))
         try:
-            child = self._driver.exec(
-                Target(container.plan, container.pid, container.report), process, stdio, name
-            )
+            child = self._driver.exec(target, process, stdio, name)
         except (HostError, OSError):
             self._driver.end_exec(container.plan, name)
             raise

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cri.sandbox import small_files
+from cri.sandbox import small_files, wire
 from cri.sandbox.fake import InjectedError
 from cri.sandbox.freebsd import jails
-from cri.sandbox.host import HostError
+from cri.sandbox.freebsd.limits import limits_of
+from cri.sandbox.host import HalfUpdatedError, HostError, LimitRefusedError
 from cri.sandbox.spec import ContainerSpec, DeviceSpec, Resources, SandboxSpec, Security
 
 RESOURCES = Resources(
@@ -206,23 +207,89 @@ async def test_stop_sandbox(machine) -> None:
         made = None
 
 
-async def test_update_never_leaves_a_container_without_limits(machine, sandbox) -> None:
+async def test_an_update_is_whole_or_put_back(machine, sandbox) -> None:
+    """Whichever call fails once, and at no moment is the container without limits."""
     spec = machine.container(sandbox, resources=RESOURCES)
     await machine.host.create_container(spec)
     name = jails.container_name(spec)
     sizes = itertools.cycle([1 << 27, 1 << 28])
+    state = machine.everything()
+
+    def watch(_: str) -> None:
+        kinds = {str(rule).split(":")[2] for rule in machine.kernel._rules if f":{name}:" in str(rule)}
+        assert kinds >= {"memoryuse", "vmemoryuse", "maxproc", "pcpu"}
+
+    machine.kernel.on_call = watch
 
     async def update() -> None:
         await machine.host.update_container(
-            spec, Resources(memory_limit=next(sizes), unified={"pids.max": "7"})
+            spec, Resources(memory_limit=next(sizes), unified={"pids.max": "7"}, cpuset_cpus="2")
         )
 
-    async for _, call in failures(machine, update):
-        kinds = {rule.split(":")[2] for rule in machine.kernel.rctl_rules(f"jail:{name}:")}
-        assert kinds >= {"memoryuse", "vmemoryuse", "maxproc", "pcpu"}, call
+    failed = 0
+    async for succeeded, call in failures(machine, update):
+        assert not succeeded, call
+        assert machine.everything() == state, call
+        failed += 1
+    assert failed > 8
     await machine.host.update_container(spec, Resources(memory_limit=1 << 29))
     rules = machine.kernel.rctl_rules(f"jail:{name}:memoryuse")
     assert rules == [f"jail:{name}:memoryuse:sigkill={1 << 29}"]
+
+
+async def test_what_cannot_be_put_back_is_told(machine, sandbox) -> None:
+    """As when the kernel takes nothing any more from some call on."""
+    spec = machine.container(sandbox, resources=RESOURCES)
+    await machine.host.create_container(spec)
+    name = jails.container_name(spec)
+    told = set()
+    for first in range(20):
+        machine.kernel.count_from_here(*range(first, first + 50))
+        changes = Resources(memory_limit=1 << 28, unified={"pids.max": "7"}, cpuset_cpus="2")
+        with pytest.raises(HostError) as caught:
+            await machine.host.update_container(spec, changes)
+        machine.kernel.count_from_here()
+        has = limits_of(machine.kernel.rctl_rules(f"jail:{name}:"))
+        jail = machine.kernel.jail(name)
+        if isinstance(caught.value, HalfUpdatedError):
+            told.add(first)
+            shown = wire.merged(RESOURCES, caught.value.changed)
+            assert shown.cpuset_cpus == ("2" if jail.cpus == {2} else "0-1")
+            least = int(shown.unified["pids.max"]), shown.memory_limit
+            assert least <= (int(has.unified["pids.max"]), has.memory_limit)
+        else:
+            assert (has.memory_limit, has.unified) == (1 << 26, {"pids.max": "9"})
+            assert jail.cpus == {0, 1}
+        machine.kernel.jail_cpus(jail.jid, {0, 1})
+        await machine.host.update_container(spec, Resources(memory_limit=1 << 26))
+        if first > 8:
+            break
+    assert told
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"memory_swap_limit": 5}, "set memory_swap_limit_in_bytes to no less"),
+        (
+            {"memory_limit": 1 << 28, "memory_swap_limit": 1 << 27},
+            "set memory_swap_limit_in_bytes to no less",
+        ),
+        ({"unified": {"pids.max": "some"}}, "a number or max was expected"),
+        ({"unified": {"pids.max": "\u0663"}}, "a number or max was expected"),
+        ({"unified": {"memory.high": "1"}}, "this system has nothing like it"),
+        ({"memory_limit": 1 << 27, "cpuset_cpus": "9"}, "cpuset_cpus 9"),
+        ({"cpuset_cpus": "2", "memory_limit": 1 << 70}, "limit jail"),
+        ({"cpuset_cpus": "2", "cpu_quota": 1 << 62}, "limit jail"),
+    ],
+)
+async def test_an_update_that_is_refused(machine, sandbox, changes, message) -> None:
+    spec = machine.container(sandbox, resources=RESOURCES)
+    await machine.host.create_container(spec)
+    state = machine.everything()
+    with pytest.raises(LimitRefusedError, match=message):
+        await machine.host.update_container(spec, Resources(**changes))
+    assert machine.everything() == state
 
 
 @pytest.mark.parametrize("question", ["container_usage", "condition", "find_warden", "leftovers"])

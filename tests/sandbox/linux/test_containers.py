@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import os
+import pwd
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from cri.sandbox.host import HostError, RefusedError, StartError
+from cri.sandbox.host import HostError, StartError, UnfitRequestError
 from cri.sandbox.spec import (
     DeviceSpec,
     GroupsPolicy,
@@ -87,6 +88,49 @@ async def test_an_unknown_user(pod):
         await pod.start(pod.container(process=ProcessSpec(("id",), user=UserSpec("nobody-here"))))
 
 
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        ("../../../../../../etc/real", "77"),
+        ("/etc/real", "77"),
+        ("/proc/1/root/etc/passwd", ""),
+        ("/nowhere", ""),
+        ("passwd", ""),
+        (".", ""),
+    ],
+)
+async def test_account_files_are_the_containers_own(pod, link, expected):
+    """Also where the node's processes are seen, whose /proc/PID/root leads to its files."""
+    name = "web" if expected else pwd.getpwuid(1).pw_name  # the node's own
+    process = ProcessSpec(("id", "-u"), user=UserSpec(name))
+    spec = pod.container(process=process, namespaces=Namespaces(pid=Sharing.NODE))
+    await pod.node.host.create_container(spec)
+    etc = pod.node.host.snapshots.writable(spec) / "etc"
+    etc.mkdir(exist_ok=True)
+    (etc / "real").write_text("web:x:77:77::/:\n")
+    (etc / "passwd").unlink(missing_ok=True)
+    (etc / "passwd").symlink_to(link)
+    if not expected:
+        with pytest.raises(StartError, match=f"unable to find user {name}"):
+            await pod.warden.start(spec)
+        return
+    await pod.warden.start(spec)
+    await pod.exit_of(spec)
+    assert pod.output(spec) == expected
+
+
+async def test_a_number_is_an_id_whatever_the_image_says(pod):
+    spec = pod.container(process=ProcessSpec(("id",), user=UserSpec("1000:1000")))
+    await pod.node.host.create_container(spec)
+    etc = pod.node.host.snapshots.writable(spec) / "etc"
+    etc.mkdir(exist_ok=True)
+    (etc / "passwd").write_text("root:x:0:0:root:/root:/bin/sh\n1000:x:0:0::/root:/bin/sh\n")
+    (etc / "group").write_text("root:x:0:\n1000:x:0:\n")
+    await pod.warden.start(spec)
+    await pod.exit_of(spec)
+    assert pod.output(spec) == "uid=1000 gid=1000 groups=1000"
+
+
 async def test_environment_cwd_and_hostname(pod):
     odd = os.fsdecode(b"ODD=\xff\xfe")
     process = ProcessSpec(
@@ -146,7 +190,7 @@ async def test_devices(pod):
     script = "echo x > /dev/null && head -c 4 /dev/zero | wc -c; mknod /tmp/mem c 1 1 && cat /tmp/mem; ls -l /dev/fd /dev/ptmx"
     _record, output = await pod.run("sh", "-c", script)
     assert output.startswith("4\n")
-    assert "can't open '/tmp/mem': Permission denied" in output
+    assert "can't open '/tmp/mem': Operation not permitted" in output
     device = DeviceSpec("/dev/zero", "/dev/mine/zero")
     _, output = await pod.run("sh", "-c", "head -c 3 /dev/mine/zero | wc -c", devices=(device,), name="b")
     assert output == "3"
@@ -328,13 +372,13 @@ async def test_sysctls(node):
     files = ("/proc/sys/kernel/shm_rmid_forced", "/proc/sys/net/ipv4/ip_forward")
     assert (await pod.run("cat", *files))[1] == "1\n1"
     for name in ("kernel.panic", "vm.swappiness", "net../etc", ""):
-        with pytest.raises(RefusedError):
+        with pytest.raises(UnfitRequestError):
             await node.pod(sysctls={name: "1"})
     for name, value, reason in [
         ("net.ipv4.no_such_thing", "1", "no such sysctl for a pod"),
         ("net.ipv4.ip_forward", "many", "does not take this value"),
     ]:
-        with pytest.raises(RefusedError, match=reason):
+        with pytest.raises(UnfitRequestError, match=reason):
             await node.pod(sysctls={name: value})
     with pytest.raises(HostError, match="shares this namespace"):
         await node.pod(sysctls={"net.ipv4.ip_forward": "1"}, namespaces=Namespaces(network=Sharing.NODE))
@@ -444,10 +488,21 @@ async def test_the_init_of_a_pod_has_nothing_to_see(node):
     assert {line.split()[1] for line in status.splitlines()} == {"0" * 16}
 
 
-async def test_a_read_only_device_is_refused(pod):
-    spec = pod.container("true", devices=(DeviceSpec("/dev/null", "/dev/ro", "r"),))
-    with pytest.raises(HostError, match="not supported"):
-        await pod.start(spec)
+async def test_the_init_of_a_pod_tells_nothing_of_the_node(node):
+    """Also to a container that may read the memory of others."""
+    pod = await node.pod(namespaces=Namespaces(pid=Sharing.POD))
+    spec = pod.container("sleep", "100", security=Security(privileged=True))
+    await pod.start(spec)
+    assert await pod.exec(spec, "sh", "-c", "tr -d '\\0' </proc/1/cmdline; cat /proc/1/comm") == (
+        0,
+        "cri-jails-initcri-jails-init\n",
+    )
+    code, output = await pod.exec(
+        spec, "sh", "-c", "tr -d '\\0' </proc/1/environ | wc -c; readlink /proc/1/cwd; readlink /proc/1/root"
+    )
+    assert (code, output) == (0, "0\n/\n/\n")
+    assert "cri-jails-init" in (await pod.exec(spec, "ps"))[1]
+    assert (await pod.exec(spec, "ls", "/proc/1/fd")) == (0, "")
 
 
 async def test_a_working_directory_that_leads_outside_is_refused(pod):

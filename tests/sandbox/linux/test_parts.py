@@ -1,19 +1,20 @@
 """The parts of the Linux driver that need no root."""
 
 import signal
+import struct
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from cri.sandbox.host import HostError, RefusedError
+from cri.sandbox.host import HostError, UnfitRequestError
 from cri.sandbox.linux import capabilities, sysctls
 from cri.sandbox.linux.cgroups import Group, Hierarchies
+from cri.sandbox.linux.device_access import ALWAYS, Rule, program
 from cri.sandbox.linux.driver import _ready_for
 from cri.sandbox.linux.snapshots import make_snapshotter
-from cri.sandbox.spec import Namespaces, Resources, Security, Sharing
+from cri.sandbox.spec import Namespaces, Security, Sharing
 
 V1 = """
 31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw
@@ -37,34 +38,6 @@ def test_hierarchies():
     assert Hierarchies.detect(V2).group("/a").directories == {"": "/sys/fs/cgroup/a"}
     with pytest.raises(HostError):
         hybrid.group("/a/../../b")
-
-
-def v2_group(directory: Path) -> Group:
-    for name in ("cpu.weight", "cpu.max", "memory.max", "memory.swap.max", "pids.max", "cpuset.cpus"):
-        (directory / name).write_text("")
-    return Group(2, {"": str(directory)})
-
-
-def test_limits_of_version_2(tmp_path):
-    group = v2_group(tmp_path)
-    group.apply(
-        Resources(
-            cpu_shares=1024, cpu_quota=50000, cpu_period=100000, memory_limit=1000, memory_swap_limit=1500,
-            pids_limit=7, cpuset_cpus="0-1", unified={"pids.max": "8"},
-        )
-    )  # fmt: skip
-    values = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    assert values == {
-        "cpu.weight": "39",
-        "cpu.max": "50000 100000",
-        "memory.max": "1000",
-        "memory.swap.max": "500",
-        "pids.max": "8",
-        "cpuset.cpus": "0-1",
-    }
-    for name in ("../x", "no.such"):
-        with pytest.raises(HostError):
-            group.apply(Resources(unified={name: "1"}))
 
 
 def test_usage_of_version_2(tmp_path):
@@ -165,9 +138,9 @@ def test_sysctls_of_interfaces(name, interface):
     ],
 )
 def test_sysctls_that_no_pod_may_have_are_the_request_s_fault(asked, namespaces, reason):
-    with pytest.raises(RefusedError, match=reason):
+    with pytest.raises(UnfitRequestError, match=reason):
         sysctls.check(asked, namespaces)
-    with pytest.raises(RefusedError, match=reason):
+    with pytest.raises(UnfitRequestError, match=reason):
         sysctls.write(asked, namespaces)
 
 
@@ -215,3 +188,26 @@ def test_whether_a_process_is_ready_for_a_signal(preparation, ready):
         wait_until(lambda: _ready_for(process.pid, signal.SIGTERM) is ready)
         process.stdin.close()
         process.kill()
+
+
+def test_rules_in_the_words_of_version_1():
+    assert str(Rule("c", 1, 3)) == "c 1:3 rwm"
+    assert str(Rule("b", 8, None, "r")) == "b 8:* r"
+    assert [str(rule) for rule in ALWAYS][:2] == ["c *:* m", "b *:* m"]
+
+
+@pytest.mark.parametrize("number", [0, 1, 300])
+def test_every_jump_of_a_program_stays_inside(number):
+    code = program(
+        [
+            Rule("b" if at % 2 else "c", at % 3 or None, at % 5 or None, "rwm"[: at % 3 + 1])
+            for at in range(number)
+        ]
+    )
+    assert len(code) % 8 == 0
+    steps = [struct.unpack("=BBhi", code[at : at + 8]) for at in range(0, len(code), 8)]
+    for at, (operation, _, offset, _) in enumerate(steps):
+        if operation in (0x55, 0x45):
+            assert at < at + 1 + offset < len(steps)
+            assert steps[at + offset][0] == 0x95  # behind the end of its own rule
+    assert [step[0] for step in steps[-2:]] == [0xB7, 0x95]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cni_plugins.rtnetlink import Routes
-from cri.sandbox.host import DisconnectedError, HostError, RefusedError, StartError, WardenGoneError
+from cri.sandbox.host import DisconnectedError, HostError, StartError, UnfitRequestError, WardenGoneError
 from cri.sandbox.spec import Namespaces, ProcessSpec, Resources, Sharing, UserSpec
 from cri.sandbox.warden import protocol
 from cri.sandbox.warden.supervisor import socket_path
@@ -327,7 +327,7 @@ async def test_sysctls_of_interfaces_wait_for_them(node):
         return asyncio.to_thread(stack.sysctl, name)
 
     assert await read("net.ipv4.conf.all.rp_filter") == "1"
-    with pytest.raises(RefusedError, match=r'the pod has no interface "dum0" on its network'):
+    with pytest.raises(UnfitRequestError, match=r'the pod has no interface "dum0" on its network'):
         await node.host.network_attached(pod.spec, pod.warden)
 
     def appear():
@@ -343,7 +343,7 @@ async def test_sysctls_of_interfaces_wait_for_them(node):
         ("rp_filter", "x", "not take this value"),
     ]:
         spec = replace(pod.spec, sysctls={f"net.ipv4.conf.dum0.{name}": value})
-        with pytest.raises(RefusedError, match=reason):
+        with pytest.raises(UnfitRequestError, match=reason):
             await node.host.network_attached(spec, pod.warden)
     stack.close()
 

@@ -23,6 +23,7 @@ class Peer:
     def __init__(self, version):
         self.lost = []
         self.requests = []
+        self.terminal_unasked = False
         ours, self.channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         protocol.send(self.channel, {"hello": "pod", "pid": 7, "version": version})
         self.client = WardenClient("pod", ours, self.lost.append)
@@ -46,7 +47,7 @@ class Peer:
 
     def _exec(self, message):
         outcome = {"exec": "exec-1", "pid": 8}
-        if not message["process"]["tty"]:
+        if not message["process"]["tty"] and not self.terminal_unasked:
             protocol.send(self.channel, {"id": message["id"], "ok": outcome})
             return
         master, self.terminal = os.openpty()
@@ -108,6 +109,18 @@ async def test_an_exec_and_the_size_of_its_terminal(peer, version):
     finally:
         await running.close()
         os.close(warden.terminal)
+
+
+async def test_a_terminal_that_was_not_asked_for_is_let_go(peer):
+    """Earlier releases passed on the container's with every exec in it."""
+    warden = peer(2)
+    warden.terminal_unasked = True
+    await warden.client.hello()
+    running = await warden.client.exec("c", ProcessSpec(("sh",)), stdin=None, stdout=None, stderr=None)
+    assert running.pty is None
+    assert os.read(warden.terminal, 1) == b""  # hung up: nobody has the other end
+    await running.close()
+    os.close(warden.terminal)
 
 
 @pytest.mark.parametrize("version", [None, 0, 3, "1"])

@@ -225,6 +225,13 @@ class JailTable:
         for child in below:
             child.cpus &= wanted
 
+    def cpus(self, jid: int) -> frozenset[int]:
+        """What the jail's set has."""
+        jail = next((jail for jail in self.all if jail.jid == jid), None)
+        if jail is None:
+            raise refuse(errno.ESRCH, subject=f"jail {jid}")
+        return jail.cpus
+
     # -- inside
 
     @staticmethod

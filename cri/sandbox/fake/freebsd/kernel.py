@@ -289,6 +289,11 @@ class FakeFreeBSD(Calls):
         with self._call(f"jail_cpus {jid}"):
             self._jails.set_cpus(jid, cpus)
 
+    def jail_cpus_now(self, jid: int) -> set[int]:
+        """The CPUs of a jail."""
+        with self._call(f"jail_cpus_now {jid}"):
+            return set(self._jails.cpus(jid))
+
     def sysctl(self, name: str) -> bytes:
         """Read a variable."""
         with self._call(f"sysctl {name}"):

@@ -1,0 +1,53 @@
+"""Files of cgroups: read and written whole, with the error of the kernel and the name of the file in it."""
+
+from __future__ import annotations
+
+import os
+
+from cri.sandbox.host import HostError
+
+
+def write(path: str, value: str) -> None:
+    """Write a value, or nothing but a newline for an empty one. Raises HostError."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, value.encode() or b"\n")
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise failed(f"write {value} to", path, error) from error
+
+
+def read(path: str) -> str:
+    """What a file says, without the newline at its end. Raises HostError."""
+    try:
+        with open(path) as file:  # noqa: PTH123
+            return file.read().strip()
+    except OSError as error:
+        raise failed("read", path, error) from error
+
+
+def fields(path: str) -> dict[str, int]:
+    """The numbers of a file of names and numbers; none where the controller is missing."""
+    try:
+        with open(path) as file:  # noqa: PTH123
+            pairs = (line.split() for line in file)
+            return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+    except OSError:
+        return {}
+
+
+def number(path: str) -> int | None:
+    """The number in a file; None for `max`, or where the controller is missing."""
+    try:
+        with open(path) as file:  # noqa: PTH123
+            text = file.read().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def failed(operation: str, path: str, error: OSError) -> HostError:
+    """The kernel's error, and where."""
+    return HostError(operation, f"cgroup {path}", error.strerror or str(error), error.errno)

@@ -1,0 +1,121 @@
+"""Device nodes of a container: its own, made anew, never the node's.
+
+What a program changes of a node (mode, owner, times) it changes for its container only. Standard library only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from cri.sandbox.host import HostError, UnfitRequestError
+from cri.sandbox.places import NO_DEVICES
+from cri.sandbox.spec import DeviceSpec
+
+HARMLESS = {
+    "null": (1, 3),
+    "zero": (1, 5),
+    "full": (1, 7),
+    "random": (1, 8),
+    "urandom": (1, 9),
+    "tty": (5, 0),
+}
+"""What every container finds in /dev, by major and minor number: Documentation/admin-guide/devices.txt of the kernel."""
+
+_NAMES = {os.makedev(*number): name for name, number in HARMLESS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceNode:
+    """A device node to be made."""
+
+    mode: int
+    """The type and the permissions, as in st_mode."""
+    number: int
+    """Of the device, as in st_rdev."""
+    uid: int = 0
+    gid: int = 0
+
+    @property
+    def rule(self) -> tuple[str, int, int]:
+        """Kind (c, b), major and minor number, as control groups tell devices apart."""
+        return "b" if stat.S_ISBLK(self.mode) else "c", os.major(self.number), os.minor(self.number)
+
+    def make(self, name: str, directory: int) -> None:
+        """Make it, by name in a directory that is open. Raises HostError, which names what may be wrong with the node."""
+        try:
+            os.mknod(name, self.mode, self.number, dir_fd=directory)
+            os.chown(name, self.uid, self.gid, dir_fd=directory, follow_symlinks=False)
+            os.chmod(name, stat.S_IMODE(self.mode), dir_fd=directory)  # whatever the umask is
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if error.errno == errno.EPERM:
+                reason += "; device nodes cannot be made in a user namespace: run cri-jails outside of one"
+            raise HostError("make", f"device {name}", reason, error.errno) from error
+
+
+def harmless(name: str) -> DeviceNode:
+    """One of those that everybody may use."""
+    return DeviceNode(stat.S_IFCHR | 0o666, os.makedev(*HARMLESS[name]))
+
+
+def harmless_name(node: DeviceNode) -> str:
+    """Which of those a node is; "" if none."""
+    return _NAMES.get(node.number, "") if stat.S_ISCHR(node.mode) else ""
+
+
+def of_node(found: os.stat_result) -> DeviceNode:
+    """What a file is, as far as it is a device."""
+    return DeviceNode(found.st_mode, found.st_rdev, found.st_uid, found.st_gid)
+
+
+def is_device(mode: int) -> bool:
+    """Whether a file of this mode is a device."""
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+
+
+def look_up(devices: Sequence[DeviceSpec]) -> list[tuple[DeviceSpec, DeviceNode]]:
+    """What the node has at the places of these devices. Raises UnfitRequestError."""
+    found = []
+    for device in devices:
+        try:
+            status = os.stat(device.source)  # noqa: PTH116
+        except OSError as error:
+            raise UnfitRequestError(
+                "use", f"device {device.source}", error.strerror or str(error), error.errno
+            ) from error
+        if not is_device(status.st_mode):
+            raise UnfitRequestError("use", f"device {device.source}", "it is no device any more")
+        found.append((device, of_node(status)))
+    return found
+
+
+def copy_nodes(source: int, target: int, without: Collection[str] = ()) -> None:
+    """Make in the directory `target` the devices that there are in `source`, but those `without`, and below.
+
+    What vanishes meanwhile is passed over.
+    """
+    for name in os.listdir(source):
+        if name in NO_DEVICES or name in without:
+            continue
+        try:
+            found = os.stat(name, dir_fd=source, follow_symlinks=False)
+            inner = _open(name, source) if stat.S_ISDIR(found.st_mode) else -1
+        except FileNotFoundError:
+            continue
+        if is_device(found.st_mode):
+            node = of_node(found)
+            (harmless(name) if harmless_name(node) == name else node).make(name, target)
+        elif inner >= 0:
+            os.mkdir(name, 0o755, dir_fd=target)
+            outer = _open(name, target)
+            copy_nodes(inner, outer)
+            os.close(outer)
+            os.close(inner)
+
+
+def _open(name: str, directory: int) -> int:
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
