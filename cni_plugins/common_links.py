@@ -14,7 +14,7 @@ from cni_plugins.types import InterfaceAddress, Route, SocketSource
 
 
 class CommonLinks:
-    """A part of `links.Links`. A system may put in what it has to add: `_before_up`, `_explaining`, `_announce`."""
+    """A part of `links.Links`. A system may put in what it has to add, as `_before_up`, and has to say `_ignore_in_pod`."""
 
     untunable: Mapping[str, str] = {}
 
@@ -64,10 +64,14 @@ class CommonLinks:
         name: str,
         addresses: Sequence[InterfaceAddress] = (),
         routes: Sequence[Route] = (),
+        *,
+        advertised: bool = True,
     ) -> None:
         """See `links.Links`. The kernel works the batch off in order: routes need the addresses, and the link up."""
         with self._explaining(stack, name, addresses), Routes.of(stack) as client:
             link = client.link(name)
+            if not advertised:
+                self._ignore_in_pod(stack, name)
             client.perform(
                 *(address_add(link.index, name, address) for address in addresses),
                 link_set(name, up=True),
@@ -134,6 +138,10 @@ class CommonLinks:
         """Return what makes a better error of the kernel's, where addresses are added."""
         del stack, name, addresses
         return nullcontext()
+
+    def _ignore_in_pod(self, stack: SocketSource, name: str) -> None:
+        """Have an interface of a pod take no router advertisements, unless its stack was made to take some."""
+        raise NotImplementedError
 
     def _announce(self, stack: SocketSource, link: Link, addresses: Sequence[InterfaceAddress]) -> None:
         """Make new addresses known to the neighbours, who may know them as another pod's."""

@@ -6,20 +6,21 @@ what kubelets' runtimes have made the custom.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cni_plugins import documents
 from cni_plugins.errors import ConfigurationError, IncompatibleVersionError, MalformedConfigurationError
 from cni_plugins.settings import Settings
-from cni_plugins.types import CNI_VERSIONS
+from cni_plugins.types import CNI_VERSIONS, OLDEST_VERSION
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """What networks and containers may be called."""
 
+_MOST_BYTES = 1 << 20
 SUFFIXES = (".conf", ".conflist", ".json")
 
 
@@ -38,6 +39,8 @@ class NetworkList:
     @classmethod
     def from_json(cls, told: Any, source: str = "") -> NetworkList:
         """Read a configuration: a list of plugins, or a single one, which makes a list of one.
+
+        One that does not say for which version of the specification it is written is one of the oldest, as libcni has it.
 
         Raises ConfigurationError for what breaks the specification, IncompatibleVersionError for another version of it.
         Whether the types of the plugins are known is not asked yet.
@@ -60,8 +63,8 @@ class NetworkList:
             name,
             _version(settings),
             tuple(plugin.values for plugin in plugins),
-            settings.boolean("disableCheck"),
-            settings.boolean("disableGC"),
+            _switch(settings, "disableCheck"),
+            _switch(settings, "disableGC"),
             source,
         )
 
@@ -76,9 +79,22 @@ class NetworkList:
         }
 
 
+def _switch(settings: Settings, key: str) -> bool:
+    """A boolean, or its word as a string, which the specification allows for those of a list as a whole."""
+    value = settings.values.get(key)
+    words = {"true": True, "false": False}
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    return settings.boolean(key)
+
+
 def _version(settings: Settings) -> str:
     """Pick the version to speak: of those offered, the latest that is spoken here."""
-    offered = set(settings.texts("cniVersions")) or {settings.text("cniVersion")}
+    offered = {
+        version for version in (*settings.texts("cniVersions"), settings.text("cniVersion")) if version
+    }
+    if not offered:
+        return OLDEST_VERSION
     spoken = [version for version in CNI_VERSIONS if version in offered]
     if not spoken:
         versions = ", ".join(CNI_VERSIONS)
@@ -145,9 +161,16 @@ def _identity(path: Path) -> tuple[int, int, int]:
 def _load(path: Path) -> Any:
     try:
         if not path.is_file() and path.exists():  # nobody may ever write to a fifo(4)
-            raise MalformedConfigurationError(f"{path}: not a regular file")
-        return json.loads(path.read_bytes())
+            fault, text = "not a regular file", b""
+        else:
+            with path.open("rb") as file:
+                text = file.read(_MOST_BYTES + 1)
+            fault = f"longer than {_MOST_BYTES} bytes; no network needs so much" * (len(text) > _MOST_BYTES)
     except OSError as error:
         raise MalformedConfigurationError(f"{path}: {error.strerror}") from error
+    if fault:
+        raise MalformedConfigurationError(f"{path}: {fault}")
+    try:
+        return documents.parse(text)
     except ValueError as error:
         raise MalformedConfigurationError(f"{path}: no JSON: {error}") from error

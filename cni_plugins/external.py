@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cni_plugins import executables, results
+from cni_plugins import documents, executables, results
 from cni_plugins.errors import (
     ConfigurationError,
     ExternalPluginError,
@@ -26,7 +26,7 @@ from cni_plugins.errors import (
 )
 from cni_plugins.plugin import Attachment, Context, Plugin, Request
 from cni_plugins.settings import Settings
-from cni_plugins.types import CNI_VERSION, Result
+from cni_plugins.types import CNI_VERSION, OLDEST_VERSION, Result
 
 SECONDS = 60.0
 """How long an executable may take for a call."""
@@ -36,6 +36,8 @@ _CHECK_SINCE, _GC_SINCE = (0, 4, 0), (1, 1, 0)
 _UNDECODABLE = 6
 """The specification's code for content that cannot be decoded."""
 _MOST_WORDS = 1000
+_BEFORE_VERSIONS = ": unknown CNI_COMMAND: VERSION"
+"""What a plugin answers that is older than the question; it speaks the first version (libcni's pkg/invoke)."""
 
 
 class ExternalPlugin(Plugin):
@@ -146,8 +148,17 @@ class ExternalPlugin(Plugin):
         if self._compatible:
             return
         what = self._what("VERSION", None)
-        answer = self._run("VERSION", what, {}, {"cniVersion": self._version})
+        # Plugins of long ago look whether they have all that ADD needs before they look what they are asked for.
+        unused = dict.fromkeys(("CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS", "CNI_PATH"), "dummy")
+        try:
+            answer = self._run("VERSION", what, unused, {"cniVersion": self._version})
+        except ExternalPluginError as error:
+            if not str(error).endswith(_BEFORE_VERSIONS):
+                raise
+            answer = {"supportedVersions": [OLDEST_VERSION]}
         versions = answer.get("supportedVersions")
+        if not versions and answer.get("cniVersion") == "0.2.0":
+            versions = ["0.1.0", "0.2.0"]
         if not isinstance(versions, list):
             raise ExternalPluginError(f"{what}: it does not tell which versions it speaks", _UNDECODABLE)
         if self._version not in versions:
@@ -215,8 +226,8 @@ def _find(settings: Settings, binaries: Sequence[Path]) -> Path:
 def _decoded(output: bytes) -> dict[str, Any] | None:
     """The JSON object that an executable has written; None if it is none."""
     try:
-        answer = json.loads(output)
-    except (ValueError, RecursionError):
+        answer = documents.parse(output)
+    except ValueError:
         return None
     return answer if isinstance(answer, dict) else None
 

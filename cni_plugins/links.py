@@ -115,12 +115,14 @@ class Links(Protocol):
     def make_pair(self, pair: Pair, stack: NetworkStack) -> None:
         """Create a pair: the host end up and in its bridge, the pod's end in the stack, under its final name.
 
+        The host's end takes no router from advertisements.
+
         All or nothing. Raises AttachmentExistsError if either name is taken, NotAttachedError if the bridge is
         not there.
         """
 
     def restore(self, pair: Pair) -> None:
-        """Bring a host end that is there up, and into its bridge."""
+        """Bring a host end that is there up, and into its bridge; it takes no router from advertisements."""
 
     def configure(
         self,
@@ -128,8 +130,12 @@ class Links(Protocol):
         name: str,
         addresses: Sequence[InterfaceAddress] = (),
         routes: Sequence[Route] = (),
+        *,
+        advertised: bool = True,
     ) -> None:
         """Give an interface of a stack its addresses, bring it up, and lead routes over it, in their order.
+
+        Unless `advertised`, it takes no router from advertisements, but for a stack that was made to take some.
 
         Raises ConfigurationError for what the system's routes cannot have, and where IPv6 is switched off.
         """
@@ -155,6 +161,9 @@ class Links(Protocol):
     def loopback_up(self, stack: NetworkStack) -> None:
         """Bring the loopback interface of a stack up, with 127.0.0.1 and ::1."""
 
+    def ignore_advertisements(self, *names: str) -> None:
+        """Have links of the host take no router from advertisements that they hear, now and later."""
+
     def refused(self, name: str, versions: Collection[int]) -> list[str]:
         """Return why a link of the host could not have addresses of some IP versions, a sentence each.
 
@@ -162,7 +171,10 @@ class Links(Protocol):
         """
 
     def enable_forwarding(self, versions: Collection[int]) -> None:
-        """Have the host forward packets of some IP versions, if it does not yet. Nothing switches it off again."""
+        """Have the host forward packets of some IP versions, if it does not yet. Nothing switches it off again.
+
+        A default route that it has by a router's advertisements stays, and no other interface begins to take any.
+        """
 
     def not_forwarding(self, versions: Collection[int]) -> list[int]:
         """Return those of some IP versions of which the host forwards no packets."""

@@ -65,6 +65,8 @@ class PairPlugin(Plugin):
         self._versions = self._ipam.versions if isinstance(self._ipam, IpamPlugin) else ()
         self._sole: set[Address] = set()
         """Gateways that no other interface of the host has had."""
+        self._deaf: set[Link] = set()
+        """Links of the host that take no router advertisements; of a bridge, since the last `gc`."""
         self._masquerading = Masquerading(context) if settings.boolean("ipMasq") else None
         self.translates = self._masquerading is not None
 
@@ -125,12 +127,14 @@ class PairPlugin(Plugin):
         raised at the end.
         """
         there = {link.name: link for link in self._links.all() if self._names.has(link.name)}
+        self._deaf.intersection_update(there.values())
         wanted = {self._names.host(request.owner): request for request in requests}
         ours = {name for name, request in wanted.items() if request.ours}
         parts = [part for part in (self._masquerading, self._ipam) if part is not None]
         all_of(
             [
                 partial(self._delete, there.keys() - wanted.keys()),
+                partial(self._ignore_advertisements, [there[name] for name in there.keys() & ours]),
                 partial(self._restore, [(wanted[name], there[name]) for name in there.keys() & ours]),
                 *(partial(part.gc, requests) for part in parts),
             ]
@@ -192,6 +196,13 @@ class PairPlugin(Plugin):
             for route in routes
             if not any(_is_as_wanted(route, present) for present in pod.routes)
         ]
+
+    def _ignore_advertisements(self, links: Collection[Link]) -> None:
+        """No pod becomes the node's router: not over what an earlier release has made, or somebody has changed, either."""
+        fresh = [link for link in links if link not in self._deaf]
+        if fresh:
+            self._links.ignore_advertisements(*(link.name for link in fresh))
+            self._deaf.update(fresh)
 
     def _refuse_shared(self, gateways: Iterable[Address], may_share: Callable[[Link], bool]) -> None:
         """Raise ConfigurationError for a gateway's address that another interface has; it is looked at once.

@@ -265,6 +265,22 @@ class Routes(Client):
             ):
                 yield told["oif"], _route(header, told)
 
+    def advertised_ways(self) -> set[int]:
+        """Return the indexes of the interfaces that IPv6's default route leads over because of a router advertisement."""
+        message = Message(netlink.GETROUTE, RouteHeader(socket.AF_INET6, table=0, kind=0))
+        found: set[int] = set()
+        for answer in self.dump(Request(message, "list", "IPv6 routes")):
+            header, told = answer.header, answer.attributes
+            if (
+                isinstance(header, RouteHeader)
+                and header.family == socket.AF_INET6
+                and header.protocol == netlink.RTPROT_RA
+                and not header.dst_len
+                and "oif" in told
+            ):
+                found.add(told["oif"])
+        return found
+
     def forwards(self, version: int) -> bool:
         """Tell whether the whole stack forwards packets of an IP version (Linux)."""
         header = NetconfHeader(_family(version))

@@ -113,6 +113,7 @@ _KEYS = {
     "dns": "dns",
     "ip_ranges": "ipRanges",
 }
+_MOST_LIMIT = (1 << 63) - 1
 _BROADCAST = IPv4Address("255.255.255.255")
 CAPABILITIES = frozenset(_KEYS.values())
 """Every capability that has an argument here."""
@@ -165,8 +166,8 @@ def _bandwidth_to_json(limits: Bandwidth) -> dict[str, int]:
 def _bandwidth_from_json(told: Mapping[str, Any]) -> Bandwidth:
     keys = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
     values = [int(told.get(key) or 0) for key in keys]
-    if min(values) < 0:
-        raise ValueError("a limit is below zero")
+    if min(values) < 0 or max(values) > _MOST_LIMIT:
+        raise ValueError(f"a limit is not from 0 to {_MOST_LIMIT}")
     return Bandwidth(*values)
 
 

@@ -15,7 +15,9 @@ InterfaceAddress: TypeAlias = IPv4Interface | IPv6Interface
 Network: TypeAlias = IPv4Network | IPv6Network
 
 CNI_VERSION = "1.1.0"
-CNI_VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+OLDEST_VERSION = "0.1.0"
+"""What a configuration is written for that does not say it."""
+CNI_VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 """The versions of the specification that configurations may be written for, and results be told in."""
 
 

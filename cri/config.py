@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cri import config_values as kind
-from cri.settings import ENV_PREFIX, REGISTRIES, REGISTRY_SETTINGS, SETTINGS
+from cri.settings import ENV_PREFIX, REGISTRIES, REGISTRY_SETTINGS, SECRET, SETTINGS
 from cri.sockets import SocketError, check_path
 
 
@@ -104,6 +104,8 @@ class RegistryConfig:
     """Certificates (PEM) to trust instead of the system's."""
     skip_verify: bool = False
     """Take any certificate. For tests."""
+    proxy: str | None = field(default=None, repr=False)
+    """The URL of a proxy to go through, which may hold user and password; empty: none; None: what the environment says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +196,7 @@ def load(
 
 
 def dump(config: Config) -> str:
-    """The configuration as TOML, with the source of each value as a comment."""
+    """The configuration as TOML, with the source of each value as a comment; passwords are left out."""
     lines: list[str] = []
     section = ""
     for setting in SETTINGS:
@@ -209,26 +211,47 @@ def dump(config: Config) -> str:
         for name in REGISTRY_SETTINGS:
             key = f'registries."{registry}".{name}'
             if key in config.sources:
-                lines.append(f"{name} = {_toml(getattr(settings, name))}  # {config.sources[key]}")
+                value = getattr(settings, name)
+                lines.append(f"{name} = {_toml(_shown(name, value))}  # {config.sources[key]}")
     return "\n".join(lines) + "\n"
 
 
 def _read(reader: kind.Reader, key: str, value: Any, source: str) -> Any:
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, str) and (
+            "\0" in one or any("\ud800" <= character <= "\udfff" for character in one)
+        ):
+            raise ConfigError(f"{source}: {key} is {one!a}, but must be UTF-8 without zero bytes")
     try:
         return reader(value)
     except ValueError as error:
-        raise ConfigError(f"{source}: {key} is {value!r}, but must be {error}") from None
+        shown = _shown(key.rpartition(".")[2], value)
+        raise ConfigError(f"{source}: {key} is {shown!r}, but must be {error}") from None
+
+
+def _shown(name: str, value: Any) -> Any:
+    """A value as messages may have it."""
+    if name not in SECRET or not isinstance(value, str) or "@" not in value:
+        return value
+    scheme, mark, _ = value.rpartition("@")[0].partition("://")
+    return (
+        f"{scheme}{mark}<secret>@{value.rpartition('@')[2]}"
+        if mark
+        else f"<secret>@{value.rpartition('@')[2]}"
+    )
 
 
 def _parse(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text("utf-8"))
+        return tomllib.loads(file.read_text("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not UTF-8: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{file}: not a configuration: nested too deeply") from None
 
 
 def _flatten(contents: Mapping[str, Any], file: Path | None) -> list[tuple[str, Any]]:
@@ -261,17 +284,28 @@ def _variables(environment: Mapping[str, str]) -> list[tuple[str, str]]:
 def _inline(text: str, source: str) -> Any:
     try:
         return tomllib.loads(f"registries = {text}")["registries"]
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source}: {text!r} is no inline table of TOML: {error}") from None
+    except (
+        tomllib.TOMLDecodeError,
+        KeyError,
+        RecursionError,
+    ) as error:  # not the text: it may hold passwords
+        raise ConfigError(f"{source}: no inline table of TOML: {error or 'nested too deeply'}") from None
 
 
 def _registries(tables: Any, source: str, sources: dict[str, str]) -> dict[str, RegistryConfig]:
     if not isinstance(tables, dict):
         raise ConfigError(f'{source}: registries is {tables!r}, but must be tables [registries."NAME"]')
     found: dict[str, RegistryConfig] = {}
-    for name, table in tables.items():
+    for given, table in tables.items():
         if not isinstance(table, dict):
-            raise ConfigError(f'{source}: registries."{name}" is {table!r}, but must be a table')
+            raise ConfigError(
+                f'{source}: registries."{given}" is {type(table).__name__}, but must be a table'
+            )
+        name = _registry_name(given, source)
+        if name in found:
+            raise ConfigError(
+                f'{source}: registries."{name}" is there twice, in two spellings; make one table of both'
+            )
         values: dict[str, Any] = {}
         for key, value in table.items():
             full = f'registries."{name}".{key}'
@@ -280,7 +314,37 @@ def _registries(tables: Any, source: str, sources: dict[str, str]) -> dict[str, 
             values[key] = _read(REGISTRY_SETTINGS[key], full, value, source)
             sources[full] = source
         found[name] = RegistryConfig(**values)
+        _check_registry(name, found[name], source)
     return found
+
+
+def _registry_name(given: str, source: str) -> str:
+    """A registry's name as image references have it. Raises ConfigError for what none can have."""
+    if given == "*":
+        return given
+    from registratur.errors import InvalidEndpointError  # noqa: PLC0415 - it brings an HTTP client along
+    from registratur.names import registry_name  # noqa: PLC0415
+
+    try:
+        return registry_name(given)
+    except InvalidEndpointError as error:
+        raise ConfigError(f"{source}: registries.{_toml(given)}: {error}") from None
+
+
+def _check_registry(name: str, registry: RegistryConfig, source: str) -> None:
+    from registratur.errors import InvalidEndpointError  # noqa: PLC0415 - as above
+    from registratur.hosts import HostsConfig  # noqa: PLC0415
+    from registratur.names import can_be_referenced  # noqa: PLC0415
+
+    if registry.mirrors and name != "*" and not can_be_referenced(name):
+        raise ConfigError(
+            f'{source}: registries."{name}" has mirrors for what no image reference can name: without a dot or a port it is '
+            "somebody's name on docker.io; write the registry's host in full"
+        )
+    try:
+        HostsConfig(mirrors={name: registry.mirrors})
+    except InvalidEndpointError as error:
+        raise ConfigError(f'{source}: registries."{name}": {error}') from None
 
 
 def _unknown(message: str, key: str, known: Sequence[str]) -> str:

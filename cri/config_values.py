@@ -6,9 +6,13 @@ Each reader takes a value of the file, or the text of a flag or variable, and ra
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+_MOST_DIGITS = 20
+_INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
 
 Reader = Callable[[Any], Any]
 
@@ -43,7 +47,7 @@ def whole(low: int, high: int) -> Reader:
     def read(value: Any) -> int:
         expected = f"a whole number from {low} to {high}"
         if isinstance(value, str):
-            value = int(value) if value.isdecimal() else None
+            value = int(value) if value.isdecimal() and len(value) <= _MOST_DIGITS else None
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise ValueError(expected)
         return value
@@ -94,6 +98,32 @@ def texts(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def directories(value: Any) -> tuple[str, ...]:
+    """Absolute paths."""
+    found = texts(value)
+    if not all(one.startswith("/") for one in found):
+        raise ValueError("a list of absolute paths")
+    return found
+
+
+def proxy(value: Any) -> str:
+    """A proxy's URL; false, or nothing, for none."""
+    if value in (False, "", "false"):
+        return ""
+    from registratur.errors import InvalidEndpointError  # noqa: PLC0415 - it brings an HTTP client along
+    from registratur.proxies import Proxy  # noqa: PLC0415
+
+    try:
+        if isinstance(value, str):
+            Proxy.parse(value, "proxy")
+            return value
+    except InvalidEndpointError:
+        pass
+    raise ValueError(
+        "http://HOST:PORT or https://HOST:PORT, with USER:PASSWORD@ before HOST if need be, or false"
+    )
+
+
 def subnet(value: Any) -> str:
     """An address prefix."""
     try:
@@ -139,13 +169,8 @@ def listener(value: Any) -> str:
 
 def interface(value: Any) -> str:
     """A name for a network interface."""
-    if (
-        not isinstance(value, str)
-        or not 0 < len(value.encode()) < 16
-        or "/" in value
-        or not value.isprintable()
-    ):
-        raise ValueError("an interface name of at most 15 characters")
+    if not isinstance(value, str) or not _INTERFACE.fullmatch(value):
+        raise ValueError("an interface name of at most 15 letters, digits, '_', '.' and '-', no mark first")
     return value
 
 

@@ -251,11 +251,11 @@ def platforms(host: Host) -> list[Platform]:
 def registry_hosts(config: Config) -> HostsConfig:
     """The operator's registries, in the words of the client."""
     return HostsConfig(
-        mirrors={name: registry.mirrors for name, registry in config.registries.items() if registry.mirrors},
+        mirrors={name: registry.mirrors for name, registry in config.registries.items()},
         options={
-            name: HostOptions(ca_file=registry.ca_file, skip_verify=registry.skip_verify)
+            name: HostOptions(registry.ca_file, registry.skip_verify, proxy=registry.proxy)
             for name, registry in config.registries.items()
-            if registry.ca_file is not None or registry.skip_verify
+            if registry.ca_file is not None or registry.skip_verify or registry.proxy is not None
         },
     )
 

@@ -85,7 +85,7 @@ SETTINGS: Sequence[Setting] = (
     ),
     Setting(
         "network.external_plugins",
-        kind.texts,
+        kind.directories,
         (),
         "directories with CNI plugins of others; empty: none is run",
     ),
@@ -123,8 +123,12 @@ REGISTRY_SETTINGS: Mapping[str, kind.Reader] = {
     "mirrors": kind.texts,
     "ca_file": kind.path,
     "skip_verify": kind.flag,
+    "proxy": kind.proxy,
 }
 """The keys of a table `[registries."NAME"]`."""
+
+SECRET = frozenset({"proxy"})
+"""Those of which the part before an @ is shown to nobody."""
 
 REGISTRIES = Setting(
     "registries",

@@ -52,9 +52,16 @@ class Authorizer:
         self._known: dict[Access, _Header] = {}
 
     def known(self, access: Access) -> str | None:
-        """Return a header that served this access before, or the token the caller brought itself, or None."""
-        if access.credentials is not None and access.credentials.registry_token:
-            return f"Bearer {access.credentials.registry_token}"
+        """Return a header that served this access before, or the token the caller brought itself, or None.
+
+        Raises UnauthorizedError for a token that no header can have.
+        """
+        if access.credentials is not None and (token := access.credentials.registry_token):
+            if not _fits_header(token):
+                raise UnauthorizedError(
+                    "credentials: the registry token is not printable ASCII without spaces"
+                )
+            return f"Bearer {token}"
         header = self._known.get(access)
         if header is None or header.expires <= time.monotonic():
             return None
@@ -105,7 +112,7 @@ class Authorizer:
             data = await self._ask("GET", realm.with_query(pairs), authorization=basic)
         answer = Fields.parse(f"token of {shown(realm)}", data)
         token = answer.string("token") or answer.string("access_token")
-        if not token or not (token.isascii() and token.isprintable()):
+        if not token or not _fits_header(token):
             raise MalformedContentError(f"{shown(realm)} answered without a usable token")
         lifetime = answer.integer("expires_in") if "expires_in" in answer else _DEFAULT_LIFETIME
         return _Header(f"Bearer {token}", asked + lifetime - _MARGIN)
@@ -142,6 +149,10 @@ class Authorizer:
         if data is None:
             raise MalformedContentError(f"{shown(url)} answers with more than {_ANSWER_LIMIT} bytes")
         return data
+
+
+def _fits_header(token: str) -> bool:
+    return token.isascii() and token.isprintable() and " " not in token
 
 
 def _basic(access: Access) -> str:

@@ -1,6 +1,6 @@
 """The client of the OCI distribution-spec v1.1, as far as pulling goes."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Self, TypeVar
 
@@ -40,7 +40,8 @@ class Client:
 
     Endpoints (mirrors, then the registry) are tried in order. Nothing has a total time limit: a download
     may take hours, but after `idle_timeout` seconds without one byte it fails. `connect_timeout`
-    (seconds) bounds name resolution, connect and TLS handshake together.
+    (seconds) bounds name resolution, connect and TLS handshake together. Proxies are those of `hosts`, and else of
+    `environment` (HTTPS_PROXY, NO_PROXY and so on), by default this process's.
     """
 
     def __init__(
@@ -50,10 +51,13 @@ class Client:
         idle_timeout: float = 60.0,
         connect_timeout: float = 15.0,
         retry: RetryPolicy | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._hosts = hosts or HostsConfig()
         self._retry = retry or RetryPolicy()
-        self._transport = Transport(self._hosts, idle_timeout=idle_timeout, connect_timeout=connect_timeout)
+        self._transport = Transport(
+            self._hosts, idle_timeout=idle_timeout, connect_timeout=connect_timeout, environment=environment
+        )
         self._exchange = Exchange(self._transport)
 
     async def __aenter__(self) -> Self:
@@ -184,6 +188,11 @@ def _described(response: ClientResponse) -> Descriptor | None:
     """Return the descriptor that the headers of a HEAD make up, None if one is missing."""
     media_type = media.bare(response.headers.get("Content-Type"))
     digest, size = _claimed_digest(response), response.content_length
-    if digest is None or size is None or media_type not in media.INDEXES | media.MANIFESTS:
+    if (
+        digest is None
+        or size is None
+        or size > MANIFEST_LIMIT
+        or media_type not in media.INDEXES | media.MANIFESTS
+    ):
         return None
     return Descriptor(media_type, digest, size)

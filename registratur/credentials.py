@@ -31,11 +31,18 @@ class Credentials:
         return f"Credentials(<redacted>, server_address={self.server_address!r})"
 
     def belong_to(self, host: str) -> bool:
-        """Say whether they may be sent to the registry `host` (``host`` or ``host:port``)."""
+        """Say whether they may be sent to the registry `host` (``host`` or ``host:port``).
+
+        Raises UnauthorizedError if nobody can tell.
+        """
         if not self.server_address:
             return True
         address = self.server_address
-        server = urlsplit(address if "://" in address else f"//{address}").netloc.rpartition("@")[2].lower()
+        try:
+            server = urlsplit(address if "://" in address else f"//{address}").netloc
+        except ValueError:
+            raise UnauthorizedError("credentials: their server address is neither a host nor a URL") from None
+        server = server.rpartition("@")[2].lower()
         host = host.lower()
         return server == host or (server in _DOCKER_HUB and host in _DOCKER_HUB)
 

@@ -6,20 +6,30 @@ bytes as stored.
 """
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import aiohttp
 from yarl import URL
 
-from registratur.errors import ConnectError, IdleTimeoutError, RedirectError, TransportError
-from registratur.hosts import HostOptions, HostsConfig, origin
+from registratur.errors import (
+    ConnectError,
+    IdleTimeoutError,
+    InvalidEndpointError,
+    RedirectError,
+    TransportError,
+)
+from registratur.hosts import HostsConfig, origin
+from registratur.proxies import Proxies, Proxy
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _REDIRECT_LIMIT = 8
+_HEAD_PATIENCE = 4  # times the idle timeout: who sends a byte now and then, or 1xx without end, is no server
 _READ_BUFFER = 256 * 1024  # bytes held per connection before the peer is slowed down
 _USER_AGENT = "registratur"
 
@@ -49,31 +59,52 @@ class Answer:
 
 
 class Transport:
-    """A pool of connections. `idle_timeout` and `connect_timeout` are in seconds."""
+    """Pools of connections. `idle_timeout` and `connect_timeout` are in seconds.
 
-    def __init__(self, hosts: HostsConfig, *, idle_timeout: float, connect_timeout: float) -> None:
+    `environment` says which proxies to go through where `hosts` does not; by default that of this process.
+    """
+
+    def __init__(
+        self,
+        hosts: HostsConfig,
+        *,
+        idle_timeout: float,
+        connect_timeout: float,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._hosts = hosts
+        self._proxies = Proxies.of(os.environ if environment is None else environment)
         self.idle_timeout = idle_timeout
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout, sock_read=idle_timeout)
-        self._contexts: dict[HostOptions, ssl.SSLContext] = {}
+        self._head_seconds = connect_timeout + _HEAD_PATIENCE * idle_timeout
+        self._contexts: dict[Path, ssl.SSLContext] = {}
         self._session: aiohttp.ClientSession | None = None
+        self._heads: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
+        self._session = self._open()
+        # Some servers answer HEAD with a body. Nobody knows whether one is still to come, and the next answer on that
+        # connection would begin with it: so there is no next one.
+        self._heads = self._open(one_request=True)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        sessions = self._session, self._heads
+        self._session = self._heads = None
+        for session in filter(None, sessions):
+            await session.close()
+
+    def _open(self, *, one_request: bool = False) -> aiohttp.ClientSession:
+        """Return a session, whose connections serve one request or many."""
         # No limit of connections: waiting for one would count as connect time. pull() bounds its layers.
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, force_close=one_request),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=self._timeout,
             auto_decompress=False,
             read_bufsize=_READ_BUFFER,
             headers={"User-Agent": _USER_AGENT, "Accept-Encoding": "identity"},
         )
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
 
     @asynccontextmanager
     async def request(
@@ -116,14 +147,44 @@ class Transport:
         authorization: str | None,
         form: Mapping[str, str] | None,
     ) -> aiohttp.ClientResponse:
-        if self._session is None:
+        session = self._heads if method == "HEAD" else self._session
+        if session is None:
             raise RuntimeError("the client is not open: use it as 'async with Client(...)'")
-        context = await self._tls(url)
+        context, proxy = await self._tls(url), self._proxy(url)
         own = dict(headers) if authorization is None else {**headers, "Authorization": authorization}
-        with translated(url, self.idle_timeout):
-            return await self._session.request(
-                method, url, headers=own, data=form, ssl=context, allow_redirects=False
-            )
+        passing: dict[str, str] = {}
+        if proxy is not None and proxy.authorization is not None:
+            # What is for the proxy goes with CONNECT, or else beside what is for the server.
+            (passing if url.scheme == "https" else own)["Proxy-Authorization"] = proxy.authorization
+        head = asyncio.timeout(self._head_seconds)
+        with translated(url, self.idle_timeout, proxy):
+            try:
+                async with head:
+                    return await session.request(
+                        method,
+                        url,
+                        headers=own,
+                        data=form,
+                        ssl=context,
+                        allow_redirects=False,
+                        proxy=None if proxy is None else proxy.url,
+                        proxy_headers=passing,
+                    )
+            except TimeoutError:
+                if not head.expired():
+                    raise
+                text = f"{shown(url)}: no answer within {self._head_seconds:g} s, though bytes came"
+                raise IdleTimeoutError(text) from None
+
+    def _proxy(self, url: URL) -> Proxy | None:
+        """Return the proxy to go through: of the configuration, or else of the environment."""
+        configured = self._hosts.proxy_for(url)
+        try:
+            if configured is True:
+                return self._proxies.proxy_for(url)
+        except InvalidEndpointError as error:
+            raise ConnectError(f"{shown(url)}: {error}") from error
+        return configured or None
 
     async def _tls(self, url: URL) -> ssl.SSLContext | bool:
         options = self._hosts.options_for(url)
@@ -131,15 +192,15 @@ class Transport:
             return False
         if options.ca_file is None:
             return True
-        if options not in self._contexts:
+        if options.ca_file not in self._contexts:
             try:
                 made = await asyncio.to_thread(ssl.create_default_context, cafile=str(options.ca_file))
             except OSError as error:
                 raise ConnectError(
                     f"{url.host}: cannot load the CA file {options.ca_file}: {error}"
                 ) from error
-            self._contexts[options] = made
-        return self._contexts[options]
+            self._contexts[options.ca_file] = made
+        return self._contexts[options.ca_file]
 
 
 def shown(url: URL) -> str:
@@ -148,17 +209,27 @@ def shown(url: URL) -> str:
 
 
 @contextmanager
-def translated(url: URL, idle_timeout: float) -> Iterator[None]:
-    """Turn aiohttp's errors into ours, naming the URL."""
+def translated(url: URL, idle_timeout: float, proxy: Proxy | None = None) -> Iterator[None]:
+    """Turn aiohttp's errors into ours, naming the URL, and the proxy on the way to it."""
+    through = "" if proxy is None else f" through the proxy {proxy.url}"
     try:
         yield
+    except aiohttp.ClientHttpProxyError as error:
+        # No chained cause: it has the headers that were sent.
+        raise ConnectError(
+            f"{shown(url)}: the proxy {proxy and proxy.url} refuses to connect to it: HTTP {error.status}; "
+            "look at its rules, and at the user and password for it"
+        ) from None
     except aiohttp.ConnectionTimeoutError as error:
-        raise ConnectError(f"{shown(url)}: no connection within the connect timeout") from error
+        raise ConnectError(f"{shown(url)}: no connection within the connect timeout{through}") from error
     except TimeoutError as error:
         raise IdleTimeoutError(f"{shown(url)}: not one byte for {idle_timeout:g} s") from error
     except aiohttp.ClientConnectorError as error:
-        raise ConnectError(f"{shown(url)}: {error}") from error
-    except aiohttp.InvalidURL:
+        raise ConnectError(f"{shown(url)}: {error}{through}") from error
+    except (
+        aiohttp.InvalidURL,
+        UnicodeError,
+    ):  # the latter is what a resolver says of a name that DNS cannot have
         raise TransportError(f"{shown(url)}: not a usable URL") from None
     except aiohttp.ClientError as error:
         raise TransportError(f"{shown(url)}: {type(error).__name__}: the connection broke") from error

@@ -22,6 +22,8 @@ ffibuilder.cdef(
     int cni_set_mac(int fd, const char *name, const char *mac);
     int cni_set_mtu(int fd, const char *name, int mtu);
     int cni_disable_ipv6(int fd, const char *name);
+    int cni_listens(int fd, const char *name);
+    int cni_ignore_advertisements(int fd, const char *name, int fresh);
     int cni_join_group(int fd, const char *name, const char *group);
     int cni_group_members(int fd, const char *group, char *names, int room);
     int cni_bridge_add(int fd, const char *bridge, const char *member);

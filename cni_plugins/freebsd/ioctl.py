@@ -97,6 +97,18 @@ class Interfaces:
         """See to it that an interface gets no IPv6 address by itself. The socket must be of AF_INET6."""
         self._call(lib.cni_disable_ipv6, "disable IPv6 on", f"interface {name}", name)
 
+    def listens(self, name: str) -> bool:
+        """Tell whether an interface takes routers from advertisements. The socket must be of AF_INET6."""
+        return bool(self._call(lib.cni_listens, "read the flags of", f"interface {name}", name))
+
+    def ignore_advertisements(self, name: str, *, fresh: bool = False) -> None:
+        """Have an interface take no router from advertisements. The socket must be of AF_INET6.
+
+        A `fresh` one that would have taken some has no IPv6 until it is given an address, as those that would not.
+        """
+        what = f"interface {name}"
+        self._call(lib.cni_ignore_advertisements, "refuse router advertisements on", what, name, int(fresh))
+
     def join_group(self, name: str, group: str) -> None:
         """Put an interface in a group, by which pf.conf(5) and ifconfig(8) can name all its members."""
         self._call(lib.cni_join_group, f"put in group {group}", f"interface {name}", name, group)

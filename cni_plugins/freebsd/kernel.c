@@ -39,7 +39,7 @@ _Static_assert(SIOCAIFGROUP == 0x80286987, "SIOCAIFGROUP");
 _Static_assert(SIOCGIFGMEMB == 0xc028698a, "SIOCGIFGMEMB");
 _Static_assert(BRDGADD == 0 && BRDGDEL == 1 && BRDGGIFFLGS == 2 && BRDGSIFFLGS == 3 && BRDGGIFS == 6, "bridge");
 _Static_assert(IFBIF_PRIVATE == 0x800, "IFBIF_PRIVATE");
-_Static_assert(ND6_IFF_IFDISABLED == 0x8, "ND6_IFF_IFDISABLED");
+_Static_assert(ND6_IFF_ACCEPT_RTADV == 0x2 && ND6_IFF_IFDISABLED == 0x8, "flags of neighbour discovery");
 
 /* The numbers that netlink/ shares with Linux. */
 _Static_assert(AF_NETLINK == 38 && NETLINK_ROUTE == 0 && SOL_NETLINK == 270, "the family");
@@ -117,6 +117,24 @@ static int cni_disable_ipv6(int fd, const char *name) {
     if (request.ndi.flags & ND6_IFF_IFDISABLED) return 0;
     request.ndi.flags |= ND6_IFF_IFDISABLED;
     request.ndi.flags &= ~(ND6_IFF_ACCEPT_RTADV | ND6_IFF_AUTO_LINKLOCAL);
+    return ioctl(fd, SIOCSIFINFO_FLAGS, &request);
+}
+
+/* Whether an interface takes router advertisements: 1 or 0. Needs a socket of AF_INET6. */
+static int cni_listens(int fd, const char *name) {
+    struct in6_ndireq request = {0};
+    if (copy_name(request.ifname, name) || ioctl(fd, SIOCGIFINFO_IN6, &request) != 0) return -1;
+    return (request.ndi.flags & ND6_IFF_ACCEPT_RTADV) != 0;
+}
+
+/* Needs a socket of AF_INET6. A fresh interface, without addresses, becomes what it would be were
+   net.inet6.ip6.accept_rtadv 0: disabled until it is given an address, which then needs no duplicate address detection. */
+static int cni_ignore_advertisements(int fd, const char *name, int fresh) {
+    struct in6_ndireq request = {0};
+    if (copy_name(request.ifname, name) || ioctl(fd, SIOCGIFINFO_IN6, &request) != 0) return -1;
+    if (!(request.ndi.flags & ND6_IFF_ACCEPT_RTADV)) return 0;
+    request.ndi.flags &= ~ND6_IFF_ACCEPT_RTADV;
+    if (fresh) request.ndi.flags |= ND6_IFF_IFDISABLED;
     return ioctl(fd, SIOCSIFINFO_FLAGS, &request);
 }
 

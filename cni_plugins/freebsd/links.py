@@ -15,7 +15,7 @@ import errno
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import ip_interface
+from ipaddress import ip_interface, ip_network
 from typing import ClassVar
 
 from cni_plugins.common_links import CommonLinks, perform_unless, taken
@@ -115,6 +115,7 @@ class FreeBSDLinks(CommonLinks):
                     interfaces.set_mtu(far, pair.mtu)
                 _rename(interfaces, near, pair.host_name, pair)
                 interfaces.join_group(pair.host_name, GROUP)
+                _ignore_advertisements(self._host, pair.host_name, fresh=True)
                 if pair.port is not None:
                     self._disable_ipv6(pair.host_name)
                     _join_bridge(interfaces, pair.host_name, pair.port)
@@ -132,6 +133,7 @@ class FreeBSDLinks(CommonLinks):
         with Routes.of(self._host) as routes, Interfaces.of(self._host) as interfaces:
             if pair.port is not None and pair.host_name not in _members(interfaces, pair.port.bridge):
                 _join_bridge(interfaces, pair.host_name, pair.port)
+            self.ignore_advertisements(pair.host_name)
             routes.link_set(pair.host_name, up=True)
 
     def configure(
@@ -140,6 +142,8 @@ class FreeBSDLinks(CommonLinks):
         name: str,
         addresses: Sequence[InterfaceAddress] = (),
         routes: Sequence[Route] = (),
+        *,
+        advertised: bool = True,
     ) -> None:
         """See `links.Links`. A route's table is a FIB; metrics but the MTU, priorities and scopes do not exist."""
         for route in routes:
@@ -148,7 +152,7 @@ class FreeBSDLinks(CommonLinks):
                     raise ConfigurationError(
                         f"the route to {route.dst} is to have a {word}, which FreeBSD's routes cannot; leave it out"
                     )
-        super().configure(stack, name, addresses, routes)
+        super().configure(stack, name, addresses, routes, advertised=advertised)
 
     def take_off(self, name: str) -> Callable[[], object] | None:
         """See `links.Links`. The pair is deleted now, see `delete`."""
@@ -195,19 +199,39 @@ class FreeBSDLinks(CommonLinks):
                 if address not in present:  # on a kernel without IPv6, or without IPv4, it cannot be
                     perform_unless(routes, NO_SUCH_FAMILY, address_add(index, name, address))
 
+    def ignore_advertisements(self, *names: str) -> None:
+        """See `links.Links`. Whether an interface listens when it is made is net.inet6.ip6.accept_rtadv's to say."""
+        _ignore_advertisements(self._host, *names)
+
     def enable_forwarding(self, versions: Collection[int]) -> None:
         """See `links.Links`. The host is the stack that this process is in.
 
-        A host that gets its default route from router advertisements keeps it: else the kernel takes none of a router.
+        The kernel takes no router of a host that forwards, unless it is told to by a switch for all interfaces. So that is
+        only thrown where the default route leads over one that listens; what we make does not.
         """
         for version in self.not_forwarding(versions):
-            if version == 6 and not ioctl.sysctl_read(_ADVERTISED_ROUTES):
+            if version == 6 and not ioctl.sysctl_read(_ADVERTISED_ROUTES) and self._is_advertised():
                 ioctl.sysctl_write(_ADVERTISED_ROUTES, 1)
             ioctl.sysctl_write(_FORWARDING[version], 1)
 
     def not_forwarding(self, versions: Collection[int]) -> list[int]:
         """See `links.Links`."""
         return [version for version in versions if not ioctl.sysctl_read(_FORWARDING[version])]
+
+    def _ignore_in_pod(self, stack: SocketSource, name: str) -> None:
+        """A stack begins as the node did at boot, so nobody can have asked for it in there."""
+        _ignore_advertisements(stack, name, fresh=True)
+
+    def _is_advertised(self) -> bool:
+        """Tell whether the node's IPv6 default route leads over an interface that takes router advertisements."""
+        anywhere = ip_network("::/0")
+        with Routes.of(self._host) as routes:
+            ways = {at for at, route in routes.all_routes() if route.dst == anywhere}
+            names = [link.name for link in routes.links() if link.index in ways]
+        if not names:
+            return False
+        with Interfaces.of(self._host, socket.AF_INET6) as interfaces:
+            return any(interfaces.listens(name) for name in names)
 
     def _announce(self, stack: SocketSource, link: Link, addresses: Sequence[InterfaceAddress]) -> None:
         """The kernel does it for IPv4."""
@@ -242,6 +266,20 @@ class FreeBSDLinks(CommonLinks):
                 return False
             raise
         return True
+
+
+def _ignore_advertisements(stack: SocketSource, *names: str, fresh: bool = False) -> None:
+    try:
+        with Interfaces.of(stack, socket.AF_INET6) as interfaces:
+            for name in names:
+                try:
+                    interfaces.ignore_advertisements(name, fresh=fresh)
+                except KernelError as error:
+                    if error.errno not in GONE:
+                        raise
+    except KernelError as error:
+        if error.errno not in NO_SUCH_FAMILY:  # a kernel without IPv6
+            raise
 
 
 def _join_bridge(interfaces: Interfaces, name: str, port: Port) -> None:

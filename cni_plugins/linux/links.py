@@ -13,7 +13,7 @@ from cni_plugins import netlink
 from cni_plugins.common_links import CommonLinks, perform_unless, taken
 from cni_plugins.errors import ConfigurationError, KernelError, NotAttachedError
 from cni_plugins.links import Pair, Tuning
-from cni_plugins.linux import arp, sysctl
+from cni_plugins.linux import advertisements, arp, sysctl
 from cni_plugins.netlink.client import Request
 from cni_plugins.rtnetlink import GONE, Link, LinkEnd, Routes, address_add, link_del, link_set
 from cni_plugins.steps import undoing
@@ -51,6 +51,10 @@ class LinuxLinks(CommonLinks):
                 if error.errno != errno.EEXIST:
                     raise
 
+    def ignore_advertisements(self, *names: str) -> None:
+        """See `links.Links`."""
+        advertisements.ignored_by_node(self._host, *names)
+
     def refused(self, name: str, versions: Collection[int]) -> list[str]:
         """See `links.Links`. The kernel lets IPv6 be switched off, for one interface and for those to come."""
         if 6 not in versions:
@@ -82,6 +86,7 @@ class LinuxLinks(CommonLinks):
                 raise
             with undoing() as undo:
                 undo(partial(self.delete, pair.host_name))
+                self.ignore_advertisements(pair.host_name)
                 routes.perform(*_bring_host_end_up(pair))
 
     def restore(self, pair: Pair) -> None:
@@ -89,6 +94,7 @@ class LinuxLinks(CommonLinks):
         with Routes.of(self._host) as routes:
             if master := _master(routes, pair):
                 routes.link_set(pair.host_name, master=master)
+            self.ignore_advertisements(pair.host_name)
             routes.perform(*_bring_host_end_up(pair))
 
     def take_off(self, name: str) -> Callable[[], object] | None:
@@ -121,7 +127,7 @@ class LinuxLinks(CommonLinks):
         """See `links.Links`. Netlink tells of it and cannot change it, as a whole and for IPv6."""
         for version in self.not_forwarding(versions):
             if version == 6:
-                self._keep_advertised_routes()
+                advertisements.keep_advertised_routes(self._host)
             sysctl.write(self._host, _FORWARDING[version], "1")
 
     def not_forwarding(self, versions: Collection[int]) -> list[int]:
@@ -131,20 +137,8 @@ class LinuxLinks(CommonLinks):
         with Routes.of(self._host) as routes:
             return [version for version in versions if not routes.forwards(version)]
 
-    def _keep_advertised_routes(self) -> None:
-        """Let interfaces that take router advertisements go on when the host forwards: it may have its default route so.
-
-        Source: Documentation/networking/ip-sysctl.rst, accept_ra.
-        """
-        for link in self.all():
-            if not link.loopback:
-                name = f"net/ipv6/conf/{link.name}/accept_ra"
-                try:
-                    if sysctl.read(self._host, name) == "1":
-                        sysctl.write(self._host, name, "2")
-                except KernelError as error:
-                    if error.errno != errno.ENOENT:  # the link is gone, or has no IPv6
-                        raise
+    def _ignore_in_pod(self, stack: SocketSource, name: str) -> None:
+        advertisements.ignored_by_pod(stack, name)
 
     def _before_up(self, routes: Routes, bridge: Link, addresses: Sequence[InterfaceAddress]) -> None:
         """Give a bridge with an IPv6 address the link-local one, too.

@@ -18,6 +18,7 @@ from typing import Any
 from cni_plugins import netlink
 from cni_plugins.common_links import perform_unless
 from cni_plugins.errors import ConfigurationError, KernelError, NotAttachedError
+from cni_plugins.linux import advertisements
 from cni_plugins.netlink import LinkHeader, Message, traffic
 from cni_plugins.netlink.client import NETLINK_ROUTE, Client, Request
 from cni_plugins.netlink.traffic import RateSpec, TokenBucket, TrafficHeader
@@ -105,7 +106,7 @@ class LinuxTraffic:
     def _device(self, routes: Routes, client: Client, link: Link, name: str) -> Link:
         """Make the ifb for what arrives at a link, or return the one that this is led to already."""
         try:
-            return _make_ifb(routes, name, link.mtu)
+            return self._make_ifb(routes, name, link.mtu)
         except KernelError as error:
             if error.errno != errno.EEXIST:
                 raise
@@ -117,10 +118,28 @@ class LinuxTraffic:
         if device.index not in _redirections(client, link):
             # It was an earlier attachment's of that name, and waits for its end.
             self._delete(device)
-            return _make_ifb(routes, name, link.mtu)
+            return self._make_ifb(routes, name, link.mtu)
         if not device.up:
-            _bring_up(routes, name)
+            self._bring_up(routes, name)
         return device
+
+    def _make_ifb(self, routes: Routes, name: str, mtu: int) -> Link:
+        attributes: dict[str | int, Any] = {"name": name, "mtu": mtu, "info": {"kind": "ifb"}}
+        message = Message(netlink.NEWLINK, LinkHeader(), attributes, netlink.CREATE | netlink.EXCL)
+        try:
+            routes.perform(Request(message, "create", f"ifb {name}"))
+        except KernelError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                raise _unsupported(error, "ifb") from error
+            raise
+        self._bring_up(routes, name)
+        return routes.link(name)
+
+    def _bring_up(self, routes: Routes, name: str) -> None:
+        # Nothing of the host's own passes there: it needs no IPv6 address. Of one request, the kernel would do that last.
+        advertisements.ignored_by_node(self._host, name)
+        bare = link_set(name, families={"inet6": {"addr_gen_mode": netlink.ADDR_GEN_MODE_NONE}})
+        routes.perform(bare, link_set(name, up=True))
 
     def _client(self) -> Client:
         return Client(self._host, NETLINK_ROUTE, traffic.DIALECT)
@@ -133,25 +152,6 @@ def _found(routes: Routes, name: str) -> Link:
             f"there is no interface {name} to limit; delete the attachment and add it again"
         )
     return link
-
-
-def _make_ifb(routes: Routes, name: str, mtu: int) -> Link:
-    attributes: dict[str | int, Any] = {"name": name, "mtu": mtu, "info": {"kind": "ifb"}}
-    message = Message(netlink.NEWLINK, LinkHeader(), attributes, netlink.CREATE | netlink.EXCL)
-    try:
-        routes.perform(Request(message, "create", f"ifb {name}"))
-    except KernelError as error:
-        if error.errno == errno.EOPNOTSUPP:
-            raise _unsupported(error, "ifb") from error
-        raise
-    _bring_up(routes, name)
-    return routes.link(name)
-
-
-def _bring_up(routes: Routes, name: str) -> None:
-    # Nothing of the host's own passes there: it needs no IPv6 address. Of one request, the kernel would do that last.
-    bare = link_set(name, families={"inet6": {"addr_gen_mode": netlink.ADDR_GEN_MODE_NONE}})
-    routes.perform(bare, link_set(name, up=True))
 
 
 def _bucket_options(link: Link, limit: Limit) -> dict[str, Any]:

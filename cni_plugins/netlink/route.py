@@ -43,6 +43,7 @@ ADDR_GEN_MODE_NONE = 1
 RTEXT_FILTER_SKIP_STATS = 0x8
 RT_TABLE_MAIN = 0 if sys.platform.startswith("freebsd") else 254  # there it is the number of a FIB
 RTPROT_STATIC = 4
+RTPROT_RA = 9
 RTN_UNICAST = 1
 RT_SCOPE_LINK = 253
 NETCONF_ALL = -1

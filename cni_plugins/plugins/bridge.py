@@ -123,7 +123,9 @@ class BridgePlugin(PairPlugin):
             pair = replace(pair, pod_mac=wanted_mac)
         self._links.make_pair(pair, stack)
         undo(partial(self._links.delete, pair.host_name))
-        self._links.configure(stack, pair.pod_name, *self._pod_end(lease))
+        addresses, routes = self._pod_end(lease)
+        advertised = not addresses or (bridge.mac != mac("bridge", self._bridge) and not _has_six(addresses))
+        self._links.configure(stack, pair.pod_name, addresses, routes, advertised=advertised)
         return (
             Interface(bridge.name, bridge.mac, mtu=bridge.mtu),
             Interface(pair.host_name, pair.host_mac, mtu=pair.mtu),
@@ -171,6 +173,10 @@ class BridgePlugin(PairPlugin):
         """Make the bridge if need be, with at least these addresses, and have the host forward for them."""
         self._refuse_shared((gateway.ip for gateway in gateways), lambda other: other.name == self._bridge)
         link = self._find_or_make()
+        if link.mac == mac(
+            "bridge", self._bridge
+        ):  # what somebody else has made may be his way to his router
+            self._ignore_advertisements([link])
         mtu = self._mtu
         if mtu > link.mtu and any(
             member.mtu < mtu for member in self._links.all() if member.master == link.index
@@ -205,3 +211,7 @@ class BridgePlugin(PairPlugin):
             or request.attachment.args.get("MAC", "")
         )
         return checked_mac(asked, self._settings.where) if asked else ""
+
+
+def _has_six(addresses: Sequence[InterfaceAddress]) -> bool:
+    return any(address.version == 6 for address in addresses)

@@ -80,7 +80,7 @@ class PtpPlugin(PairPlugin):
         self._links.make_pair(pair, stack)
         undo(partial(self._links.delete, pair.host_name))
         self._links.configure(self._context.host, pair.host_name, *self._host_end(lease.ips))
-        self._links.configure(stack, pair.pod_name, *self._pod_end(lease))
+        self._links.configure(stack, pair.pod_name, *self._pod_end(lease), advertised=False)
         self._links.enable_forwarding({ip.address.version for ip in lease.ips})
         link = self._links.find(pair.host_name)
         mtu = link.mtu if link is not None else pair.mtu

@@ -391,6 +391,13 @@ class Host(abc.ABC):
         """The pod's network stack, for the plugins."""
 
     @abc.abstractmethod
+    async def network_attached(self, spec: SandboxSpec, warden: Warden) -> None:
+        """Do what has to wait until the pod has its interfaces, and comes before its first container.
+
+        Raises UnfitRequestError for what names an interface that has not come.
+        """
+
+    @abc.abstractmethod
     async def stop_sandbox(self, spec: SandboxSpec, warden: Warden | None) -> None:
         """End every process of the pod and give its kernel resources back, all but what its records need."""
 

@@ -101,6 +101,7 @@ class PodSandbox:
             given = PodAddresses(())
             if self.spec.namespaces.network is not Sharing.NODE:
                 given = await node.network.attach(self.spec, self.warden)
+                await node.host.network_attached(self.spec, self.warden)
                 await asyncio.to_thread(self._write_addresses, directory, given)
             if self.warden_lost:
                 raise WardenGoneError(

@@ -32,14 +32,65 @@ def test_of_several_versions_the_latest_that_is_spoken_is_taken() -> None:
     assert NetworkList.from_json(offered).cni_version == "1.1.0"
 
 
+@pytest.mark.parametrize("told", [{}, {"cniVersion": ""}, {"cniVersion": None}, {"cniVersions": []}])
+@pytest.mark.parametrize("single", [True, False])
+def test_one_that_does_not_say_its_version_is_of_the_oldest(tmp_path, told, single) -> None:
+    """As libcni takes it; Flannel's and Weave's configurations were so for years (kubernetes#84808)."""
+    parts = BRIDGE if single else {"plugins": [BRIDGE]}
+    write(tmp_path / "10.conf", {"name": "cbr0", **told, **parts})
+    network = ConfDirectory(tmp_path).look().network
+    assert network.cni_version == "0.1.0"
+    assert NetworkList.from_json(network.to_json()) == network
+
+
+@pytest.mark.parametrize("version", CNI_VERSIONS)
+def test_every_version_there_ever_was_is_spoken(version) -> None:
+    assert NetworkList.from_json({**BRIDGE, "name": "pods", "cniVersion": version}).cni_version == version
+
+
+def test_the_version_counts_beside_the_versions() -> None:
+    offered = {**LIST, "cniVersion": "1.0.0", "cniVersions": ["0.4.0", "9.0.0"]}
+    assert NetworkList.from_json(offered).cni_version == "1.0.0"
+
+
+@pytest.mark.parametrize(("told", "meant"), [("true", True), ("False", False), (True, True), (None, False)])
+def test_switches_of_the_list_may_be_words(told, meant) -> None:
+    network = NetworkList.from_json({**LIST, "disableCheck": told, "disableGC": told})
+    assert (network.disable_check, network.disable_gc) == (meant, meant)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"", "no JSON"),
+        (b'{"name": "pods", "plu', "no JSON"),
+        (b'{"name": "p\xff"}', "no JSON"),
+        (b'{"name": "pods", "cniVersion": "1.0.0", "type": "\\ud800"}', "half a surrogate pair"),
+        (b'{"mtu": NaN}', "NaN is no number of JSON"),
+        (b'{"mtu": ' + b"9" * 5000 + b"}", "no JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b" " * (1 << 20) + b"{}", "longer than"),
+        (b"[]", "list where an object is expected"),
+    ],
+)
+def test_what_cannot_be_read_is_a_problem_that_can_be_told(tmp_path, text, words) -> None:
+    (tmp_path / "10.conflist").write_bytes(text)
+    found = ConfDirectory(tmp_path).look()
+    assert found.network is None
+    assert words in found.problems[0].encode().decode()
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
         ({"name": ""}, ConfigurationError, "name is ''"),
         ({"name": "../x"}, ConfigurationError, "name is '../x'"),
         ({"name": 5}, ConfigurationError, "name is 5, but must be a string"),
-        ({"cniVersion": "2.0.0"}, IncompatibleVersionError, "'2.0.0' is none of 0.3.0"),
-        ({"cniVersion": None}, IncompatibleVersionError, "cniVersion"),
+        ({"cniVersion": "2.0.0"}, IncompatibleVersionError, "'2.0.0' is none of 0.1.0"),
+        ({"cniVersion": "0.9"}, IncompatibleVersionError, "'0.9' is none of"),
+        ({"cniVersion": 1.0}, ConfigurationError, "cniVersion is 1.0, but must be a string"),
+        ({"cniVersions": ["9.0.0"], "cniVersion": None}, IncompatibleVersionError, "'9.0.0' is none of"),
+        ({"cniVersions": "1.0.0"}, ConfigurationError, "cniVersions is '1.0.0', but must be a list"),
         ({"plugins": []}, ConfigurationError, "plugins is"),
         ({"plugins": [{"bridge": "x"}]}, ConfigurationError, r"plugins\[0\]: type is None"),
         ({"plugins": ["bridge"]}, ConfigurationError, "a list of objects"),

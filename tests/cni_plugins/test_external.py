@@ -149,6 +149,60 @@ def test_an_older_version_has_fewer_commands(make, make_request, tmp_path, versi
     assert ("version" in calls[0]["config"]["prevResult"]["ips"][0]) == version.startswith("0.")
 
 
+OF_LONG_AGO = """
+if command == "VERSION":
+    assert all(os.environ[f"CNI_{name}"] for name in ("CONTAINERID", "IFNAME", "NETNS", "PATH"))
+    print(ANSWER)
+    raise SystemExit(CODE)
+note("calls")
+if command == "ADD":
+    print('{"ip4": {"ip": "10.9.0.3/24", "gateway": "10.9.0.1", "routes": [{"dst": "0.0.0.0/0"}]}}')
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "answer", "code"),
+    [
+        ("0.1.0", {"cniVersion": "0.1.0", "code": 100, "msg": "unknown CNI_COMMAND: VERSION"}, 1),
+        ("0.1.0", {"cniVersion": "0.2.0"}, 0),
+        ("0.2.0", {"cniVersion": "0.2.0"}, 0),
+        ("0.2.0", {"cniVersion": "0.2.0", "supportedVersions": ["0.1.0", "0.2.0"]}, 0),
+    ],
+)
+def test_one_of_long_ago_is_understood(make, make_request, tmp_path, version, answer, code):
+    """What libcni reads into the answers of plugins that are older than the question."""
+    script = OF_LONG_AGO.replace("ANSWER", repr(json.dumps(answer))).replace("CODE", str(code))
+    plugin = make(script=script, version=version)
+    path = tmp_path / "widget"
+    path.write_text(path.read_text().replace(PREAMBLE, PREAMBLE.partition("if command ==")[0]))
+    result = plugin.add(make_request(OwnStack(), previous=RESULT))
+    assert [(ip.address, ip.gateway) for ip in result.ips] == [
+        (ip_interface("10.9.0.3/24"), ip_address("10.9.0.1"))
+    ]
+    assert [str(route.dst) for route in result.routes] == ["0.0.0.0/0"]
+    (call,) = notes(tmp_path, "calls")
+    told = call["config"]["prevResult"]
+    assert told["ip4"] == {"ip": "10.9.0.2/24", "gateway": "10.9.0.1"}
+    assert call["config"]["cniVersion"] == told["cniVersion"] == version
+    with pytest.raises(IncompatibleVersionError, match=r"does not speak version 1\.1\.0"):
+        make().add(make_request(OwnStack()))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"""b'{"dns": {"domain": "\\ud800"}}""" + "'",
+        r"""b'{"dns": {"domain": "\xff"}}'""",
+        """b'{"mtu": NaN}""" + "'",
+        "b'[' * 100000",
+    ],
+)
+def test_an_answer_that_is_no_text_is_told(make, make_request, text):
+    code, message = failure(make, make_request, f"sys.stdout.buffer.write({text})")
+    assert code == 6
+    assert "its answer is no JSON object" in message.encode().decode()
+
+
 def test_the_first_plugin_has_no_previous_result(make, make_request, tmp_path):
     make(script=ECHO).add(make_request(OwnStack()))
     assert "prevResult" not in notes(tmp_path, "calls")[0]["config"]

@@ -39,6 +39,7 @@ class Interface:
     isolated: bool = False
     other: "Interface | None" = None
     stack: int = 0
+    listens: bool = True
 
 
 class Kernel:
@@ -50,6 +51,7 @@ class Kernel:
         self.fail_at = 0
         self.calls: list[str] = []
         self.requests: list[Request] = []
+        self.routes: list[tuple[int, Route]] = []
         self.sysctls = {"net.inet.ip.forwarding": 0, "net.inet6.ip6.forwarding": 1}
         self.client = type("Client", (Client,), {"kernel": self})
 
@@ -102,6 +104,9 @@ class Client:
     def perform(self, *requests):
         self.kernel.requests += requests
 
+    def all_routes(self):
+        return self.kernel.routes
+
     def addresses_at(self, index):
         return []
 
@@ -144,6 +149,13 @@ class Client:
     def set_mtu(self, name, mtu):
         self.kernel.step("mtu")
         self.kernel.get(self.stack, name).mtu = mtu
+
+    def listens(self, name):
+        return self.kernel.get(self.stack, name).listens
+
+    def ignore_advertisements(self, name, *, fresh=False):
+        self.kernel.step("deafen")
+        self.kernel.get(self.stack, name).listens = False
 
     def disable_ipv6(self, name):
         self.kernel.step("ipv6")
@@ -352,6 +364,36 @@ def test_forwarding_is_switched_on_where_it_is_off(kernel, driver):
     driver.enable_forwarding({4, 6})
     assert driver.not_forwarding({4, 6}) == []
     assert kernel.sysctls == {"net.inet.ip.forwarding": 1, "net.inet6.ip6.forwarding": 2}
+
+
+@pytest.mark.parametrize("pair", [PAIR, replace(PAIR, port=None)])
+def test_no_end_takes_a_router_from_a_pod(kernel, driver, pair):
+    """Where net.inet6.ip6.accept_rtadv is 1 every new interface listens."""
+    driver.make_pair(pair, POD)
+    assert not kernel.get(0, "pod0").listens
+    assert kernel.calls.index("deafen") < len(kernel.calls) - kernel.calls[::-1].index("up")
+    kernel.get(0, "pod0").listens = True  # as an earlier release has left it
+    driver.restore(pair)
+    assert not kernel.get(0, "pod0").listens
+    driver.ignore_advertisements("pod0", "gone")
+    driver.configure(POD, "eth0", [ip_interface("10.88.0.2/16")])
+    assert kernel.get(7, "eth0").listens
+    driver.configure(POD, "eth0", [ip_interface("10.88.0.2/16")], advertised=False)
+    assert not kernel.get(7, "eth0").listens
+
+
+@pytest.mark.parametrize(
+    ("listens", "way", "kept"),
+    [(True, "::/0", True), (False, "::/0", False), (True, "2001:db8::/32", False), (True, None, False)],
+)
+def test_advertised_routers_are_kept_only_where_the_node_has_one(kernel, driver, listens, way, kept):
+    kernel.sysctls |= {"net.inet6.ip6.forwarding": 0, "net.inet6.ip6.rfc6204w3": 0}
+    uplink = Interface("em0", "ether", listens=listens)
+    kernel.all.append(uplink)
+    kernel.routes = [(id(uplink), Route(ip_network(way)))] if way else []
+    driver.enable_forwarding({6})
+    assert kernel.sysctls["net.inet6.ip6.forwarding"] == 1
+    assert bool(kernel.sysctls["net.inet6.ip6.rfc6204w3"]) is kept
 
 
 @pytest.mark.parametrize("word", ["advmss", "priority", "scope"])

@@ -1,6 +1,7 @@
 """Results and capability arguments: there and back."""
 
 import contextlib
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
@@ -70,8 +71,54 @@ def test_earlier_versions_have_less_or_more_to_say() -> None:
 
 def test_the_latest_version_loses_nothing() -> None:
     assert results.from_json(results.to_json(RESULT)) == RESULT
-    for version in CNI_VERSIONS:
+    for version in CNI_VERSIONS[2:]:
         assert results.from_json(results.to_json(RESULT, version)).ips == RESULT.ips
+
+
+FLAT = {
+    "ip4": {
+        "ip": "10.0.0.2/24",
+        "gateway": "10.0.0.1",
+        "routes": [{"dst": "0.0.0.0/0", "gw": "10.0.0.1"}],
+    },
+    "ip6": {"ip": "fd00::2/64", "routes": [{"dst": "fd01::/16"}]},
+    "dns": results.to_json(RESULT)["dns"],
+}
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "0.2.0"])
+def test_the_first_versions_had_an_address_per_family(version) -> None:
+    second = IPConfig(ip_interface("10.0.0.3/24"))
+    told = results.to_json(replace(RESULT, ips=(*RESULT.ips, second)), version)
+    assert told == {"cniVersion": version, **FLAT}
+    read = results.from_json(told)
+    assert [ip.address for ip in read.ips] == [ip.address for ip in RESULT.ips]
+    assert [route.dst for route in read.routes] == [route.dst for route in RESULT.routes]
+    assert (read.dns, read.interfaces) == (RESULT.dns, ())
+    assert results.from_json(FLAT) == read  # plugins of that time did not always say the version
+    assert results.to_json(Result(), version) == {"cniVersion": version, "dns": {}}
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["ips", "ip4", "ip6", "interfaces", "routes", "dns", "address", "ip", "name", "dst"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+)
+
+
+@given(st.dictionaries(st.sampled_from(["ips", "ip4", "interfaces", "routes", "dns"]), json_values))
+def test_any_json_is_a_result_or_the_typed_error(told) -> None:
+    with contextlib.suppress(MalformedResultError):
+        read = results.from_json(told)
+        assert results.from_json(results.to_json(read)) == read
 
 
 @pytest.mark.parametrize(
@@ -82,6 +129,27 @@ def test_the_latest_version_loses_nothing() -> None:
         {"interfaces": ["eth0"]},
         {"routes": [{"dst": "x"}]},
         {"ips": 7},
+        {"ips": [{"address": 5}]},
+        {"ips": [{"address": "10.0.0.2/24", "interface": -1}]},
+        {"ips": [{"address": "10.0.0.2/24", "interface": "0"}]},
+        {"ips": [{"address": "10.0.0.2/24", "interface": True}]},
+        {"ips": [{"address": "10.0.0.2/24", "gateway": 1}]},
+        {"ip4": {"gateway": "10.0.0.1"}},
+        {"ip4": "10.0.0.2/24"},
+        {"interfaces": [{"name": "x" * 16}]},
+        {"interfaces": [{"name": ""}]},
+        {"interfaces": [{"name": "é" * 8}]},
+        {"interfaces": [{"name": "a/b"}]},
+        {"interfaces": [{"name": "eth0", "mac": 5}]},
+        {"interfaces": [{"name": "eth0", "mtu": 1 << 32}]},
+        {"routes": [{"dst": "0.0.0.0/0", "mtu": 1e3}]},
+        {"routes": [{"dst": "0.0.0.0/0", "priority": 1 << 64}]},
+        {"routes": {"dst": "0.0.0.0/0"}},
+        {"dns": ["10.0.0.1"]},
+        {"dns": {"nameservers": ["10.0.0.1\nsearch evil"]}},
+        {"dns": {"nameservers": [1]}},
+        {"dns": {"search": "example"}},
+        {"dns": {"domain": "a b"}},
     ],
 )
 def test_what_is_no_result_is_the_typed_error(told) -> None:
@@ -152,6 +220,7 @@ def test_addresses_that_no_host_port_can_have_are_refused(host_ip, reason) -> No
         ("portMappings", [{"hostPort": 1, "containerPort": 1, "protocol": "icmp"}]),
         ("portMappings", [{"hostPort": 1, "containerPort": 1, "hostIP": "here"}]),
         ("bandwidth", {"ingressRate": -1}),
+        ("bandwidth", {"egressBurst": 1 << 63}),
         ("ips", ["10.0.0.999"]),
         ("dns", "1.1.1.1"),
     ],

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cri import config
-from cri.config import ConfigError, RegistryConfig
+from cri.config import Config, ConfigError, RegistryConfig
+from cri.server import registry_hosts
 from cri.settings import SETTINGS, Setting
+from registratur import Reference
 
 FULL = """
 state_dir = "/s"
@@ -130,15 +132,169 @@ def test_every_setting_by_every_way(tmp_path: Path, setting: Setting) -> None:
         ("runtime_handlers = [1]", r"runtime_handlers is \[1\], but must be a list of strings"),
         ("log = 5", r"log is 5, but must be a table \[log\]"),
         ("registries = 5", r"registries is 5, but must be tables"),
-        ("[registries]\n'docker.io' = 5", r'registries."docker.io" is 5, but must be a table'),
+        ("[registries]\n'docker.io' = 5", r'registries."docker.io" is int, but must be a table'),
         ("[registries.x]\nskip_verify = 3", r'registries."x".skip_verify is 3, but must be true or false'),
         ("=", r"cri-jails.toml: not TOML"),
+        ("x = " + "[" * 5000, r"nested too deeply"),
+        ('state_dir = "/a\\u0000b"', r"state_dir is '/a\\x00b', but must be UTF-8 without zero bytes"),
+        (
+            "[network]\nexternal_plugins = ['cni']",
+            r"external_plugins is \['cni'\], but must be a list of absolute",
+        ),
+        ("[network]\nbridge = 'a b'", r"network.bridge is 'a b', but must be an interface name"),
+        ("[network]\nbridge = '..'", r"network.bridge is '\.\.', but must be an interface name"),
+        (f"[network]\nmtu = '{'9' * 5000}'", r"but must be a whole number from 0 to 65535"),
         (f"socket = '/{'x' * 200}'", r"cri-jails.toml: the socket path .* may have 103: choose a shorter"),
     ],
 )
 def test_wrong_files(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         config.load(write(tmp_path, text), environment={})
+
+
+def registries(tmp_path: Path, *names: str, body: str = "mirrors = ['http://127.0.0.1:5999']") -> Config:
+    text = "".join(f"[registries.{config._toml(name)}]\n{body}\n" for name in names)
+    return config.load(write(tmp_path, text), environment={})
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("Docker.io", "docker.io"),
+        ("index.docker.io", "docker.io"),
+        ("Index.Docker.IO:443", "docker.io"),
+        ("registry-1.docker.io", "registry-1.docker.io"),
+        ("Quay.IO", "quay.io"),
+        ("quay.io:443", "quay.io:443"),
+        ("quay.io:0443", "quay.io:443"),
+        ("localhost", "localhost"),
+        ("registry:5000", "registry:5000"),
+        ("[FD00:0:0::1]:5000", "[fd00::1]:5000"),
+        ("192.0.2.1", "192.0.2.1"),
+        ("*", "*"),
+    ],
+)
+def test_a_registry_has_the_name_that_references_have(tmp_path: Path, name: str, kept: str) -> None:
+    assert list(registries(tmp_path, name).registries) == [kept]
+    if name != "*":
+        meant = Reference.parse(f"{name.lower()}/busybox").registry
+        hosts = registry_hosts(registries(tmp_path, name))
+        assert str(hosts.endpoints(meant)[0].url).rstrip("/") == "http://127.0.0.1:5999"
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("https://registry.example.org", "write 'registry.example.org', without the scheme"),
+        ("http://registry.example.org:5000/", "write 'registry.example.org:5000', without the scheme"),
+        ("localhost:5000/", "a path has no place in it; write 'localhost:5000'"),
+        ("docker.io/library", "write 'docker.io'"),
+        ("*.example.org", "stands for every other registry, alone"),
+        ("**", "stands for every other registry, alone"),
+        ("registry.example.org.", "no dot at the end; write 'registry.example.org'"),
+        (" quay.io", "without spaces"),
+        ("quay.io\t", "without spaces"),
+        ("quay.io:", "write host or host:port"),
+        ("quay.io:http", "write host or host:port"),
+        ("quay.io:0", "0 is no port"),
+        ("quay.io:65536", "65536 is no port"),
+        ("::1", r"in brackets, '\[::1\]'"),
+        ("[::g]:5000", "is no IPv6 address"),
+        ("[fe80::1%eth0]", "write host or host:port"),
+        ("bücher.example", "write it as DNS has it, 'xn--bcher-kva.example'"),
+        ("user@quay.io", "must not hold credentials"),
+        ("my_registry.example", "write host or host:port"),
+        ("-.example", "write host or host:port"),
+        ("", "write host or host:port"),
+        ("registry", "no image reference can name"),
+    ],
+)
+def test_a_registry_that_no_reference_can_name_is_refused(tmp_path: Path, name: str, remedy: str) -> None:
+    with pytest.raises(ConfigError, match=remedy):
+        registries(tmp_path, name)
+
+
+def test_a_host_that_is_no_registry_may_have_what_concerns_hosts(tmp_path: Path) -> None:
+    """A mirror, a token service, the place that a redirect leads to."""
+    assert registries(tmp_path, "mirror", body="skip_verify = true").registries["mirror"].skip_verify
+
+
+@pytest.mark.parametrize("names", [("docker.io", "Docker.io"), ("index.docker.io", "docker.io")])
+def test_one_registry_twice_is_refused(tmp_path: Path, names: tuple[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r'registries."docker.io" is there twice'):
+        registries(tmp_path, *names)
+
+
+@pytest.mark.parametrize(
+    "mirror", ["m:5000", "ftp://m", "", "http://user:hunter2@m", "http://m?x", "http://m:x"]
+)
+def test_a_mirror_that_is_no_url_is_refused_at_start(tmp_path: Path, mirror: str) -> None:
+    with pytest.raises(ConfigError, match=r'registries."quay.io": mirror of quay.io') as caught:
+        registries(tmp_path, "quay.io", body=f"mirrors = ['{mirror}']")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_table_without_mirrors_takes_the_place_of_the_others(tmp_path: Path) -> None:
+    """What is pulled from there needs a login, and a mirror of all others' would give it to whoever asks."""
+    text = "[registries.'*']\nmirrors = ['http://m']\n[registries.'Private.example']\n"
+    hosts = registry_hosts(config.load(write(tmp_path, text), environment={}))
+    for name in ("private.example", "Private.example", "private.example:443"):
+        (endpoint,) = hosts.endpoints(name)
+        assert (endpoint.is_mirror, endpoint.url.host) == (False, "private.example")
+    assert len(hosts.endpoints("quay.io")) == 2
+
+
+PROXY = "http://user:hunter2@proxy.example:3128"
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [(f"'{PROXY}'", PROXY), ("'proxy:3128'", "proxy:3128"), ("false", ""), ("'false'", ""), ("''", "")],
+)
+def test_a_proxy_of_a_registry(tmp_path: Path, value: str, kept: str) -> None:
+    loaded = registries(tmp_path, "quay.io", body=f"proxy = {value}")
+    assert loaded.registries["quay.io"].proxy == kept
+    assert registry_hosts(loaded).options["quay.io"].proxy == kept
+    shown = config.dump(loaded) + repr(loaded) + repr(registry_hosts(loaded))
+    assert "hunter2" not in shown
+    assert "user" not in config.dump(loaded)
+    assert registries(tmp_path, "quay.io").registries["quay.io"].proxy is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "'socks5://user:hunter2@proxy'",
+        "true",
+        "5",
+        "'http://user:hunter2@'",
+        "'http://a:hunter2@p:x'",
+        "'hunter2@'",
+    ],
+)
+def test_a_proxy_that_is_none_is_refused_without_its_password(tmp_path: Path, value: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r'registries."quay.io".proxy is .*, but must be http://HOST:PORT'
+    ) as caught:
+        registries(tmp_path, "quay.io", body=f"proxy = {value}")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_no_password_in_what_is_said_of_a_variable() -> None:
+    for text in (f'{{"quay.io" = {{proxy = "{PROXY}"', f'{{"quay.io" = "{PROXY}"}}'):
+        with pytest.raises(ConfigError) as caught:
+            config.load(environment={"CRI_JAILS_REGISTRIES": text})
+        assert "hunter2" not in str(caught.value)
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "bom.toml").write_bytes(b"\xef\xbb\xbfstate_dir = '/x'\n")
+    assert config.load(tmp_path / "bom.toml", environment={}).state_dir == Path("/x")
+
+
+def test_what_is_no_utf_8_in_a_variable() -> None:
+    with pytest.raises(ConfigError, match="must be UTF-8"):
+        config.load(environment={"CRI_JAILS_STATE_DIR": "/\udcff"})
 
 
 def test_wrong_variables() -> None:
@@ -163,8 +319,8 @@ paths = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_
 
 @given(
     state=paths,
-    group=st.text(st.characters(exclude_categories=["Cs"])),
-    registry=st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
+    group=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
+    registry=st.from_regex(r"[a-z0-9]{1,9}([.][a-z0-9]{1,9}|:[1-9][0-9]{0,3})", fullmatch=True),
 )
 def test_a_dump_is_toml_that_loads_to_the_same(
     tmp_path_factory, state: str, group: str, registry: str

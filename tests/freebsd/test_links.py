@@ -335,6 +335,85 @@ def test_the_host_end_stays_bare_where_interfaces_take_ipv6_by_default(bridge, p
     assert "inet" not in run("ifconfig", bridge.host_end("sandbox")).replace("nd6", "")
 
 
+@contextlib.contextmanager
+def parameters(**wanted):
+    """Parameters of net.inet6.ip6 on the host, as before afterwards."""
+    before = {name: run("sysctl", "-n", f"net.inet6.ip6.{name}").strip() for name in wanted}
+    run("sysctl", *(f"net.inet6.ip6.{name}={value}" for name, value in wanted.items()))
+    try:
+        yield
+    finally:
+        run("sysctl", *(f"net.inet6.ip6.{name}={value}" for name, value in before.items()))
+
+
+def parameter(name):
+    return run("sysctl", "-n", f"net.inet6.ip6.{name}").strip()
+
+
+def advertise(pod, name):
+    """Send an advertisement of a router, as a pod with allow.raw_sockets can."""
+    with Routes.of(pod) as routes:
+        index = routes.link_index(name)
+    with pod.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sender:
+        sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+        sender.sendto(struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0), ("ff02::1", 0, 0, index))
+
+
+def listens(*command):
+    return "ACCEPT_RTADV" in run(*command)
+
+
+def default_way():
+    return "default" in run("netstat", "-rn", "-6")
+
+
+@pytest.mark.parametrize("kind", ["bridge", "ptp"])
+def test_no_end_takes_a_router_from_a_pod(make_network, pod, kind):
+    """net.inet6.ip6.accept_rtadv decides for every interface that comes, of the host and of a jail alike."""
+    network = make_network(kind)
+    pod.sysctl("net.inet6.ip6.accept_rtadv", "1")
+    with parameters(accept_rtadv=1, rfc6204w3=1):
+        request = network.add("sandbox", pod)
+        near = network.host_end("sandbox")
+        assert not listens("ifconfig", near)
+        assert not listens("jexec", pod.name, "ifconfig", "eth0")
+        assert kind == "ptp" or not listens("ifconfig", network.name)
+        time.sleep(2)  # addresses are checked first
+        advertise(pod, "eth0")
+        time.sleep(1)
+        assert not default_way()
+        if kind == "bridge":
+            return
+        run(
+            "ifconfig", near, "inet6", "accept_rtadv"
+        )  # as an earlier release has left it: then it would be so
+        advertise(pod, "eth0")
+        deadline = time.monotonic() + 10
+        while not default_way() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert default_way()
+        network.plugin.gc([request])
+        assert not listens("ifconfig", near)
+
+
+def test_advertised_routers_are_kept_where_the_node_has_one(bridge, pod, make_pod):
+    with parameters(forwarding=0, rfc6204w3=0):
+        bridge.add("sandbox", pod)
+        assert (parameter("forwarding"), parameter("rfc6204w3")) == ("1", "0")
+    uplink = run("ifconfig", "epair", "create").strip()
+    try:
+        run("ifconfig", uplink, "inet6", "-ifdisabled", "accept_rtadv", "up")
+        run("ifconfig", uplink, "inet6", "fd00:99::2/64", "no_dad")
+        run("route", "-6", "add", "default", "fd00:99::1")
+        with parameters(forwarding=0, rfc6204w3=0):
+            bridge.add("second", make_pod())
+            assert (parameter("forwarding"), parameter("rfc6204w3")) == ("1", "1")
+    finally:
+        run("ifconfig", uplink, "destroy")
+    assert not default_way()
+
+
 @pytest.mark.parametrize(("kind", "mtu"), [("bridge", 1450), ("bridge", 9000), ("ptp", 9000)])
 def test_the_mtu_is_the_same_everywhere_and_honoured(make_network, make_pod, kind, mtu):
     network = make_network(kind, mtu=mtu)
@@ -612,12 +691,13 @@ STEPS = {
         "set_mtu",
         "rename",
         "join_group",
+        "ignore_advertisements",
         "disable_ipv6",
         "bridge_add",
         "bridge_isolate",
         "move",
     ],
-    "ptp": ["set_mac", "set_mtu", "rename", "join_group", "move"],
+    "ptp": ["set_mac", "set_mtu", "rename", "join_group", "ignore_advertisements", "move"],
 }
 NETLINK_STEPS = ["link_create", "link_set", "perform", "find"]
 

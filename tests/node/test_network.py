@@ -32,6 +32,46 @@ def sandbox_status(daemon, pod: str) -> v1.PodSandboxStatus:
     return daemon.client("PodSandboxStatus", v1.PodSandboxStatusRequest(pod_sandbox_id=pod)).status
 
 
+SYSCTLS = {
+    "net.ipv4.conf.eth0.rp_filter": "2",
+    "net/ipv6/conf/eth0/hop_limit": "77",
+    "net.ipv4.neigh.eth0.retrans_time_ms": "2000",
+    "net.ipv4.ip_default_ttl": "99",
+}
+
+
+def test_sysctls_of_the_pod_s_interface_are_set_before_its_containers(daemon):
+    daemon.pull()
+    pod = daemon.pod("tuned", sysctls=SYSCTLS)
+    container = daemon.container(pod, "sleep", "1000")
+    for name, value in SYSCTLS.items():
+        path = name if "/" in name else name.replace(".", "/")
+        assert daemon.exec(container, "cat", f"/proc/sys/{path}").stdout.decode().strip() == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("net.ipv4.conf.eth7.rp_filter", "1", 'the pod has no interface "eth7"'),
+        ("net.ipv4.conf.eth0/100.rp_filter", "1", 'the pod has no interface "eth0.100"'),
+        ("net.ipv4.conf.eth0.no_such_thing", "1", "no such sysctl"),
+        ("net.ipv4.conf.eth0.rp_filter", "x", "does not take this value"),
+        ("net.ipv4.conf.interfacewithname.rp_filter", "1", "more than 15 bytes"),
+        ("net.ipv4.no_such_thing", "1", "no such sysctl"),
+        ("kernel.panic", "1", "not namespaced"),
+    ],
+)
+def test_a_sysctl_that_cannot_be_is_refused_and_leaves_nothing(module_daemon, name, value, words):
+    with pytest.raises(grpc.RpcError) as caught:
+        module_daemon.pod("tuned", sysctls={name: value})
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert name in caught.value.details()
+    assert words in caught.value.details()
+    assert not module_daemon.client("ListPodSandbox", v1.ListPodSandboxRequest()).items
+    names = subprocess.run(("ip", "-o", "link"), check=True, capture_output=True, text=True).stdout
+    assert f"master {module_daemon.network} " not in names
+
+
 def get(address: str, port: int, patience: float = 5.0) -> bytes:
     """An HTTP answer, as soon as somebody answers."""
     deadline = time.monotonic() + patience

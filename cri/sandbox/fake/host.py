@@ -152,6 +152,9 @@ class FakeHost(Host):
         assert isinstance(warden, FakeWarden)
         return warden.network
 
+    async def network_attached(self, spec: SandboxSpec, warden: Warden) -> None:
+        """Nothing waits for it."""
+
     async def stop_sandbox(self, spec: SandboxSpec, warden: Warden | None) -> None:
         """Remove the jail with everything in it, and end the warden."""
         if jail_name(spec.id) in self.kernel.jails:

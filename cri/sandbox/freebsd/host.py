@@ -162,6 +162,9 @@ class FreeBSDHost(Host):
             raise WardenGoneError("use the network of", f"sandbox {spec.id}", "its jail is gone")
         return WardenNetworkStack(warden, self._jids[spec.id], jails.pod_name(spec.id))
 
+    async def network_attached(self, spec: SandboxSpec, warden: Warden) -> None:
+        """Nothing waits for it: a pod has no sysctls of its own here."""
+
     async def stop_sandbox(self, spec: SandboxSpec, warden: Warden | None) -> None:
         """End the warden and all that runs in the pod, and remove its jail."""
         await self._wardens.end(spec, warden)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from baustelle.removal import remove_tree
 from cri.sandbox import wire
 from cri.sandbox.durable import remove_any
 from cri.sandbox.host import Condition, Features, Host, HostError, NetworkStack, Warden, WardenGoneError
-from cri.sandbox.linux import device_access, device_nodes, image_trees, image_volumes
+from cri.sandbox.linux import device_access, device_nodes, image_trees, image_volumes, sysctls
 from cri.sandbox.linux.cgroup_ledger import OWN_PARENT, CgroupLedger, cgroup_path, own_parent
 from cri.sandbox.linux.cgroups import Group, Hierarchies
 from cri.sandbox.linux.snapshots import make_snapshotter
@@ -95,6 +96,7 @@ class LinuxHost(Host):
 
     async def create_sandbox(self, spec: SandboxSpec) -> Warden:
         """Have a warden forked, which makes the namespaces."""
+        sysctls.check(spec.sysctls, spec.namespaces)
         os.makedirs(spec.runtime_directory, mode=0o711, exist_ok=True)  # noqa: PTH103
         return await self._wardens.spawn(spec)
 
@@ -108,6 +110,18 @@ class LinuxHost(Host):
         if not warden.descriptors:
             raise WardenGoneError("use the network of", f"sandbox {spec.id}", "its warden has ended")
         return LinuxNetworkStack(warden)
+
+    async def network_attached(self, spec: SandboxSpec, warden: Warden) -> None:
+        """Set the sysctls of the pod's interfaces, which come and go with them."""
+        for name, value in sysctls.of_interfaces(spec.sysctls).items():
+            try:
+                await warden.sysctl(name, value)
+            except HostError as error:
+                if error.errno == errno.ENOENT and not await _has_interface(
+                    warden, sysctls.interface_of(name)
+                ):
+                    raise sysctls.no_interface(name) from error
+                raise
 
     async def stop_sandbox(self, spec: SandboxSpec, warden: Warden | None) -> None:
         """End the warden and all that runs below it; by cgroup, if the warden cannot do it."""
@@ -266,3 +280,14 @@ def process_start(pid: int) -> str | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if state in (b"Z", b"X") else f"{_BOOT_ID.read_text().strip()} {fields[18].decode()}"
+
+
+async def _has_interface(warden: Warden, name: str) -> bool:
+    """Whether the pod has an interface; each has this."""
+    try:
+        await warden.sysctl(f"net/ipv4/conf/{name}/forwarding")
+    except HostError as error:
+        if error.errno == errno.ENOENT:
+            return False
+        raise
+    return True

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from cri.sandbox.host import HostError, StartError, UnknownContainerError
+from cri.sandbox.host import HostError, StartError, UnfitRequestError, UnknownContainerError
 from cri.sandbox.spec import Credentials, TerminalSize
 from cri.sandbox.warden import protocol
 
@@ -105,6 +105,7 @@ def pack_error(error: HostError) -> dict[str, Any]:
     """An error as it travels in messages."""
     return {
         "start": isinstance(error, StartError),
+        "unfit": isinstance(error, UnfitRequestError),
         "operation": error.operation,
         "subject": error.subject,
         "reason": error.reason,
@@ -115,6 +116,8 @@ def pack_error(error: HostError) -> dict[str, Any]:
 def unpack_error(data: Mapping[str, Any]) -> HostError:
     """The error in a message."""
     kind = StartError if data["start"] else UnknownContainerError if data["operation"] == FIND else HostError
+    if data.get("unfit"):  # wardens of earlier releases do not say
+        kind = UnfitRequestError
     return kind(data["operation"], data["subject"], data["reason"], data["errno"])
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cri.sandbox.host import HostError, StartError
+from cri.sandbox.host import HostError, StartError, UnfitRequestError
 from cri.sandbox.spec import (
     DeviceSpec,
     GroupsPolicy,
@@ -372,8 +372,14 @@ async def test_sysctls(node):
     files = ("/proc/sys/kernel/shm_rmid_forced", "/proc/sys/net/ipv4/ip_forward")
     assert (await pod.run("cat", *files))[1] == "1\n1"
     for name in ("kernel.panic", "vm.swappiness", "net../etc", ""):
-        with pytest.raises(HostError):
+        with pytest.raises(UnfitRequestError):
             await node.pod(sysctls={name: "1"})
+    for name, value, reason in [
+        ("net.ipv4.no_such_thing", "1", "no such sysctl for a pod"),
+        ("net.ipv4.ip_forward", "many", "does not take this value"),
+    ]:
+        with pytest.raises(UnfitRequestError, match=reason):
+            await node.pod(sysctls={name: value})
     with pytest.raises(HostError, match="shares this namespace"):
         await node.pod(sysctls={"net.ipv4.ip_forward": "1"}, namespaces=Namespaces(network=Sharing.NODE))
 

@@ -8,13 +8,13 @@ import time
 
 import pytest
 
-from cri.sandbox.host import HostError
+from cri.sandbox.host import HostError, UnfitRequestError
 from cri.sandbox.linux import capabilities, sysctls
 from cri.sandbox.linux.cgroups import Group, Hierarchies
 from cri.sandbox.linux.device_access import ALWAYS, Rule, program
 from cri.sandbox.linux.driver import _ready_for
 from cri.sandbox.linux.snapshots import make_snapshotter
-from cri.sandbox.spec import Security
+from cri.sandbox.spec import Namespaces, Security, Sharing
 
 V1 = """
 31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw
@@ -100,6 +100,48 @@ def test_capability_sets():
 )
 def test_names_of_sysctls(name, path):
     assert sysctls.path_of(name) == path
+
+
+@pytest.mark.parametrize(
+    ("name", "interface"),
+    [
+        ("net.ipv4.conf.eth0.rp_filter", "eth0"),
+        ("net/ipv6/conf/eth0/accept_ra", "eth0"),
+        ("net.ipv4.conf.eth0/100.rp_filter", "eth0.100"),
+        ("net/ipv4/conf/eth0.100/rp_filter", "eth0.100"),
+        ("net.ipv4.neigh.eth0.gc_stale_time", "eth0"),
+        ("net.ipv6.neigh.eth0.proxy_qlen", "eth0"),
+        ("net.mpls.conf.eth0.input", "eth0"),
+        ("net.ipv4.conf.all.rp_filter", ""),
+        ("net.ipv4.conf.default.rp_filter", ""),
+        ("net.ipv4.conf.lo.rp_filter", ""),
+        ("net.ipv4.neigh.default.gc_thresh1", ""),
+        ("net.ipv4.ip_forward", ""),
+        ("net.netfilter.nf_conntrack_max", ""),
+        ("kernel.shmmax", ""),
+    ],
+)
+def test_sysctls_of_interfaces(name, interface):
+    assert sysctls.interface_of(name) == interface
+    assert (name in sysctls.of_interfaces({name: "1"})) is bool(interface)
+
+
+@pytest.mark.parametrize(
+    ("asked", "namespaces", "reason"),
+    [
+        ({"kernel.panic": "1"}, Namespaces(), "not namespaced"),
+        ({"net.ipv4.conf.eth0.rp_filter": "1"}, Namespaces(network=Sharing.NODE), "shares this namespace"),
+        ({"fs.mqueue.msg_max": "1"}, Namespaces(ipc=Sharing.NODE), "shares this namespace"),
+        ({"net.ipv4.conf.interfacewithname.rp_filter": "1"}, Namespaces(), "more than 15 bytes"),
+        ({"net.ipv4.ip_forward": "1", "net/ipv4/ip_forward": "0"}, Namespaces(), "the same, is"),
+        ({"net.ipv4.ip_forward\0": "1"}, Namespaces(), "not the name"),
+    ],
+)
+def test_sysctls_that_no_pod_may_have_are_the_request_s_fault(asked, namespaces, reason):
+    with pytest.raises(UnfitRequestError, match=reason):
+        sysctls.check(asked, namespaces)
+    with pytest.raises(UnfitRequestError, match=reason):
+        sysctls.write(asked, namespaces)
 
 
 @pytest.mark.parametrize(

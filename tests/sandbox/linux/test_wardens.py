@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cri.sandbox.host import DisconnectedError, HostError, StartError, WardenGoneError
+from cni_plugins.rtnetlink import Routes
+from cri.sandbox.host import DisconnectedError, HostError, StartError, UnfitRequestError, WardenGoneError
 from cri.sandbox.spec import Namespaces, ProcessSpec, Resources, Sharing, UserSpec
 from cri.sandbox.warden import protocol
 from cri.sandbox.warden.supervisor import socket_path
@@ -311,6 +312,40 @@ async def test_sockets_of_the_pod(node, pod):
     stack.close()
     with pytest.raises(HostError):
         await pod.warden.socket(12345, 1)
+
+
+async def test_sysctls_of_interfaces_wait_for_them(node):
+    asked = {
+        "net.ipv4.conf.dum0.rp_filter": "2",
+        "net.ipv4.conf.all.rp_filter": "1",
+        "net.ipv6.conf.dum0.stable_secret": "::1",
+    }
+    pod = await node.pod(sysctls=asked)
+    stack = node.host.network_stack(pod.spec, pod.warden)
+
+    def read(name):
+        return asyncio.to_thread(stack.sysctl, name)
+
+    assert await read("net.ipv4.conf.all.rp_filter") == "1"
+    with pytest.raises(UnfitRequestError, match=r'the pod has no interface "dum0" on its network'):
+        await node.host.network_attached(pod.spec, pod.warden)
+
+    def appear():
+        with Routes.of(stack) as routes:
+            routes.link_add_bridge("dum0", "02:00:00:00:00:01")
+
+    await asyncio.to_thread(appear)
+    await node.host.network_attached(pod.spec, pod.warden)
+    assert await read("net.ipv4.conf.dum0.rp_filter") == "2"
+    assert await read("net.ipv6.conf.dum0.stable_secret") == "0000:0000:0000:0000:0000:0000:0000:0001"
+    for name, value, reason in [
+        ("no_such", "1", "no such sysctl"),
+        ("rp_filter", "x", "not take this value"),
+    ]:
+        spec = replace(pod.spec, sysctls={f"net.ipv4.conf.dum0.{name}": value})
+        with pytest.raises(UnfitRequestError, match=reason):
+            await node.host.network_attached(spec, pod.warden)
+    stack.close()
 
 
 async def test_sysctls_of_the_pod(node, pod):
