@@ -37,7 +37,6 @@ _FREE_STEPS = (
     1 << 20
 )  # directories that may be opened on the way to entries, beside one for each byte of the archive
 _PATH_MAX = 4096  # of Linux; nothing in a container could name a longer path
-_NOT_OF_LAYERS = (*overlay.PRIVATE, b"security.selinux")  # what the kernel has given a directory
 _SHOWN = 300  # bytes of a name in a message
 _MAX_ID = 2**32 - 2  # (uid_t)-1 means "leave as it is" to chown(2)
 
@@ -221,7 +220,7 @@ class Extractor:
         except (FileNotFoundError, NotADirectoryError):
             return  # there is nothing to delete
         node = parent.node.below(hidden)
-        if not self._stacked and not node.hidden:
+        if not self._stacked and not (node.hidden and node.brought):
             self._remove_lower(parent, hidden, node)
         parent.node.below(hidden).hidden = True
 
@@ -324,7 +323,7 @@ class Extractor:
     def _strip(self, fd: int, kept: Collection[bytes] = ()) -> None:
         """Remove the attributes that a directory has of a layer below."""
         for name in xattrs.names_on_fd(fd):
-            if name not in kept and not name.startswith(_NOT_OF_LAYERS):
+            if name not in kept and not name.startswith(overlay.NOT_OF_LAYERS):
                 xattrs.remove_from_fd(fd, name)
 
     def _apply(self, fd: int, entry: Entry) -> None:

@@ -19,6 +19,9 @@ from baustelle import xattrs
 PRIVATE = (b"trusted.overlay.", b"user.overlay.")
 """Beginnings of the attributes in which overlayfs keeps its own state."""
 
+NOT_OF_LAYERS = (*PRIVATE, b"security.selinux")
+"""Beginnings of the attributes that a file has of the kernel, whatever the layers say."""
+
 _OPAQUE, _ORIGIN = b"trusted.overlay.opaque", b"trusted.overlay.origin"
 _ABSENT = frozenset({errno.ENODATA, errno.ENOTSUP, errno.EOPNOTSUPP})
 

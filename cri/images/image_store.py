@@ -35,7 +35,8 @@ from registratur import (
 
 log = structlog.get_logger(__name__)
 
-_IMAGE_ID = re.compile(r"(sha256:)?[0-9a-f]{64}|sha256:[0-9a-f]*")
+_IMAGE_ID = re.compile(r"(sha(?:256|512):)?([0-9a-f]{64}|[0-9a-f]{128})|sha(?:256|512):[0-9a-f]*")
+_BEGINNING = re.compile(r"(?P<algorithm>sha256:|sha512:)?(?P<digits>[0-9a-f]*)")
 
 _SHORTEST_ID = 12
 """Hexadecimal digits from which on a word may be the beginning of an image id."""
@@ -181,18 +182,25 @@ class ImageStore:
 
     async def settle(self) -> None:
         """Wait for removals; pulls are abandoned, their layers thrown away."""
+        await self._pulls.abandon()
         await self._removals.settle()
         await self.layers.settle()
 
     def _by_id(self, word: str) -> ImageRecord | None:
-        digits = word.removeprefix("sha256:")
-        if (exact := self._store.images.get(f"sha256:{digits}")) is not None:
-            return exact
-        if len(digits) < _SHORTEST_ID or set(digits) - set("0123456789abcdef"):
+        match = _BEGINNING.fullmatch(word)
+        if match is None:
             return None
-        matches = [
-            image for image_id, image in self._store.images.items() if image_id.startswith(f"sha256:{digits}")
-        ]
+        digits, algorithms = (
+            match["digits"],
+            (match["algorithm"] or "sha256:", match["algorithm"] or "sha512:"),
+        )
+        for algorithm in algorithms:
+            if (exact := self._store.images.get(f"{algorithm}{digits}")) is not None:
+                return exact
+        if len(digits) < _SHORTEST_ID:
+            return None
+        beginnings = tuple(f"{algorithm}{digits}" for algorithm in algorithms)
+        matches = [image for image_id, image in self._store.images.items() if image_id.startswith(beginnings)]
         return matches[0] if len(matches) == 1 else None
 
     async def _pull(self, reference: Reference, credentials: Credentials | None) -> str:

@@ -1,0 +1,211 @@
+"""Stacks of layers: what overlayfs shows, what applying them makes, and what a model of the specification says."""
+# ruff: noqa: PTH208 - names as bytes, and the words of tarfile
+
+import os
+import posixpath
+import shutil
+import stat
+import sys
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from baustelle.removal import remove_tree
+from baustelle.restack import restack
+from baustelle.unpack import UnpackError, Whiteouts
+from tests.baustelle.test_unpack_node import Overlay
+
+pytestmark = [pytest.mark.node, pytest.mark.skipif(sys.platform != "linux", reason="overlayfs is Linux's")]
+
+
+def stack(work, layers, put_layer, list_tree):
+    """The tree of layers, lowest first, both ways; None for one that is refused."""
+    applied, merged, empty = (work / name for name in ("applied", "merged", "empty"))
+    for path in (applied, merged, empty):
+        path.mkdir()
+    return _applied(applied, layers, put_layer, list_tree), _merged(work, layers, put_layer, list_tree)
+
+
+def _applied(root, layers, put_layer, list_tree):
+    try:
+        for layer in layers:
+            put_layer(root, layer)
+    except UnpackError:
+        return None
+    return told(list_tree(root), root)
+
+
+def _merged(work, layers, put_layer, list_tree):
+    directories = []
+    try:
+        for number, layer in enumerate(layers):
+            directory = work / f"layer{number}"
+            directory.mkdir()
+            unpacked = put_layer(directory, layer, Whiteouts.OVERLAY)
+            restack(directory, unpacked.tree, directories[::-1])
+            directories.append(directory)
+    except UnpackError:
+        return None
+    while directories and any(is_opaque(one) for one in directories[1:]):
+        directories.pop(0)
+    with Overlay(work / "merged", [work / "empty", *directories]):
+        ghosts = {
+            os.path.join(folder, name)  # noqa: PTH118
+            for folder, below, files in os.walk(work / "merged")
+            for name in [*below, *files]
+            if not os.path.lexists(os.path.join(folder, name))  # noqa: PTH118
+        }
+        assert not ghosts
+        return told(list_tree(work / "merged"), work / "merged")
+
+
+def is_opaque(directory):
+    try:
+        return os.getxattr(directory, "trusted.overlay.opaque") == b"y"
+    except OSError:
+        return False
+
+
+def told(listing, root):
+    """Without the times of directories, and numbers of links, of which a layer on overlayfs knows only its own."""
+    found = {
+        path: value[:6] + (() if stat.S_ISDIR(int(value[0], 8)) else (value[6],))
+        for path, value in listing.items()
+    }
+    info = os.lstat(root)
+    return found | {"": (oct(info.st_mode), info.st_uid, info.st_gid)}
+
+
+class Model:
+    """Files by path, after the words of layer.md; parents that no entry names are directories, through links."""
+
+    def __init__(self):
+        self.files = {}
+
+    def apply(self, entries):
+        lower, self.files = dict(self.files), dict(self.files)
+        mine = set()
+        for kind, path in entries:
+            above, name = posixpath.split(path)
+            if name == ".wh..wh..opq":
+                self.parents(above + "/", mine)
+                self.drop(above + "/", mine)
+            elif name.startswith(".wh."):
+                gone = posixpath.join(above, name[4:])
+                self.drop(gone + "/", mine)
+                if gone not in mine:
+                    self.files.pop(gone, None)
+        # What the layer has comes after what it deletes, whatever the order in the archive.
+        mine = set()
+        for kind, path in entries:
+            if posixpath.basename(path).startswith(".wh."):
+                continue
+            if not self.parents(path, mine):
+                return False
+            was = self.files.get(path)
+            if not (kind == was == "directory"):
+                for below in [one for one in self.files if one.startswith(path + "/")]:
+                    del self.files[below]
+                    mine.discard(below)
+            self.files[path] = kind
+            mine.add(path)
+        del lower
+        return True
+
+    def parents(self, path, mine):
+        parts = path.split("/")[:-1]
+        for depth in range(1, len(parts) + 1):
+            above = "/".join(parts[:depth])
+            if self.files.get(above) != "directory":
+                if above in mine:
+                    return False
+                self.files[above] = "directory"
+            mine.add(above)
+        return True
+
+    def drop(self, start, mine):
+        for path in [one for one in self.files if one.startswith(start) and one not in mine]:
+            del self.files[path]
+
+
+NAMES = ["a", "a/b", "a/b/c", "a/d", "e", "e/b"]
+OWN = st.tuples(st.sampled_from(["file", "directory"]), st.sampled_from(NAMES))
+WHITEOUT = st.tuples(
+    st.just("file"),
+    st.sampled_from(
+        [posixpath.join(*posixpath.split(name)[:-1], f".wh.{posixpath.basename(name)}") for name in NAMES]
+        + [".wh..wh..opq", "a/.wh..wh..opq", "a/b/.wh..wh..opq", "e/.wh..wh..opq"]
+    ),
+)
+THROUGH = st.sampled_from(["link", "to-link", "a/loop", "nowhere", "absolute"])
+VIA_LINK = st.one_of(
+    st.tuples(st.sampled_from(["file", "directory"]), st.sampled_from(NAMES)),
+    st.tuples(st.just("file"), st.sampled_from([".wh.b", ".wh.a", "a/.wh.b", ".wh..wh..opq"])),
+)
+OPTIONS = {
+    "max_examples": 100,
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture],
+}
+
+
+def built(new_layer, layers):
+    archives = []
+    for number, entries in enumerate(layers):
+        layer = new_layer()
+        for position, (kind, name) in enumerate(entries):
+            mode = 0o700 + (number * 8 + position) % 64
+            if kind in {"file", "directory"}:
+                getattr(layer, kind)(name, mtime=number + 1, mode=mode, uid=number)
+            else:
+                layer.symlink(kind, name, mtime=number + 1)
+        archives.append(layer.bytes())
+    return archives
+
+
+@settings(**OPTIONS)
+@given(st.lists(st.lists(st.one_of(OWN, WHITEOUT), max_size=6), min_size=1, max_size=4))
+def test_stacks(tmp_path_factory, new_layer, put_layer, list_tree, layers):
+    work = tmp_path_factory.mktemp("case")
+    try:
+        applied, merged = stack(work, built(new_layer, layers), put_layer, list_tree)
+    finally:
+        remove_tree(work)
+    assert applied == merged
+
+
+@settings(**OPTIONS)
+@given(
+    st.tuples(*[st.sampled_from(["a", "/a/b", "../e", "a/b/..", "e", "missing/x", "/a/loop"])] * 3),
+    st.lists(
+        st.one_of(
+            st.lists(st.one_of(OWN, WHITEOUT), max_size=4), st.tuples(THROUGH, st.lists(VIA_LINK, max_size=4))
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_layers_that_go_through_links_of_those_below(
+    tmp_path_factory, new_layer, put_layer, list_tree, targets, layers
+):
+    """A layer names a file by one path only: of two, the last wins where layers are applied, and nobody knows elsewhere."""
+    loop, nowhere, absolute = targets
+    told_layers = []
+    base = [
+        *[("directory", "a"), ("file", "a/b/x"), ("file", "e/b")],
+        *[("link", "e"), ("to-link", "link"), ("a/loop", loop), ("nowhere", nowhere), ("absolute", absolute)],
+    ]
+    for layer in layers:
+        match layer:
+            case (str(link), names):
+                entries = [(kind, f"{link}/{name}") for kind, name in names]
+            case _:
+                entries = layer
+        told_layers.append(entries)
+    work = tmp_path_factory.mktemp("case")
+    try:
+        applied, merged = stack(work, built(new_layer, [base, *told_layers]), put_layer, list_tree)
+    finally:
+        remove_tree(work)
+    assert applied == merged
