@@ -12,6 +12,7 @@ import contextlib
 import enum
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable, Collection, Iterator
 from typing import Self
@@ -36,6 +37,7 @@ _PARENTS_KEPT_OPEN = 64
 _FREE_STEPS = (
     1 << 20
 )  # directories that may be opened on the way to entries, beside one for each byte of the archive
+_UNCLEAN = re.compile(rb"(?:^|/)\.{0,2}(?:/|$)")  # a part that is empty, . or ..
 _PATH_MAX = 4096  # of Linux; nothing in a container could name a longer path
 _SHOWN = 300  # bytes of a name in a message
 _MAX_ID = 2**32 - 2  # (uid_t)-1 means "leave as it is" to chown(2)
@@ -100,15 +102,14 @@ class Extractor:
             self.skipped_xattrs.add("SCHILY.fflags")
 
     def _add(self, entry: Entry, archive: TarStream) -> None:
-        parts = _clean(entry.name)
-        if not parts:
+        above, name = _clean(entry.name)
+        if not name:
             if entry.type != tarstream.DIRECTORY:
                 raise UnpackError("layer entry '/': the root of an image can only be a directory")
             self.tree.entry = entry
             self._flags.lift(self._root_fd, self.tree)
             self._note_flags(self.tree, entry)
             return
-        *above, name = parts
         if name.startswith(_WHITEOUT):
             self._add_whiteout(above, name)
             return
@@ -164,8 +165,8 @@ class Extractor:
         parent.node.below(name).made = True
 
     def _make_hard_link(self, parent: Parent, name: bytes, entry: Entry) -> None:
-        *above, target = _clean(entry.link) or [b"."]
-        if target == b".":
+        above, target = _clean(entry.link)
+        if not target:
             raise UnpackError(f"layer entry {_shown(entry.name)}: a hard link to the root")
         there = self._parents.find(above, create=False, replace=False)
         node = there.node.children.get(target)
@@ -201,7 +202,7 @@ class Extractor:
 
     # Whiteouts
 
-    def _add_whiteout(self, above: list[bytes], name: bytes) -> None:
+    def _add_whiteout(self, above: bytes, name: bytes) -> None:
         if name == _OPAQUE:
             parent = self._parents.find(above)
             if not self._stacked:
@@ -347,17 +348,21 @@ class Extractor:
             self.skipped_xattrs.add(os.fsdecode(attribute))
 
 
-def _clean(name: bytes) -> list[bytes]:
-    """The components of an entry's name, with `..` resolved in the text and never above the root."""
+def _clean(name: bytes) -> tuple[bytes, bytes]:
+    """The path above an entry and its last name, with `..` resolved in the text and never above the root."""
     if len(name) > _PATH_MAX:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-    parts: list[bytes] = []
-    for part in name.split(b"/"):
-        if part == b"..":
-            del parts[-1:]
-        elif part not in {b"", b"."}:
-            parts.append(part)
-    return parts
+    path = name.strip(b"/")
+    if _UNCLEAN.search(path):
+        parts: list[bytes] = []
+        for part in path.split(b"/"):
+            if part == b"..":
+                del parts[-1:]
+            elif part not in {b"", b"."}:
+                parts.append(part)
+        path = b"/".join(parts)
+    above, _, last = path.rpartition(b"/")
+    return above, last
 
 
 def _shown(name: bytes) -> str:

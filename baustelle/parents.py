@@ -69,19 +69,18 @@ class Parents:
         self._stale.extend(self._open.values())
         self._open.clear()
 
-    def find(self, above: list[bytes], *, create: bool = True, replace: bool = True) -> Parent:
-        """The directory that the names lead to.
+    def find(self, path: bytes, *, create: bool = True, replace: bool = True) -> Parent:
+        """The directory that a path without empty parts, . and .. leads to; the root for an empty one.
 
         `create` makes what is missing; `replace` puts a directory in the place of a file that a layer below has on the
         way. Raises OSError, UnpackError.
         """
-        path = b"/".join(above)
         parent = self._open.pop(path, None)
         if parent is None:
             while len(self._open) >= _KEPT_OPEN:
                 os.close(self._open.pop(next(iter(self._open))).fd)
             parent = self._walk(
-                above,
+                path,
                 self._make if create else None,
                 self._make_in_place if replace and not self._stacked else None,
             )
@@ -91,12 +90,13 @@ class Parents:
 
     def _walk(
         self,
-        above: list[bytes],
+        path: bytes,
         on_missing: Callable[[Walk, bytes], None] | None,
         on_obstacle: Callable[[Walk, bytes], bool] | None,
     ) -> Parent:
-        near = self._open.get(b"/".join(above[:-1])) if above else None
-        path = b"/".join([*(above[-1:] if near else above), b"."])
+        above, _, name = path.rpartition(b"/")
+        near = self._open.get(above) if path else None
+        path = b"/".join([name if near else path, b"."])
         start = near or Parent(self._root_fd, [], self._tree)
         with _LayerWalk(self._root_fd, path, self._tree, start, on_missing, on_obstacle) as walk:
             walk.last()

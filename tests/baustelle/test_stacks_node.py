@@ -1,9 +1,7 @@
-"""Stacks of layers: what overlayfs shows, what applying them makes, and what a model of the specification says."""
-# ruff: noqa: PTH208 - names as bytes, and the words of tarfile
+"""Stacks of layers: what overlayfs shows is what applying them makes."""
 
 import os
 import posixpath
-import shutil
 import stat
 import sys
 
@@ -75,58 +73,6 @@ def told(listing, root):
     }
     info = os.lstat(root)
     return found | {"": (oct(info.st_mode), info.st_uid, info.st_gid)}
-
-
-class Model:
-    """Files by path, after the words of layer.md; parents that no entry names are directories, through links."""
-
-    def __init__(self):
-        self.files = {}
-
-    def apply(self, entries):
-        lower, self.files = dict(self.files), dict(self.files)
-        mine = set()
-        for kind, path in entries:
-            above, name = posixpath.split(path)
-            if name == ".wh..wh..opq":
-                self.parents(above + "/", mine)
-                self.drop(above + "/", mine)
-            elif name.startswith(".wh."):
-                gone = posixpath.join(above, name[4:])
-                self.drop(gone + "/", mine)
-                if gone not in mine:
-                    self.files.pop(gone, None)
-        # What the layer has comes after what it deletes, whatever the order in the archive.
-        mine = set()
-        for kind, path in entries:
-            if posixpath.basename(path).startswith(".wh."):
-                continue
-            if not self.parents(path, mine):
-                return False
-            was = self.files.get(path)
-            if not (kind == was == "directory"):
-                for below in [one for one in self.files if one.startswith(path + "/")]:
-                    del self.files[below]
-                    mine.discard(below)
-            self.files[path] = kind
-            mine.add(path)
-        del lower
-        return True
-
-    def parents(self, path, mine):
-        parts = path.split("/")[:-1]
-        for depth in range(1, len(parts) + 1):
-            above = "/".join(parts[:depth])
-            if self.files.get(above) != "directory":
-                if above in mine:
-                    return False
-                self.files[above] = "directory"
-            mine.add(above)
-        return True
-
-    def drop(self, start, mine):
-        for path in [one for one in self.files if one.startswith(start) and one not in mine]:
-            del self.files[path]
 
 
 NAMES = ["a", "a/b", "a/b/c", "a/d", "e", "e/b"]
