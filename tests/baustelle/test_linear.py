@@ -133,7 +133,7 @@ HOSTILE = {
     "links in turn": (links_in_turn, 500),
     "chain of hard links": (chain_of_links, 1_000),
     "deep": (depth, 900),
-    "deep in one name": (depth_in_one, 5),
+    "deep in one name": (depth_in_one, 10),
     "wide": (wide, 700),
     "opaque again and again": (opaque, 500),
     "opaque on all levels": (nested_opaque, 300),
