@@ -6,7 +6,7 @@ import stat
 import sys
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from baustelle.removal import remove_tree
@@ -155,3 +155,62 @@ def test_layers_that_go_through_links_of_those_below(
     finally:
         remove_tree(work)
     assert applied == merged
+
+
+def model(layers):
+    """Directories and files by path, after the words of layer.md; None where an entry lies below a file of its layer."""
+    files = {}
+    for entries in layers:
+        mine = set()
+        for _, path in entries:
+            above, name = posixpath.split(path)
+            if name == ".wh..wh..opq":
+                files = {
+                    one: kind for one, kind in files.items() if above and not one.startswith(f"{above}/")
+                }
+            elif name.startswith(".wh."):
+                gone = posixpath.join(above, name[4:])
+                files = {one: kind for one, kind in files.items() if not f"{one}/".startswith(f"{gone}/")}
+        for kind, path in entries:
+            parts = path.split("/")
+            opaque = parts[-1] == ".wh..wh..opq"
+            if parts[-1].startswith(".wh.") and not opaque:
+                continue
+            for depth in range(1, len(parts)):
+                above = "/".join(parts[:depth])
+                if files.get(above) == "file" and above in mine:
+                    return None
+                files[above] = "directory"
+                mine.add(above)
+            if not opaque:
+                if kind == "file":
+                    files = {one: found for one, found in files.items() if not one.startswith(f"{path}/")}
+                files[path] = kind
+                mine.add(path)
+    return files
+
+
+@settings(**OPTIONS)
+@given(st.lists(st.lists(st.one_of(OWN, WHITEOUT), max_size=6), min_size=1, max_size=4))
+def test_stacks_are_what_the_specification_says(tmp_path_factory, new_layer, put_layer, list_tree, layers):
+    # A whiteout of what is below a file of a layer below is said nothing of.
+    named = [
+        {name for kind, name in entries if kind == "file" and "/.wh." not in f"/{name}"} for entries in layers
+    ]
+    for number, entries in enumerate(layers):
+        above = {posixpath.dirname(name) for _, name in entries if "/.wh." in name}
+        assume(not any(above & names for names in named[: number + 1]))
+    expected = model(layers)
+    work = tmp_path_factory.mktemp("case")
+    try:
+        applied, _ = stack(work, built(new_layer, layers), put_layer, list_tree)
+    finally:
+        remove_tree(work)
+    if expected is None:
+        assert applied is None
+    else:
+        kinds = {
+            path: "directory" if value[0].startswith("0o4") else "file" for path, value in applied.items()
+        }
+        del kinds[""]
+        assert kinds == expected
