@@ -10,7 +10,6 @@ ovl_get_inode() in fs/overlayfs/inode.c for the origin.
 """
 
 import contextlib
-import errno
 import os
 import stat
 
@@ -23,7 +22,6 @@ NOT_OF_LAYERS = (*PRIVATE, b"security.selinux")
 """Beginnings of the attributes that a file has of the kernel, whatever the layers say."""
 
 _OPAQUE, _ORIGIN = b"trusted.overlay.opaque", b"trusted.overlay.origin"
-_ABSENT = frozenset({errno.ENODATA, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
 def write_whiteout(dir_fd: int, name: bytes) -> None:
@@ -44,9 +42,9 @@ def mark_opaque(fd: int) -> None:
 def is_opaque(fd: int) -> bool:
     """Whether an open directory hides all that the layers below have in it. Raises OSError."""
     try:
-        return xattrs.get_on_fd(fd, _OPAQUE) == b"y"
+        return _OPAQUE in xattrs.names_on_fd(fd) and xattrs.get_on_fd(fd, _OPAQUE) == b"y"
     except OSError as error:
-        if error.errno not in _ABSENT:
+        if error.errno not in xattrs.NOT_STORABLE:
             raise
         return False
 
