@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--layout", type=Path, required=True, help="OCI layout, made if missing")
     command.add_argument("--tree", type=Path, help="also write what a registry would serve, below TREE/v2")
     command.add_argument("--platform", type=Platform.parse, help="os/architecture; default: this machine's")
+    command.add_argument("--digest", choices=("sha256", "sha512"), default="sha256", help="of what is built")
     options = parser.parse_args(arguments)
     values = {}
     for pair in options.arg:
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         values[name] = value
     try:
         references = [(name, Reference.parse(name)) for name in options.tag]
-        layout = ImageLayout(options.layout)
+        layout = ImageLayout(options.layout, options.digest)
         image = build(
             options.file or options.context / "Containerfile",
             options.context,

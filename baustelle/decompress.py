@@ -14,6 +14,9 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 # A frame of the user's own data may come before or between zstd frames (RFC 8878, 3.1.2).
 _ZSTD_SKIPPABLE = tuple(bytes([0x50 + low, 0x2A, 0x4D, 0x18]) for low in range(16))
 
+# What is left of a slice is copied for each member that ends in it, and 20 bytes are one.
+_GZIP_SLICE = 32 * 1024
+
 # Four bytes of zstd can stand for 128 KiB. Small slices bound what one step can allocate (128 MiB).
 _ZSTD_SLICE = 4 * 1024
 
@@ -47,11 +50,15 @@ def _chunks(head: bytes, source: Source) -> Iterator[bytes]:
         head = source.read(CHUNK)
 
 
+def _slices(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
+    return (chunk[start : start + size] for chunk in chunks for start in range(0, len(chunk), size))
+
+
 def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
     """All members of a gzip stream (RFC 1952), with zero padding after the last one allowed."""
     member = None
-    for chunk in chunks:
-        data = chunk
+    for piece in _slices(chunks, _GZIP_SLICE):
+        data = piece
         while data:
             if member is None:
                 # estargz and pgzip write many members; tapes and block devices pad with zeros.
@@ -87,24 +94,24 @@ def _unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
     frame = None
     ready: list[bytes] = []
     size = 0
-    for chunk in chunks:
-        for start in range(0, len(chunk), _ZSTD_SLICE):
-            data = chunk[start : start + _ZSTD_SLICE]
-            while data:
-                if frame is None:
-                    frame = context.decompressobj()
-                try:
-                    plain = frame.decompress(data)
-                except zstandard.ZstdError as error:
-                    raise CorruptLayerError(f"layer: damaged zstd data: {error}") from error
+    for piece in _slices(chunks, _ZSTD_SLICE):
+        data = piece
+        while data:
+            if frame is None:
+                frame = context.decompressobj()
+            try:
+                plain = frame.decompress(data)
+            except zstandard.ZstdError as error:
+                raise CorruptLayerError(f"layer: damaged zstd data: {error}") from error
+            if plain:
                 ready.append(plain)
                 size += len(plain)
-                data = b""
-                if frame.eof:
-                    data, frame = frame.unused_data, None
-            if size >= CHUNK:  # many small pieces would become many small writes
-                yield b"".join(ready)
-                ready, size = [], 0
+            data = b""
+            if frame.eof:
+                data, frame = frame.unused_data, None
+        if size >= CHUNK:  # many small pieces would become many small writes
+            yield b"".join(ready)
+            ready, size = [], 0
     if frame is not None:
         raise CorruptLayerError("layer: truncated zstd data: the last frame does not end")
     if size:

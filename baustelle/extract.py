@@ -12,16 +12,19 @@ import contextlib
 import enum
 import errno
 import os
+import re
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
 from typing import Self
 
-from baustelle import removal, tarstream, xattrs
+from baustelle import overlay, removal, tarstream, xattrs
+from baustelle.descent import DIRECTORY, Descent
 from baustelle.errors import CorruptLayerError, UnpackError
+from baustelle.finish import Finisher
 from baustelle.layerflags import LayerFlags
-from baustelle.overlay import OverlayMarks
-from baustelle.paths import Walk, make_implied_directory, open_beneath
+from baustelle.layertree import Node
+from baustelle.parents import Parent, Parents
+from baustelle.paths import IMPLIED_DIRECTORY_MODE
 from baustelle.tarstream import Entry, TarStream
 
 _WHITEOUT = b".wh."
@@ -29,13 +32,14 @@ _OPAQUE = b".wh..wh..opq"
 _AUFS_PRIVATE = b".wh..wh."
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-# overlayfs keeps its own state in these; an image has no business there.
-_KERNEL_PRIVATE = (b"trusted.overlay.", b"user.overlay.")
 
 _PARENTS_KEPT_OPEN = 64
+_FREE_STEPS = (
+    1 << 20
+)  # directories that may be opened on the way to entries, beside one for each byte of the archive
+_UNCLEAN = re.compile(rb"(?:^|/)\.{0,2}(?:/|$)")  # a part that is empty, . or ..
 _PATH_MAX = 4096  # of Linux; nothing in a container could name a longer path
+_SHOWN = 300  # bytes of a name in a message
 _MAX_ID = 2**32 - 2  # (uid_t)-1 means "leave as it is" to chown(2)
 
 
@@ -48,33 +52,24 @@ class Whiteouts(enum.Enum):
     """Keep them as overlayfs' own marks: the directory holds this layer only. Needs root on Linux."""
 
 
-@dataclass(slots=True)
-class _Parent:
-    """An open directory and the link-free path that leads to it from the root."""
-
-    fd: int
-    names: list[bytes]
-
-    def key(self, name: bytes) -> bytes:
-        return b"/".join([*self.names, name])
-
-
 class Extractor:
     """Extracts the entries of one layer below the directory `root_fd`. Use as a context manager.
 
-    Ownership is set when running as root; anybody else owns what they unpack.
+    Ownership is set when running as root; anybody else owns what they unpack. `check` is called again and again,
+    to raise what shall end the work.
     """
 
-    def __init__(self, root_fd: int, whiteouts: Whiteouts) -> None:
+    def __init__(self, root_fd: int, whiteouts: Whiteouts, check: Callable[[], None] = lambda: None) -> None:
         self._root_fd = root_fd
-        self._overlay = OverlayMarks(root_fd) if whiteouts is Whiteouts.OVERLAY else None
-        self._flags = LayerFlags(root_fd)
+        self._stacked = whiteouts is Whiteouts.OVERLAY
+        self._check = check
+        self._flags = LayerFlags()
         self._may_chown = os.geteuid() == 0
-        self._parents: dict[bytes, _Parent] = {}
-        self._stale: list[_Parent] = []
-        # Link-free paths that this layer brought, with all their parents: whiteouts spare them.
-        self._touched: set[bytes] = set()
-        self._directories: dict[bytes, Entry] = {}
+        self.tree = Node()
+        """What this layer has, and what of the layers below it hides."""
+        self._parents = Parents(
+            root_fd, self.tree, self._flags, stacked=self._stacked, may_chown=self._may_chown
+        )
         self.size = 0
         """Bytes of data written to regular files."""
         self.entries = 0
@@ -85,74 +80,58 @@ class Extractor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close_parents()
+        self._parents.__exit__(None, None, None)
 
     def add(self, entry: Entry, archive: TarStream) -> None:
         """Extract one entry, whose data comes next in `archive`. Raises UnpackError."""
+        self._check()
+        self._parents.begin(archive.position)
         try:
             self._add(entry, archive)
-        except (OSError, ValueError, OverflowError, RecursionError) as error:
-            raise UnpackError(f"layer entry {os.fsdecode(entry.name)!r}: {_reason(entry, error)}") from error
+        except (OSError, ValueError, OverflowError) as error:
+            raise UnpackError(f"layer entry {_shown(entry.name)}: {_reason(entry, error)}") from error
         self.entries += 1
 
     def finish(self) -> None:
         """Make overlayfs' whiteouts, give directories their metadata, set file flags. Raises UnpackError."""
-        self._close_parents()
-        if self._overlay is not None:
-            self._overlay.write()
-        # Children first, so that no restrictive mode is in the way of a later one.
-        for key in sorted(self._directories, reverse=True):
-            entry = self._directories[key]
-            try:
-                fd = self._reopen(key)
-                try:
-                    self._apply(fd, entry)
-                finally:
-                    os.close(fd)
-            except OSError as error:
-                raise UnpackError(
-                    f"layer entry {os.fsdecode(entry.name)!r}: {_reason(entry, error)}"
-                ) from error
-        try:
-            if not self._flags.write():
-                self.skipped_xattrs.add("SCHILY.fflags")
-        except OSError as error:
-            raise UnpackError(f"file flags of the layer: {error}") from error
+        finisher = Finisher(
+            marks=self._stacked, attributes=self._finish_directory, flags=self._flags, check=self._check
+        )
+        finisher.run(self._root_fd, self.tree)
+        if not self._flags.complete:
+            self.skipped_xattrs.add("SCHILY.fflags")
 
     def _add(self, entry: Entry, archive: TarStream) -> None:
-        parts = _clean(entry.name)
-        if not parts:
+        above, name = _clean(entry.name)
+        if not name:
             if entry.type != tarstream.DIRECTORY:
                 raise UnpackError("layer entry '/': the root of an image can only be a directory")
-            self._directories[b""] = entry
-            self._flags.lift(self._root_fd, b"")
-            self._note_flags(b"", entry)
+            self.tree.entry = entry
+            self._flags.lift(self._root_fd, self.tree)
+            self._note_flags(self.tree, entry)
             return
-        *above, name = parts
         if name.startswith(_WHITEOUT):
             self._add_whiteout(above, name)
             return
-        parent = self._parent(above)
-        key = parent.key(name)
+        parent = self._parents.find(above)
         if entry.type == tarstream.DIRECTORY:
-            self._make_directory(parent, name, key)
-            self._directories[key] = entry
+            self._make_directory(parent, name)
+            parent.node.below(name).entry = entry
         elif entry.type == tarstream.HARD_LINK:
-            self._make_hard_link(parent, name, key, entry)
+            self._make_hard_link(parent, name, entry)
         elif entry.type == tarstream.REGULAR:
-            self._make_file(parent, name, key, entry, archive)
+            self._make_file(parent, name, entry, archive)
         else:
-            self._make_special(parent, name, key, entry)
-        self._note_flags(key, entry)
-        self._touch(parent, key)
+            self._make_special(parent, name, entry)
+        self._note_flags(parent.node.below(name).bring(), entry)
 
     # Kinds of entries
 
-    def _make_file(self, parent: _Parent, name: bytes, key: bytes, entry: Entry, archive: TarStream) -> None:
+    def _make_file(self, parent: Parent, name: bytes, entry: Entry, archive: TarStream) -> None:
         try:
             fd = os.open(name, _CREATE, 0o600, dir_fd=parent.fd)
         except FileExistsError:
-            self._remove(parent, name, key)
+            self._remove(parent, name)
             fd = os.open(name, _CREATE, 0o600, dir_fd=parent.fd)
         try:
 
@@ -165,6 +144,7 @@ class Extractor:
                 self.size += entry.size
             else:
                 for offset, length in entry.extents:
+                    self._check()
                     os.lseek(fd, offset, os.SEEK_SET)
                     archive.copy_data(length, write)
                     self.size += length
@@ -173,34 +153,35 @@ class Extractor:
         finally:
             os.close(fd)
 
-    def _make_directory(self, parent: _Parent, name: bytes, key: bytes) -> None:
+    def _make_directory(self, parent: Parent, name: bytes) -> None:
         try:
             os.mkdir(name, 0o700, dir_fd=parent.fd)
         except FileExistsError:
             if stat.S_ISDIR(os.stat(name, dir_fd=parent.fd, follow_symlinks=False).st_mode):
-                self._flags.lift_name(parent.fd, name, key)
+                self._flags.lift_name(parent.fd, name, parent.node.below(name))
                 return
-            self._remove(parent, name, key)
+            self._remove(parent, name)
             os.mkdir(name, 0o700, dir_fd=parent.fd)
-            if self._overlay is not None:
-                # This layer had a file here before: nothing of the layers below may show through.
-                self._overlay.make_opaque(key)
+        parent.node.below(name).made = True
 
-    def _make_hard_link(self, parent: _Parent, name: bytes, key: bytes, entry: Entry) -> None:
-        *above, target_name = _clean(entry.link) or [b"."]
-        with Walk(self._root_fd, b"/".join([*above, target_name])) as walk:
-            target = walk.last()
-            if target is None:
-                raise UnpackError(f"layer entry {os.fsdecode(entry.name)!r}: a hard link to the root")
-            if b"/".join([*walk.names, target]) == key:
-                return
-            # Look first: a link that cannot be made must not cost the file that is there.
-            self._flags.lift_name(walk.fd, target, b"/".join([*walk.names, target]))
-            self._remove(parent, name, key, missing_ok=True)
-            os.link(target, name, src_dir_fd=walk.fd, dst_dir_fd=parent.fd, follow_symlinks=False)
+    def _make_hard_link(self, parent: Parent, name: bytes, entry: Entry) -> None:
+        above, target = _clean(entry.link)
+        if not target:
+            raise UnpackError(f"layer entry {_shown(entry.name)}: a hard link to the root")
+        there = self._parents.find(above, create=False, replace=False)
+        node = there.node.children.get(target)
+        if node is None or not node.brought:
+            # It may be in a layer below, but not where layers are unpacked without those (OCI image-spec, Hardlinks).
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if node is parent.node.children.get(name):
+            return
+        # Look first: a link that cannot be made must not cost the file that is there.
+        self._flags.lift_name(there.fd, target, node)
+        self._remove(parent, name, missing_ok=True)
+        os.link(target, name, src_dir_fd=there.fd, dst_dir_fd=parent.fd, follow_symlinks=False)
 
-    def _make_special(self, parent: _Parent, name: bytes, key: bytes, entry: Entry) -> None:
-        self._remove(parent, name, key, missing_ok=True)
+    def _make_special(self, parent: Parent, name: bytes, entry: Entry) -> None:
+        self._remove(parent, name, missing_ok=True)
         if entry.type == tarstream.SYMLINK:
             os.symlink(entry.link, name, dir_fd=parent.fd)
         elif entry.type == tarstream.FIFO:
@@ -221,109 +202,130 @@ class Extractor:
 
     # Whiteouts
 
-    def _add_whiteout(self, above: list[bytes], name: bytes) -> None:
+    def _add_whiteout(self, above: bytes, name: bytes) -> None:
         if name == _OPAQUE:
-            parent = self._parent(above)
-            if self._overlay is not None:
-                self._overlay.make_opaque(b"/".join(parent.names))
-            else:
-                for child in _children(parent.fd):
-                    self._remove_lower(parent, child)
-            self._touch(parent, b"/".join(parent.names))
+            parent = self._parents.find(above)
+            if not self._stacked:
+                self._clear(parent.fd, parent.node)
+            parent.node.opaque = True
+            parent.node.bring()
             return
         if name.startswith(_AUFS_PRIVATE):
             return  # bookkeeping of AUFS, which deletes nothing
         hidden = name[len(_WHITEOUT) :]
         if hidden in {b"", b".", b".."}:
-            raise UnpackError(f"layer entry {os.fsdecode(name)!r}: a whiteout of {os.fsdecode(hidden)!r}")
-        if self._overlay is not None:
-            self._overlay.hide(b"/".join([*above, hidden]))
-            return
+            raise UnpackError(f"layer entry {_shown(name)}: a whiteout of {os.fsdecode(hidden)!r}")
         try:
-            parent = self._parent(above, create=False)
-        except FileNotFoundError:
+            # overlayfs needs the directory of a whiteout, be there anything below it or not.
+            parent = self._parents.find(above, create=self._stacked)
+        except (FileNotFoundError, NotADirectoryError):
             return  # there is nothing to delete
-        self._remove_lower(parent, hidden)
+        node = parent.node.below(hidden)
+        if not self._stacked and not (node.hidden and node.brought):
+            self._remove_lower(parent, hidden, node)
+        parent.node.below(hidden).hidden = True
 
-    def _remove_lower(self, parent: _Parent, name: bytes) -> None:
+    def _remove_lower(self, parent: Parent, name: bytes, node: Node) -> None:
         """Remove `name` and what is below it, as far as layers below brought it."""
-        key = parent.key(name)
-        if key not in self._touched:
-            self._remove(parent, name, key, missing_ok=True)
+        if not node.brought:
+            self._remove(parent, name, missing_ok=True)
             return
-        found = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
-        if not stat.S_ISDIR(found.st_mode):
+        if not stat.S_ISDIR(os.stat(name, dir_fd=parent.fd, follow_symlinks=False).st_mode):
             return
-        fd = os.open(name, _OPEN_DIRECTORY, dir_fd=parent.fd)
+        fd = os.open(name, DIRECTORY, dir_fd=parent.fd)
         try:
-            self._flags.lift(fd, key)
-            below = _Parent(fd, [*parent.names, name])
-            for child in _children(fd):
-                self._remove_lower(below, child)
+            self._clear(fd, node)
+            self._forget_lower(fd, node)
         finally:
             os.close(fd)
 
+    def _clear(self, fd: int, node: Node) -> None:
+        """Remove from an open directory what layers below have in it. None is looked at twice."""
+        if node.opaque:
+            return
+        with Descent(fd) as place:
+            levels = [(node, self._clear_one(place, node))]
+            while levels:
+                self._check()
+                above, below = levels[-1]
+                if below:
+                    child = above.children[name := below.pop()]
+                    place.down(name)
+                    levels.append((child, [] if child.opaque else self._clear_one(place, child)))
+                    continue
+                levels.pop()
+                if levels:
+                    left = place.up()
+                    try:
+                        self._forget_lower(left, above)
+                    finally:
+                        os.close(left)
+
+    def _clear_one(self, place: Descent, node: Node) -> list[bytes]:
+        """As `_clear`, without the directories that this layer has here too: their names."""
+        node.opaque = True
+        self._flags.lift(place.fd, node)
+        own = []
+        parent = Parent(place.fd, [], node)
+        for name in _children(place.fd):
+            self._check()
+            child = node.children.get(name)
+            if child is None or not child.brought:
+                self._remove(parent, name)
+            elif stat.S_ISDIR(os.stat(name, dir_fd=place.fd, follow_symlinks=False).st_mode):
+                own.append(name)
+        return own
+
+    def _forget_lower(self, fd: int, node: Node) -> None:
+        """A directory that this layer has, but did not name or make, is a new one in place of that below."""
+        if node.made:
+            return
+        node.made = True
+        if node.entry is None:
+            if self._may_chown:
+                os.chown(fd, 0, 0)
+            os.chmod(fd, IMPLIED_DIRECTORY_MODE)
+        self._strip(fd)
+
     # Helpers
 
-    def _parent(self, above: list[bytes], *, create: bool = True) -> _Parent:
-        """The directory that `above` leads to, links followed inside the root, made if missing and `create`."""
-        path = b"/".join(above)
-        parent = self._parents.get(path)
-        if parent is None:
-            if len(self._parents) + len(self._stale) >= _PARENTS_KEPT_OPEN:
-                self._close_parents()
-            on_missing = make_implied_directory if create else None
-            with Walk(self._root_fd, path + b"/.", on_missing=on_missing) as walk:
-                walk.last()
-                parent = _Parent(-1, walk.names)
-                # Listing needs a descriptor open for reading, which a walk's is not.
-                parent.fd = os.open(b".", _OPEN_DIRECTORY, dir_fd=walk.fd)
-            self._flags.lift(parent.fd, b"/".join(parent.names))
-            self._parents[path] = parent
-        return parent
-
-    def _close_parents(self) -> None:
-        for parent in [*self._parents.values(), *self._stale]:
-            os.close(parent.fd)
-        self._parents.clear()
-        self._stale.clear()
-
-    def _touch(self, parent: _Parent, key: bytes) -> None:
-        for depth in range(len(parent.names), 0, -1):
-            above = b"/".join(parent.names[:depth])
-            if above in self._touched:
-                break  # then all above it are there too
-            self._touched.add(above)
-        self._touched.add(key)  # last: it may be the parent's own
-
-    def _remove(self, parent: _Parent, name: bytes, key: bytes, *, missing_ok: bool = False) -> None:
+    def _remove(self, parent: Parent, name: bytes, *, missing_ok: bool = False) -> None:
         try:
             found = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
         except FileNotFoundError:
-            if missing_ok:
-                return
-            raise
+            if not missing_ok:
+                raise
+            parent.node.replace(name)
+            return
         if stat.S_ISDIR(found.st_mode):
-            removal.remove_tree(name, dir_fd=parent.fd)
-            self._directories = {
-                path: entry
-                for path, entry in self._directories.items()
-                if path != key and not path.startswith(key + b"/")
-            }
+            removal.remove_tree(name, dir_fd=parent.fd, check=self._check)
         else:
             self._flags.unlink(parent.fd, name, found)
-        self._flags.forget(key)
+        parent.node.replace(name)
         if stat.S_ISDIR(found.st_mode) or stat.S_ISLNK(found.st_mode):
-            # Paths may lead elsewhere now. One of the directories is in use, so they are closed later.
-            self._stale.extend(self._parents.values())
-            self._parents.clear()
+            self._parents.forget()
 
-    def _note_flags(self, key: bytes, entry: Entry) -> None:
+    def _note_flags(self, node: Node, entry: Entry) -> None:
         if self._may_chown:
-            self._flags.note(key, entry.flags)
+            self._flags.note(node, entry.flags)
 
-    def _reopen(self, key: bytes) -> int:
-        return open_beneath(self._root_fd, key or b".", _OPEN_DIRECTORY)
+    def _finish_directory(self, fd: int, node: Node) -> None:
+        if node.entry is None:
+            return
+        if not node.made:
+            self._strip(fd, node.entry.xattrs.keys())
+        try:
+            self._apply(fd, node.entry)
+        except OSError as error:
+            raise UnpackError(
+                f"layer entry {_shown(node.entry.name)}: {_reason(node.entry, error)}"
+            ) from error
+
+    def _strip(self, fd: int, kept: Collection[bytes] = ()) -> None:
+        """Remove the attributes that a directory has of a layer below."""
+        for name in xattrs.names_on_fd(fd):
+            if name not in kept and not name.startswith(overlay.NOT_OF_LAYERS):
+                xattrs.remove_from_fd(fd, name)
 
     def _apply(self, fd: int, entry: Entry) -> None:
         if self._may_chown:
@@ -339,24 +341,32 @@ class Extractor:
     def _storable(self, attribute: bytes) -> Iterator[bool]:
         """Note what the file system cannot keep; yields False for what must not be set."""
         try:
-            yield not attribute.startswith(_KERNEL_PRIVATE)
+            yield not attribute.startswith(overlay.PRIVATE)
         except OSError as error:
             if error.errno not in xattrs.NOT_STORABLE:
                 raise
             self.skipped_xattrs.add(os.fsdecode(attribute))
 
 
-def _clean(name: bytes) -> list[bytes]:
-    """The components of an entry's name, with `..` resolved in the text and never above the root."""
+def _clean(name: bytes) -> tuple[bytes, bytes]:
+    """The path above an entry and its last name, with `..` resolved in the text and never above the root."""
     if len(name) > _PATH_MAX:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-    parts: list[bytes] = []
-    for part in name.split(b"/"):
-        if part == b"..":
-            del parts[-1:]
-        elif part not in {b"", b"."}:
-            parts.append(part)
-    return parts
+    path = name.strip(b"/")
+    if _UNCLEAN.search(path):
+        parts: list[bytes] = []
+        for part in path.split(b"/"):
+            if part == b"..":
+                del parts[-1:]
+            elif part not in {b"", b"."}:
+                parts.append(part)
+        path = b"/".join(parts)
+    above, _, last = path.rpartition(b"/")
+    return above, last
+
+
+def _shown(name: bytes) -> str:
+    return repr(os.fsdecode(name[:_SHOWN]))
 
 
 def _children(fd: int) -> list[bytes]:
@@ -366,7 +376,7 @@ def _children(fd: int) -> list[bytes]:
 def _owner(entry: Entry) -> tuple[int, int]:
     if not (0 <= entry.uid <= _MAX_ID and 0 <= entry.gid <= _MAX_ID):
         raise CorruptLayerError(
-            f"layer entry {os.fsdecode(entry.name)!r}: owner {entry.uid}:{entry.gid} does not exist"
+            f"layer entry {_shown(entry.name)}: owner {entry.uid}:{entry.gid} does not exist"
         )
     return entry.uid, entry.gid
 
@@ -375,7 +385,7 @@ def _reason(entry: Entry, error: Exception) -> str:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     number = error.errno if isinstance(error, OSError) else None
     if entry.type == tarstream.HARD_LINK and number == errno.ENOENT:
-        return f"its hard link target {os.fsdecode(entry.link)!r} is not in the layer"
+        return f"its hard link target {_shown(entry.link)} is not in the layer"
     if entry.type in {tarstream.CHAR_DEVICE, tarstream.BLOCK_DEVICE} and number == errno.EPERM:
         return "a device node can only be made by root outside of user namespaces and jails"
     if number == errno.EPERM and entry.xattrs:

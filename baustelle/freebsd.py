@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _DECLARATIONS = """
     ssize_t extattr_get_fd(int fd, int space, const char *name, void *data, size_t size);
     ssize_t extattr_set_fd(int fd, int space, const char *name, const void *data, size_t size);
+    int extattr_delete_fd(int fd, int space, const char *name);
     ssize_t extattr_list_fd(int fd, int space, void *data, size_t size);
 
     int fchflags(int fd, unsigned long flags);

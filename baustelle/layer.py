@@ -32,7 +32,7 @@ def write_layer(layout: ImageLayout, items: dict[str, Item], mtime: int) -> tupl
     Raises BuildError for files that no layer can hold, such as sockets.
     """
     with layout.writer() as blob:
-        out = _Gzip(blob)
+        out = _Gzip(blob, layout.algorithm)
         # The stream mode of tarfile only ever writes.
         with tarfile.open(
             fileobj=cast("IO[bytes]", out), mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 20
@@ -82,10 +82,10 @@ def link_target(link: Path) -> str:
 class _Gzip:
     """Gzip without time and name, and the digest of what goes in."""
 
-    def __init__(self, out: BlobWriter) -> None:
+    def __init__(self, out: BlobWriter, algorithm: str) -> None:
         self._out = out
         self._deflate = zlib.compressobj(6, wbits=31)
-        self._hash = hashlib.sha256()
+        self._hash = hashlib.new(algorithm)
 
     def write(self, data: bytes) -> int:
         self._hash.update(data)
@@ -97,4 +97,4 @@ class _Gzip:
 
     @property
     def diff_id(self) -> str:
-        return f"sha256:{self._hash.hexdigest()}"
+        return f"{self._hash.name}:{self._hash.hexdigest()}"

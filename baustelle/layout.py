@@ -20,7 +20,7 @@ OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 OCI_LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 
 _REF_NAME = "org.opencontainers.image.ref.name"
-_DIGEST = re.compile(r"(sha256):([0-9a-f]{64})")
+_DIGEST = re.compile(r"(sha256):([0-9a-f]{64})|(sha512):([0-9a-f]{128})")
 _REPOSITORY = re.compile(
     r"[a-z0-9]+(?:(?:[._-]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._-]|__|-+)[a-z0-9]+)*)*"
 )
@@ -42,9 +42,9 @@ class Blob:
 class BlobWriter:
     """Takes bytes of a blob whose digest is known only at its end."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], algorithm: str) -> None:
         self._file = file
-        self._hash = hashlib.sha256()
+        self._hash = hashlib.new(algorithm)
         self._size = 0
 
     def write(self, data: bytes) -> int:
@@ -56,7 +56,7 @@ class BlobWriter:
     @property
     def blob(self) -> Blob:
         """What was written until now."""
-        return Blob(f"sha256:{self._hash.hexdigest()}", self._size)
+        return Blob(f"{self._hash.name}:{self._hash.hexdigest()}", self._size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +80,16 @@ class LayoutImage:
 
 
 class ImageLayout:
-    """An OCI image layout below `root`, which is made if it is not there. For one writer at a time."""
+    """An OCI image layout below `root`, which is made if it is not there. For one writer at a time.
 
-    def __init__(self, root: Path) -> None:
+    What is written gets digests of `algorithm`, sha256 or sha512; what is read may have either.
+    """
+
+    def __init__(self, root: Path, algorithm: str = "sha256") -> None:
         self.root = root
-        self._blobs = root / "blobs" / "sha256"
-        self._blobs.mkdir(parents=True, exist_ok=True)
+        self.algorithm = algorithm
+        self._blobs = root / "blobs"
+        (self._blobs / algorithm).mkdir(parents=True, exist_ok=True)
         marker = root / "oci-layout"
         if not marker.exists():
             _replace(marker, b'{"imageLayoutVersion":"1.0.0"}')
@@ -93,11 +97,11 @@ class ImageLayout:
             self._write_index([])
 
     def path(self, digest: str) -> Path:
-        """Where a blob lies. Raises LayoutError for anything but a sha256 digest."""
-        match = _DIGEST.fullmatch(digest)
-        if match is None:
-            raise LayoutError(f"{self.root}: {digest[:100]!r} is no sha256 digest")
-        return self._blobs / match[2]
+        """Where a blob lies. Raises LayoutError for anything but a sha256 or sha512 digest."""
+        if _DIGEST.fullmatch(digest) is None:
+            raise LayoutError(f"{self.root}: {digest[:150]!r} is no sha256 digest, nor one of sha512")
+        algorithm, _, encoded = digest.partition(":")
+        return self._blobs / algorithm / encoded
 
     def read(self, digest: str) -> bytes:
         """A blob, verified. For documents: it is held in memory. Raises LayoutError."""
@@ -105,7 +109,8 @@ class ImageLayout:
             data = self.path(digest).read_bytes()
         except FileNotFoundError:
             raise LayoutError(f"{self.root}: blob {digest} is missing") from None
-        if hashlib.sha256(data).hexdigest() != digest.partition(":")[2]:
+        algorithm, _, encoded = digest.partition(":")
+        if hashlib.new(algorithm, data).hexdigest() != encoded:
             raise LayoutError(f"{self.root}: blob {digest} is damaged; remove it and build again")
         return data
 
@@ -114,7 +119,7 @@ class ImageLayout:
         """Write a blob; it appears whole, under its digest, when the block ends without an error."""
         with tempfile.NamedTemporaryFile(dir=self.root, prefix=".blob-", delete=False) as file:
             try:
-                writer = BlobWriter(file)
+                writer = BlobWriter(file, self.algorithm)
                 yield writer
                 file.flush()
                 Path(file.name).chmod(0o644)
@@ -219,6 +224,7 @@ def canonical_json(document: Mapping[str, Any]) -> bytes:
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without hard links

@@ -1,83 +1,55 @@
 """overlayfs' own marks for what a layer deletes of the layers below it (Linux, root only).
 
 A path that does not show is a character device 0/0 in its place; a directory that hides what the layers below
-have in it carries the attribute `trusted.overlay.opaque`.
+have in it carries the attribute `trusted.overlay.opaque`. A whiteout in a directory that only one layer has would be
+listed, as overlayfs reads such a directory straight from its layer; unless that says, with an empty
+`trusted.overlay.origin`, that it may be a copy of one below ("copied up but origin unknown").
 
-Source: Documentation/filesystems/overlayfs.rst of the Linux kernel, "whiteouts and opaque directories".
+Source: Documentation/filesystems/overlayfs.rst of the Linux kernel, "whiteouts and opaque directories", and
+ovl_get_inode() in fs/overlayfs/inode.c for the origin.
 """
 
+import contextlib
 import os
 import stat
 
 from baustelle import xattrs
-from baustelle.errors import UnpackError
-from baustelle.paths import Walk, make_implied_directory, open_beneath
 
-_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+PRIVATE = (b"trusted.overlay.", b"user.overlay.")
+"""Beginnings of the attributes in which overlayfs keeps its own state."""
+
+NOT_OF_LAYERS = (*PRIVATE, b"security.selinux")
+"""Beginnings of the attributes that a file has of the kernel, whatever the layers say."""
+
+_OPAQUE, _ORIGIN = b"trusted.overlay.opaque", b"trusted.overlay.origin"
 
 
-class OverlayMarks:
-    """The marks of one layer, by path from its root.
+def write_whiteout(dir_fd: int, name: bytes) -> None:
+    """Hide `name` of the layers below. Raises OSError."""
+    os.mknod(name, stat.S_IFCHR | 0o600, os.makedev(0, 0), dir_fd=dir_fd)
 
-    They are collected and written at the end, when it is known what the layer itself has at the same
-    places: the order of its entries must not matter.
-    """
 
-    def __init__(self, root_fd: int) -> None:
-        self._root_fd = root_fd
-        self._hidden: set[bytes] = set()
-        self._opaque: set[bytes] = set()
+def is_whiteout(found: os.stat_result) -> bool:
+    """Whether a file is a whiteout."""
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
 
-    def hide(self, path: bytes) -> None:
-        """Nothing of the layers below shows at `path`."""
-        self._hidden.add(path)
 
-    def make_opaque(self, path: bytes) -> None:
-        """Nothing of the layers below shows in the directory `path`."""
-        self._opaque.add(path)
+def mark_opaque(fd: int) -> None:
+    """Hide all that the layers below have in an open directory. Raises OSError."""
+    xattrs.set_on_fd(fd, _OPAQUE, b"y")
 
-    def write(self) -> None:
-        """Make all marks. Raises UnpackError."""
-        for path in [*sorted(self._opaque), *sorted(self._hidden)]:
-            try:
-                if path in self._opaque:
-                    self._write_opaque(path)
-                else:
-                    self._write_whiteout(path)
-            except OSError as error:
-                raise UnpackError(
-                    f"whiteout of {os.fsdecode(path)!r}: {error.strerror}; overlayfs' marks need root on Linux"
-                ) from error
 
-    def _write_whiteout(self, path: bytes) -> None:
-        above, _, name = path.rpartition(b"/")
-        try:
-            with Walk(self._root_fd, above + b"/.", on_missing=make_implied_directory) as walk:
-                walk.last()
-                self._write_whiteout_in(walk, name)
-        except NotADirectoryError:
-            return  # a file of this layer, or a whiteout, hides the whole directory
+def is_opaque(fd: int) -> bool:
+    """Whether an open directory hides all that the layers below have in it. Raises OSError."""
+    try:
+        return _OPAQUE in xattrs.names_on_fd(fd) and xattrs.get_on_fd(fd, _OPAQUE) == b"y"
+    except OSError as error:
+        if error.errno not in xattrs.NOT_STORABLE:
+            raise
+        return False
 
-    def _write_whiteout_in(self, walk: Walk, name: bytes) -> None:
-        # In an opaque directory there is nothing to hide, and overlayfs would list the mark as a file.
-        if any(b"/".join(walk.names[:depth]) in self._opaque for depth in range(len(walk.names) + 1)):
-            return
-        try:
-            found = os.stat(name, dir_fd=walk.fd, follow_symlinks=False)
-        except FileNotFoundError:
-            os.mknod(name, stat.S_IFCHR | 0o600, os.makedev(0, 0), dir_fd=walk.fd)
-        else:
-            if stat.S_ISDIR(found.st_mode):
-                path = b"/".join([*walk.names, name])
-                self._opaque.add(path)
-                self._write_opaque(path)
 
-    def _write_opaque(self, path: bytes) -> None:
-        try:
-            fd = open_beneath(self._root_fd, path or b".", _OPEN_DIRECTORY)
-        except (FileNotFoundError, NotADirectoryError):
-            return  # a later entry replaced it
-        try:
-            xattrs.set_on_fd(fd, b"trusted.overlay.opaque", b"y")
-        finally:
-            os.close(fd)
+def mark_holding_whiteouts(fd: int) -> None:
+    """Say that an open directory has whiteouts, which are not to be listed. Raises OSError."""
+    with contextlib.suppress(FileExistsError):
+        xattrs.set_on_fd(fd, _ORIGIN, b"")

@@ -23,6 +23,9 @@ from typing import Self
 MAX_LINKS = 255
 """How many links one path may pass through before it counts as a loop (ELOOP). Linux allows 40, FreeBSD 32."""
 
+MAX_STEPS = 64 * 1024
+"""How many directories one path may lead through, those that its links name included, before it counts as a loop."""
+
 IMPLIED_DIRECTORY_MODE = 0o755
 """Mode of directories that are made because something is put inside them."""
 
@@ -43,9 +46,19 @@ class Walk:
     """
 
     def __init__(
-        self, root_fd: int, path: str | bytes, *, on_missing: Callable[["Walk", bytes], None] | None = None
+        self,
+        root_fd: int,
+        path: str | bytes,
+        *,
+        start: tuple[int, list[bytes]] | None = None,
+        on_missing: Callable[["Walk", bytes], None] | None = None,
+        on_obstacle: Callable[["Walk", bytes], bool] | None = None,
     ) -> None:
-        """Start at `root_fd`. `on_missing(walk, name)` may make a directory that is needed but not there."""
+        """Start at `root_fd`, or at a directory below it and its components, `start`.
+
+        `on_missing(walk, name)` may make a directory that is needed but not there; `on_obstacle(walk, name)` may
+        put one, and say so, in the place of what is neither directory nor link.
+        """
         self.path = os.fsencode(path)
         if b"\0" in self.path:
             raise self._error(errno.EINVAL)
@@ -53,10 +66,14 @@ class Walk:
             raise self._error(errno.ENOENT)
         self._root_fd = root_fd
         self._on_missing = on_missing
+        self._on_obstacle = on_obstacle
         self._pending = self.path.split(b"/")[::-1]
         self._links = 0
-        self.names: list[bytes] = []
-        self.fd = os.open(b".", _DIRECTORY_FLAGS, dir_fd=root_fd)
+        self.steps = 0
+        """How many directories were opened."""
+        start_fd, names = start or (root_fd, [])
+        self.names: list[bytes] = [*names]
+        self.fd = os.open(b".", _DIRECTORY_FLAGS, dir_fd=start_fd)
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +104,11 @@ class Walk:
             if name in {b"", b"."}:
                 continue
             if name == b"..":
-                self._up()
+                count = 1
+                while self._pending and self._pending[-1] == b"..":
+                    self._pending.pop()
+                    count += 1
+                self._up(count)
             elif not self._pending:
                 return name
             else:
@@ -117,6 +138,7 @@ class Walk:
         return self._error(cause.errno)
 
     def _enter(self, name: bytes) -> None:
+        self._step()
         try:
             fd = os.open(name, _DIRECTORY_FLAGS, dir_fd=self.fd)
         except FileNotFoundError as error:
@@ -127,20 +149,23 @@ class Walk:
         except OSError as error:
             if error.errno in _MAY_BE_LINK and self.follow(name):
                 return
-            raise self._error(error.errno) from error
+            if self._on_obstacle is None or not self._on_obstacle(self, name):
+                raise self._error(error.errno) from error
+            fd = os.open(name, _DIRECTORY_FLAGS, dir_fd=self.fd)
         os.close(self.fd)
         self.fd = fd
         self.names.append(name)
 
-    def _up(self) -> None:
+    def _up(self, count: int) -> None:
         # The kernel's own `..` would follow a directory that was moved out of the root meanwhile.
         if self.names:
-            self._move(self.names[:-1])
+            self._move(self.names[:-count])
 
     def _move(self, names: list[bytes]) -> None:
         fd = os.open(b".", _DIRECTORY_FLAGS, dir_fd=self._root_fd)
         for name in names:
             try:
+                self._step()
                 below = os.open(name, _DIRECTORY_FLAGS, dir_fd=fd)
             except OSError as error:
                 raise self._error(error.errno) from error
@@ -150,6 +175,11 @@ class Walk:
         os.close(self.fd)
         self.fd = fd
         self.names = names
+
+    def _step(self) -> None:
+        self.steps += 1
+        if self.steps > MAX_STEPS:
+            raise self._error(errno.ELOOP)
 
     def _error(self, number: int | None) -> OSError:
         return OSError(number, os.strerror(number or 0), os.fsdecode(self.path))

@@ -11,13 +11,16 @@ from baustelle import fileflags
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def remove_tree(directory: str | bytes | Path, *, dir_fd: int | None = None) -> None:
+def remove_tree(
+    directory: str | bytes | Path, *, dir_fd: int | None = None, check: Callable[[], None] = lambda: None
+) -> None:
     """Remove a directory (relative to the open directory `dir_fd`) with all its content; succeeds if it is gone. Blocks.
 
     Directories are taken up to the top one by one, so neither the stack nor descriptors run out on what a container has
     nested. (Only where a disk has no room for another name, they are removed in their places.) No link is followed, and
     nothing removed of a filesystem that is mounted in there (EBUSY), as far as its device tells. File flags of FreeBSD
-    are cleared before. Raises OSError.
+    are cleared before. `check` is called before each file, to raise what shall end the removal half-way.
+    Raises OSError.
     """
     try:
         top = os.open(directory, _DIRECTORY, dir_fd=dir_fd)
@@ -26,12 +29,12 @@ def remove_tree(directory: str | bytes | Path, *, dir_fd: int | None = None) -> 
     try:
         _stay_on_device(os.stat("..", dir_fd=top).st_dev, top, directory)
         numbers = itertools.count()
-        while _empty(top, None, numbers):
+        while _empty(top, None, numbers, check):
             for name in os.listdir(top):  # noqa: PTH208 - by descriptor, so that no name can be exchanged
                 below = os.open(name, _DIRECTORY, dir_fd=top)
                 try:
                     _stay_on_device(os.fstat(top).st_dev, below, name)
-                    _empty(below, top, numbers)
+                    _empty(below, top, numbers, check)
                 finally:
                     os.close(below)
                 os.rmdir(name, dir_fd=top)
@@ -45,13 +48,14 @@ def unlink(name: str | bytes, directory: int) -> None:
     _against_flags(name, directory, lambda: os.unlink(name, dir_fd=directory))
 
 
-def _empty(directory: int, top: int | None, numbers: Iterator[int]) -> bool:
+def _empty(directory: int, top: int | None, numbers: Iterator[int], check: Callable[[], None]) -> bool:
     """Unlink all files in a directory, and move what is none to `top`. Whether any directory is left in here."""
     fileflags.unprotect(directory)
     left = False
     with os.scandir(directory) as found:
         entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
     for name, is_directory in entries:
+        check()
         if not is_directory:
             unlink(name, directory)
         elif top is None:

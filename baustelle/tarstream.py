@@ -10,9 +10,10 @@ GNU tar manual.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from baustelle import sparse
 from baustelle.errors import CorruptLayerError
-
-BLOCK = 512
+from baustelle.pax import FLAGS, MAX_GLOBAL, MAX_META, SPARSE_MAP, PaxRecords, parse_pax
+from baustelle.sparse import BLOCK
 
 REGULAR, HARD_LINK, SYMLINK, CHAR_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO = (
     b"0",
@@ -27,12 +28,8 @@ REGULAR, HARD_LINK, SYMLINK, CHAR_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO = (
 _REGULAR_TYPES = frozenset({REGULAR, b"\0", b"7"})  # "7" is a contiguous file, kept like any other
 _WITHOUT_DATA = frozenset({HARD_LINK, SYMLINK, CHAR_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO})
 _PAX_LOCAL = frozenset({b"x", b"X"})  # "X" is Solaris' spelling
+_SHOWN = 300  # bytes of a name in a message
 _PAX_GLOBAL, _GNU_LONG_NAME, _GNU_LONG_LINK, _GNU_SPARSE = b"g", b"L", b"K", b"S"
-
-MAX_META = 16 * 1024 * 1024
-"""The most bytes that a pax header, a long name or a sparse map may have; they are held in memory."""
-
-_XATTR_PREFIX = b"SCHILY.xattr."
 
 
 @dataclass(slots=True)
@@ -65,6 +62,7 @@ class ByteReader:
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
         self._view = memoryview(b"")
+        self._received = 0
 
     def at_end(self) -> bool:
         """Whether no byte is left."""
@@ -73,6 +71,7 @@ class ByteReader:
             if chunk is None:
                 return True
             self._view = memoryview(chunk)
+            self._received += len(chunk)
         return False
 
     def read(self, size: int) -> bytes:
@@ -99,6 +98,11 @@ class ByteReader:
         """Drop the next `size` bytes."""
         self.copy(size, len)
 
+    @property
+    def position(self) -> int:
+        """How many bytes were passed on or dropped until now."""
+        return self._received - len(self._view)
+
     def drain(self) -> None:
         """Read to the end."""
         self._view = memoryview(b"")
@@ -116,12 +120,18 @@ class TarStream:
         self._bytes = ByteReader(chunks)
         self._unread = 0
         self._padding = 0
+        self._meta = 0
         self._global: dict[bytes, bytes] = {}
 
     def __iter__(self) -> Iterator[Entry]:
         while (entry := self._next()) is not None:
             yield entry
         self._bytes.drain()
+
+    @property
+    def position(self) -> int:
+        """How many bytes of the archive were read until now."""
+        return self._bytes.position
 
     def copy_data(self, size: int, write: Callable[[memoryview], object]) -> None:
         """Pass the next `size` of the entry's `stored` bytes to `write`; what is not asked for is skipped."""
@@ -131,9 +141,10 @@ class TarStream:
     def _next(self) -> Entry | None:
         self._bytes.skip(self._unread + self._padding)
         self._unread = self._padding = 0
-        pax: dict[bytes, bytes] = dict(self._global)
+        pax = PaxRecords(self._global)
         long_name = long_link = None
         pending = False
+        self._meta = 0
         while True:
             block = b"" if self._bytes.at_end() else self._bytes.read(BLOCK)
             if block.count(0) == len(block):
@@ -145,10 +156,14 @@ class TarStream:
             _check(block)
             kind = block[156:157]
             if kind in _PAX_LOCAL:
-                pax.update(_parse_pax(self._read_meta(block)))
+                pax.add(parse_pax(self._read_meta(block)))
             elif kind == _PAX_GLOBAL:
-                self._global.update(_parse_pax(self._read_meta(block)))
-                pax = self._global | pax
+                self._global.update(parse_pax(self._read_meta(block)))
+                if sum(map(len, (*self._global, *self._global.values()))) > MAX_GLOBAL:
+                    raise CorruptLayerError(
+                        f"layer: pax headers for the whole archive with more than {MAX_GLOBAL} bytes"
+                    )
+                self._meta = 0
                 continue
             elif kind == _GNU_LONG_NAME:
                 long_name = self._read_meta(block).partition(b"\0")[0]
@@ -160,9 +175,10 @@ class TarStream:
 
     def _read_meta(self, block: bytes) -> bytes:
         size = _number(block[124:136], "size")
-        if not 0 <= size <= MAX_META:
+        self._meta += size
+        if size < 0 or self._meta > MAX_META:
             raise CorruptLayerError(
-                f"layer: an extended tar header of {size} bytes (the limit is {MAX_META})"
+                f"layer: extended tar headers of {self._meta} bytes (the limit is {MAX_META})"
             )
         data = self._bytes.read(size)
         self._bytes.skip(-size % BLOCK)
@@ -172,27 +188,27 @@ class TarStream:
         self,
         block: bytes,
         kind: bytes,
-        pax: dict[bytes, bytes],
+        pax: PaxRecords,
         long_name: bytes | None,
         long_link: bytes | None,
     ) -> Entry:
-        name = pax.get(b"path") or long_name or _header_name(block)
-        link = pax.get(b"linkpath") or long_link or _text(block[157:257])
+        name = pax.text(b"path") or long_name or _header_name(block)
+        link = pax.text(b"linkpath") or long_link or _text(block[157:257])
         if kind in _REGULAR_TYPES:
             kind = DIRECTORY if name.endswith(b"/") else REGULAR  # so did the oldest tars mark directories
         elif kind not in _WITHOUT_DATA and kind != _GNU_SPARSE:
-            raise CorruptLayerError(f"layer entry {name!r}: unknown tar entry type {kind!r}")
-        size = _pax_int(pax, b"size") if pax.get(b"size") else _number(block[124:136], "size")
+            raise CorruptLayerError(f"layer entry {name[:_SHOWN]!r}: unknown tar entry type {kind!r}")
+        size = pax.integer(b"size") if pax.text(b"size") else _number(block[124:136], "size")
         if size < 0:
-            raise CorruptLayerError(f"layer entry {name!r}: negative size {size}")
+            raise CorruptLayerError(f"layer entry {name[:_SHOWN]!r}: negative size {size}")
         entry = Entry(
             name=name,
             type=kind,
             mode=_number(block[100:108], "mode") & 0o7777,
-            uid=_pax_int(pax, b"uid") if pax.get(b"uid") else _number(block[108:116], "uid"),
-            gid=_pax_int(pax, b"gid") if pax.get(b"gid") else _number(block[116:124], "gid"),
-            mtime_ns=_time_ns(pax[b"mtime"])
-            if pax.get(b"mtime")
+            uid=pax.integer(b"uid") if pax.text(b"uid") else _number(block[108:116], "uid"),
+            gid=pax.integer(b"gid") if pax.text(b"gid") else _number(block[116:124], "gid"),
+            mtime_ns=pax.time_ns(b"mtime")
+            if pax.text(b"mtime")
             else _number(block[136:148], "mtime") * 10**9,
             link=link,
             device=(0, 0),
@@ -202,77 +218,56 @@ class TarStream:
         if kind in {CHAR_DEVICE, BLOCK_DEVICE}:
             entry.device = (_number(block[329:337], "major"), _number(block[337:345], "minor"))
         if pax:
-            entry.xattrs = _xattrs(pax)
-            entry.flags = pax.get(b"SCHILY.fflags", b"")
+            entry.xattrs = pax.xattrs()
+            entry.flags = pax.text(FLAGS)
         self._unread = entry.stored
         self._padding = -entry.stored % BLOCK
-        if kind == _GNU_SPARSE:
-            self._old_sparse(block, entry)
-        elif kind == REGULAR and pax:
-            self._pax_sparse(pax, entry)
+        try:
+            if kind == _GNU_SPARSE:
+                self._old_sparse(block, entry)
+            elif kind == REGULAR and pax:
+                self._pax_sparse(pax, entry)
+        except CorruptLayerError as error:
+            raise CorruptLayerError(f"layer entry {entry.name[:_SHOWN]!r}: {error}") from error
         return entry
 
     def _old_sparse(self, block: bytes, entry: Entry) -> None:
         """GNU's own header: four extents in the header, 21 in each block that extends it."""
         entry.type = REGULAR
         entry.size = _number(block[483:495], "real size")
-        numbers: list[int] = []
-        table, more = block[386:482], block[482]
-        while True:
-            for start in range(0, len(table), 24):
-                if table[start] == 0:
-                    break
-                numbers.append(_number(table[start : start + 12], "sparse offset"))
-                numbers.append(_number(table[start + 12 : start + 24], "sparse length"))
-            if not more:
-                break
-            extension = self._bytes.read(BLOCK)
-            table, more = extension[:504], extension[504]
-            if len(numbers) * BLOCK > MAX_META:
-                raise CorruptLayerError(f"layer entry {entry.name!r}: the sparse map is too long")
-        _set_extents(entry, numbers)
 
-    def _pax_sparse(self, pax: dict[bytes, bytes], entry: Entry) -> None:
+        def numbers() -> Iterator[int]:
+            table, more, length = block[386:482], block[482], 0
+            yield from sparse.pairs_in_header(table, _number)
+            while more:
+                if (length := length + BLOCK) > MAX_META:
+                    raise CorruptLayerError("the sparse map is too long")
+                extension = self._bytes.read(BLOCK)
+                table, more = extension[:504], extension[504]
+                yield from sparse.pairs_in_header(table, _number)
+
+        _set_extents(entry, sparse.extents(numbers(), entry.size))
+
+    def _pax_sparse(self, pax: PaxRecords, entry: Entry) -> None:
         """The three pax encodings of GNU tar, 0.0, 0.1 and 1.0."""
-        if pax.get(b"GNU.sparse.name"):
-            entry.name = pax[b"GNU.sparse.name"]
-        if b"GNU.sparse.map" in pax:  # 0.1, and 0.0 as `_parse_pax` collects it
-            entry.size = _pax_int(pax, b"GNU.sparse.size")
-            text = pax[b"GNU.sparse.map"]
-            _set_extents(entry, [_decimal(part, "sparse map") for part in text.split(b",")] if text else [])
-        elif pax.get(b"GNU.sparse.major") == b"1":
-            entry.size = _pax_int(pax, b"GNU.sparse.realsize")
-            _set_extents(entry, self._sparse_map(entry))
-
-    def _sparse_map(self, entry: Entry) -> list[int]:
-        """Format 1.0: before the data, decimal numbers in lines, the first being how many extents follow."""
-        data = b""
-        expected = None
-        while True:
-            if len(data) + BLOCK > min(entry.stored, MAX_META):
-                raise CorruptLayerError(f"layer entry {entry.name!r}: the sparse map does not end")
-            data += self._bytes.read(BLOCK)
-            self._unread -= BLOCK
-            lines = data.split(b"\n")[:-1]
-            if expected is None and lines:
-                expected = 1 + 2 * _decimal(lines[0], "sparse map")
-            if expected is not None and len(lines) >= expected:
-                entry.stored -= len(data)
-                return [_decimal(line, "sparse map") for line in lines[1:expected]]
+        entry.name = pax.text(b"GNU.sparse.name") or entry.name
+        if SPARSE_MAP in pax:  # 0.1, and 0.0 as `parse_pax` collects it
+            entry.size = pax.integer(b"GNU.sparse.size")
+            numbers = sparse.numbers_in_text(pax.text(SPARSE_MAP))
+            _set_extents(entry, sparse.extents(numbers, entry.size))
+        elif pax.text(b"GNU.sparse.major") == b"1":
+            entry.size = pax.integer(b"GNU.sparse.realsize")
+            reader = sparse.MapReader(entry.stored, self._bytes.read)
+            found = sparse.extents(reader.numbers(), entry.size)
+            entry.stored -= reader.length
+            self._unread -= reader.length
+            _set_extents(entry, found)
 
 
-def _set_extents(entry: Entry, numbers: list[int]) -> None:
-    if len(numbers) % 2:
-        raise CorruptLayerError(f"layer entry {entry.name!r}: the sparse map has an odd number of numbers")
-    extents = list(zip(numbers[::2], numbers[1::2], strict=True))
-    position = 0
-    for offset, length in extents:
-        if offset < position or length < 0:
-            raise CorruptLayerError(f"layer entry {entry.name!r}: the sparse map is not in order")
-        position = offset + length
-    if position > entry.size or sum(numbers[1::2]) > entry.stored:
-        raise CorruptLayerError(f"layer entry {entry.name!r}: the sparse map is longer than the file")
+def _set_extents(entry: Entry, extents: sparse.Extents) -> None:
     entry.extents = extents
+    if sum(length for _, length in extents) > entry.stored:
+        raise CorruptLayerError("the sparse map is longer than the file")
 
 
 def _check(block: bytes) -> None:
@@ -311,53 +306,3 @@ def _number(raw: bytes, what: str) -> int:
         return int(digits, 8) if digits else 0
     except ValueError:
         raise CorruptLayerError(f"layer: the tar header field {what} is not a number: {raw!r}") from None
-
-
-def _decimal(text: bytes, what: str) -> int:
-    if not text.isdigit() or len(text) > 20:
-        raise CorruptLayerError(f"layer: {what} is not a number: {text[:40]!r}")
-    return int(text)
-
-
-def _pax_int(pax: dict[bytes, bytes], key: bytes) -> int:
-    if key not in pax:
-        raise CorruptLayerError(f"layer: the pax record {key.decode()} is missing")
-    return _decimal(pax[key], f"pax record {key.decode()}")
-
-
-def _time_ns(text: bytes) -> int:
-    """Decimal seconds to nanoseconds, exactly; digits beyond nanoseconds are dropped."""
-    negative = text.startswith(b"-")
-    whole, _, fraction = text.lstrip(b"-").partition(b".")
-    value = _decimal(whole or b"0", "pax record mtime") * 10**9
-    if fraction:
-        value += _decimal(fraction[:9].ljust(9, b"0"), "pax record mtime")
-    return -value if negative else value
-
-
-def _parse_pax(data: bytes) -> dict[bytes, bytes]:
-    r"""Records `length key=value\n`, the length counting itself. Sparse 0.0 repeats keys: joined as 0.1."""
-    records: dict[bytes, bytes] = {}
-    sparse: list[bytes] = []
-    position = 0
-    while position < len(data):
-        space = data.find(b" ", position, position + 20)
-        length = _decimal(data[position:space], "pax record length") if space > 0 else 0
-        end = position + length
-        record = data[space + 1 : end]
-        key, equals, value = record[:-1].partition(b"=")
-        if end > len(data) or not record.endswith(b"\n") or not equals:
-            raise CorruptLayerError(f"layer: damaged pax header near {data[position : position + 40]!r}")
-        if key in {b"GNU.sparse.offset", b"GNU.sparse.numbytes"}:
-            sparse.append(value)
-        else:
-            records[key] = value
-        position = end
-    if sparse:
-        records[b"GNU.sparse.map"] = b",".join(sparse)
-    return records
-
-
-def _xattrs(pax: dict[bytes, bytes]) -> dict[bytes, bytes]:
-    """SCHILY.xattr (star, GNU, Go, libarchive) holds raw bytes; libarchive's own copy in base64 is redundant."""
-    return {key[len(_XATTR_PREFIX) :]: value for key, value in pax.items() if key.startswith(_XATTR_PREFIX)}

@@ -108,6 +108,10 @@ class ImageTree:
         return (child for child in self._nodes if child.startswith(start) and child not in {"", path})
 
     def _remove(self, path: str) -> None:
+        # What is no directory has nothing below it, and what is below something has directories above.
+        if not isinstance(self._nodes.get(path), Directory):
+            self._nodes.pop(path, None)
+            return
         for child in list(self._below(path)):
             del self._nodes[child]
         self._nodes.pop(path, None)

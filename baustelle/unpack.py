@@ -5,14 +5,15 @@ import hashlib
 import os
 import queue
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from baustelle.decompress import Source, plain_chunks
 from baustelle.errors import CorruptLayerError, UnpackError
 from baustelle.extract import Extractor, Whiteouts
+from baustelle.layertree import Node
 from baustelle.tarstream import TarStream
 
 __all__ = ["CorruptLayerError", "UnpackError", "Unpacked", "Whiteouts", "unpack", "unpack_stream"]
@@ -25,29 +26,41 @@ class Unpacked:
     """What came out of a layer."""
 
     diff_id: str
-    """Digest of the plain tar archive, `sha256:...`, as the image config's `rootfs.diff_ids` lists it."""
+    """Digest of the plain tar archive, `algorithm:hex`, as the image config's `rootfs.diff_ids` lists it."""
     size: int
     """Bytes of data in regular files, holes not counted."""
     entries: int
     skipped_xattrs: tuple[str, ...] = ()
     """Extended attributes that the file system cannot keep, by name; SCHILY.fflags stands for file flags."""
+    tree: Node | None = field(default=None, repr=False, compare=False)
+    """What `baustelle.restack` must know of a layer that was unpacked for overlayfs."""
 
 
-def unpack(stream: Source, root: Path, *, whiteouts: Whiteouts) -> Unpacked:
+def unpack(
+    stream: Source,
+    root: Path,
+    *,
+    whiteouts: Whiteouts,
+    algorithm: str = "sha256",
+    check: Callable[[], None] = lambda: None,
+) -> Unpacked:
     """Unpack the layer in `stream` (gzip, zstd or plain tar, read to its end) into the directory `root`.
 
     `root` must exist. It holds the layers below for `Whiteouts.APPLY`, nothing for `Whiteouts.OVERLAY`.
     Blocks; for an event loop there is `unpack_stream`. No entry ends outside of `root`, whatever it is called
     and whatever links are there. File flags (SCHILY.fflags) are set on FreeBSD, by root: remove the tree with
     `baustelle.removal`, which clears them. ACLs (SCHILY.acl) are not set.
+    The time it takes is in proportion to the plain bytes, and to what layers below have that is deleted; `check` is
+    called many times a second, to raise what shall end it. `algorithm` is that of the digest, a name of hashlib.
 
     Raises CorruptLayerError for bytes that make no layer and UnpackError for an entry that cannot be
     made, both naming entry and reason; what was unpacked until then stays, for the caller to remove.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.new(algorithm)
 
     def hashed(chunks: Iterator[bytes]) -> Iterator[bytes]:
         for chunk in chunks:
+            check()
             digest.update(chunk)
             yield chunk
 
@@ -56,7 +69,7 @@ def unpack(stream: Source, root: Path, *, whiteouts: Whiteouts) -> Unpacked:
     except OSError as error:
         raise UnpackError(f"cannot unpack into {root}: {error.strerror}") from error
     try:
-        with Extractor(root_fd, whiteouts) as extractor:
+        with Extractor(root_fd, whiteouts, check) as extractor:
             archive = TarStream(hashed(plain_chunks(stream)))
             for entry in archive:
                 extractor.add(entry, archive)
@@ -64,10 +77,11 @@ def unpack(stream: Source, root: Path, *, whiteouts: Whiteouts) -> Unpacked:
     finally:
         os.close(root_fd)
     return Unpacked(
-        diff_id=f"sha256:{digest.hexdigest()}",
+        diff_id=f"{algorithm}:{digest.hexdigest()}",
         size=extractor.size,
         entries=extractor.entries,
         skipped_xattrs=tuple(sorted(extractor.skipped_xattrs)),
+        tree=extractor.tree if whiteouts is Whiteouts.OVERLAY else None,
     )
 
 
@@ -105,6 +119,11 @@ class _Pipe:
         self._unread = True
         self._free.release()
 
+    def check(self) -> None:
+        """The thread's side: raises if the loop's side has given up."""
+        if self._abandoned:
+            raise _AbandonedError
+
     def read(self, size: int, /) -> bytes:
         """The thread's side: the next bytes, at most `size`; none at the end."""
         if not self._rest and not self._ended:
@@ -112,13 +131,14 @@ class _Pipe:
             self._ended = not self._rest
             if not self._ended:
                 self._loop.call_soon_threadsafe(self._free.release)
-        if self._abandoned:
-            raise _AbandonedError
+        self.check()
         data, self._rest = self._rest[:size], self._rest[size:]
         return data
 
 
-async def unpack_stream(chunks: AsyncIterator[bytes], root: Path, *, whiteouts: Whiteouts) -> Unpacked:
+async def unpack_stream(
+    chunks: AsyncIterator[bytes], root: Path, *, whiteouts: Whiteouts, algorithm: str = "sha256"
+) -> Unpacked:
     """`unpack` for bytes that arrive on the event loop, in a thread of its own.
 
     The thread holds back the iterator while it is behind. It has ended when this returns or raises, also
@@ -133,7 +153,7 @@ async def unpack_stream(chunks: AsyncIterator[bytes], root: Path, *, whiteouts: 
 
     def work() -> None:
         try:
-            result = unpack(pipe, root, whiteouts=whiteouts)
+            result = unpack(pipe, root, whiteouts=whiteouts, algorithm=algorithm, check=pipe.check)
         except BaseException as error:  # noqa: BLE001 - handed to the loop, which raises it
             loop.call_soon_threadsafe(unpacked.set_exception, error)
         else:

@@ -26,6 +26,10 @@ if sys.platform == "linux":
         """Set one attribute of an open file or directory. Raises OSError; see `NOT_STORABLE`."""
         os.setxattr(fd, name, value)
 
+    def remove_from_fd(fd: int, name: bytes) -> None:
+        """Remove one attribute of an open file or directory. Raises OSError."""
+        os.removexattr(fd, name)
+
     def set_on_name(dir_fd: int, name: bytes, attribute: bytes, value: bytes) -> None:
         """Set one attribute of `name` in a directory without following it: links, FIFOs, devices."""
         # There is no lsetxattrat(2) in the systems of today; the descriptor's name pins the directory.
@@ -65,6 +69,12 @@ else:
         """Set one attribute of an open file or directory. Raises OSError; see `NOT_STORABLE`."""
         space, own_name = _split(name)
         if library()[1].extattr_set_fd(fd, space, own_name, value, len(value)) < 0:
+            fail(name)
+
+    def remove_from_fd(fd: int, name: bytes) -> None:
+        """Remove one attribute of an open file or directory. Raises OSError."""
+        space, own_name = _split(name)
+        if library()[1].extattr_delete_fd(fd, space, own_name) < 0:
             fail(name)
 
     def set_on_name(dir_fd: int, name: bytes, attribute: bytes, value: bytes) -> None:

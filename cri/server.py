@@ -158,6 +158,7 @@ async def serve(config: Config) -> None:
         end.callback(spared.end)
         spared.begin()
         await _serve_rpc(config, end, host=host, pods=pods, images=images, network=network, health=health)
+        end.push_async_callback(images.abandon)  # first of all: calls that wait for a pull end with it
         log.info("serving", socket=str(config.socket), host=host.name, sandboxes=len(pods.sandboxes))
         await stop.wait()
         log.info("stopping; containers go on")

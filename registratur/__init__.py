@@ -8,7 +8,7 @@
 from registratur.client import Client
 from registratur.content import ContentStore
 from registratur.credentials import Credentials
-from registratur.digest import compute_digest, parse_digest
+from registratur.digest import compute_digest, parse_digest, split_digest
 from registratur.errors import (
     ConnectError,
     DigestMismatchError,
@@ -69,4 +69,5 @@ __all__ = [
     "parse_digest",
     "parse_manifest",
     "pull",
+    "split_digest",
 ]

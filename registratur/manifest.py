@@ -7,12 +7,19 @@ beats the HTTP header.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from registratur import media
 from registratur.digest import parse_digest
 from registratur.errors import InvalidDigestError, MalformedContentError, UnsupportedContentError
 from registratur.fields import Fields
 from registratur.platform import Platform
+
+MAX_LAYERS = 500
+"""The most layers of an image: as many directories as overlayfs stacks (OVL_MAX_STACK in fs/overlayfs of Linux)."""
+
+MAX_SIZE = 2**62
+"""The most bytes that a descriptor may tell, and all of an image's together: what CRI's numbers and databases hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +86,14 @@ def _index(document: Fields, media_type: str) -> Index:
 
 def _manifest(document: Fields, media_type: str) -> Manifest:
     config = _descriptor(document.child("config"))
-    layers = tuple(_descriptor(entry) for entry in document.children("layers"))
+    entries = list(islice(document.children("layers"), MAX_LAYERS + 1))
+    if len(entries) > MAX_LAYERS:
+        raise UnsupportedContentError(
+            f"{document.what} lists more than {MAX_LAYERS} layers, which cannot be stacked; build the image with fewer"
+        )
+    layers = tuple(_descriptor(entry) for entry in entries)
+    if config.size + sum(layer.size for layer in layers) > MAX_SIZE:
+        raise MalformedContentError(f"{document.what}: its layers have more than {MAX_SIZE} bytes")
     if not media_type:
         media_type = media.DOCKER_MANIFEST if config.media_type == media.DOCKER_CONFIG else media.OCI_MANIFEST
     return Manifest(media_type, config, layers, document.mapping("annotations"))
@@ -91,10 +105,13 @@ def _descriptor(entry: Fields) -> Descriptor:
         digest = parse_digest(text)
     except InvalidDigestError as error:
         raise MalformedContentError(f"{entry.what}: {error}") from error
+    size = entry.integer("size")
+    if size > MAX_SIZE:
+        raise MalformedContentError(f"{entry.what}: 'size' is {size}, at most {MAX_SIZE} is possible")
     return Descriptor(
         media_type=entry.string("mediaType"),
         digest=digest,
-        size=entry.integer("size"),
+        size=size,
         platform=read_platform(entry.child("platform")) if "platform" in entry else None,
         annotations=entry.mapping("annotations"),
     )

@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from registratur.client import Client
+from registratur.client import MANIFEST_LIMIT, Client
 from registratur.content import ContentStore
 from registratur.credentials import Credentials
 from registratur.errors import DigestMismatchError, MalformedContentError, NotFoundError
@@ -172,28 +172,36 @@ class _Source:
             # By tag, not by the digest just learnt: a file server may know the manifest by no other name.
             root, data = await self.client.manifest(self.ref, None, self.credentials)
             await asyncio.to_thread(self.store.write, root.digest, data)
-        return root, data
+        # A HEAD's Content-Length may say anything.
+        return replace(root, size=len(data)), data
 
     async def read(self, wanted: Wanted) -> bytes:
         """Return a manifest or config, of the size and digest that its descriptor says."""
         descriptor = wanted.descriptor
+        limit = MANIFEST_LIMIT if wanted.kind == "manifests" else CONFIG_LIMIT
+        if descriptor.size > limit:
+            raise MalformedContentError(
+                f"{self.ref}: {descriptor.digest} has {descriptor.size} bytes, at most {limit} are read"
+            )
         data = await asyncio.to_thread(self._stored, descriptor.digest)
         if data is not None:
-            return data
+            return self._of_its_size(descriptor, data)
         if wanted.kind == "manifests":
             _, data = await self.client.manifest(self.ref, descriptor.digest, self.credentials)
         else:
-            data = await self._small_blob(descriptor)
+            blob = self.client.blob(self.ref, descriptor, self.credentials)
+            data = b"".join([chunk async for chunk in blob])
+        self._of_its_size(descriptor, data)
         await asyncio.to_thread(self.store.write, descriptor.digest, data)
         return data
 
-    async def _small_blob(self, descriptor: Descriptor) -> bytes:
-        if descriptor.size > CONFIG_LIMIT:
-            raise MalformedContentError(
-                f"{self.ref}: config {descriptor.digest} has {descriptor.size} bytes, "
-                f"at most {CONFIG_LIMIT} are read"
+    def _of_its_size(self, descriptor: Descriptor, data: bytes) -> bytes:
+        """What a descriptor says of its content must all be true, or none of it is believed (OCI descriptor.md)."""
+        if len(data) != descriptor.size:
+            raise DigestMismatchError(
+                f"{self.ref}: {descriptor.digest} has {len(data)} bytes, its descriptor says {descriptor.size}"
             )
-        return b"".join([chunk async for chunk in self.client.blob(self.ref, descriptor, self.credentials)])
+        return data
 
     def _stored(self, digest: str) -> bytes | None:
         """Return a blob of the store; a damaged one counts as missing and is written again. Blocks."""

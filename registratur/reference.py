@@ -23,7 +23,7 @@ _REGISTRY = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_BARE_ID = re.compile(r"[0-9a-f]{64}")
+_BARE_ID = re.compile(r"[0-9a-f]{64}|[0-9a-f]{128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +64,14 @@ class Reference:
     def parse(cls, text: str) -> Self:
         """Read a reference as a person or the kubelet writes it.
 
-        A bare image id (64 hex digits) is refused, as Docker and containerd do: it names no repository.
+        A bare image id (64 or 128 hex digits) is refused, as Docker and containerd do: it names no repository.
         Raises InvalidReferenceError.
         """
         if _BARE_ID.fullmatch(text):
-            raise InvalidReferenceError(f"{text} is an image id, not a reference: write name@sha256:{text}")
+            algorithm = "sha256" if len(text) == 64 else "sha512"
+            raise InvalidReferenceError(
+                f"{text} is an image id, not a reference: write name@{algorithm}:{text}"
+            )
         rest, has_digest, digest = text.partition("@")
         registry, path = _split_registry(rest)
         repository, has_tag, tag = path.partition(":")

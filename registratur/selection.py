@@ -15,6 +15,9 @@ from registratur.manifest import Descriptor, Index, Manifest, parse_manifest
 from registratur.platform import Platform
 
 _DEPTH_LIMIT = 4  # indexes within indexes
+_TOLD = 20  # platforms in a message
+_READ_LIMIT = 64
+"""Manifests and indexes that are opened for one image; those of an index that say no platform are opened one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +46,24 @@ def select(root: Descriptor, platforms: Sequence[Platform], name: str) -> Genera
     """
     offers: list[Platform] = []
     pending = [(root, 0)]
+    read: set[str] = set()
     while pending:
         descriptor, depth = pending.pop(0)
+        if descriptor.digest in read:
+            continue
+        if len(read) >= _READ_LIMIT:
+            raise MalformedContentError(
+                f"{name}: none of {_READ_LIMIT} manifests and indexes is for {_listed(platforms)}; "
+                "have the index say their platforms"
+            )
+        read.add(descriptor.digest)
         document = parse_manifest((yield Wanted("manifests", descriptor)), f"{name}: {descriptor.digest}")
         if isinstance(document, Index):
             if depth >= _DEPTH_LIMIT:
                 raise MalformedContentError(f"{name}: indexes are nested more than {_DEPTH_LIMIT} deep")
             chosen = choose(document.manifests, platforms)
             offers += [entry.platform for entry in document.manifests if entry.platform is not None]
-            pending = [(entry, depth + 1) for entry in chosen] + pending
+            pending = [(entry, depth + 1) for entry in chosen[: _READ_LIMIT + 1]] + pending[:_READ_LIMIT]
             continue
         data = yield Wanted("blobs", document.config)
         config = ImageConfig.parse(data, f"{name}: config {document.config.digest}")
@@ -62,7 +74,7 @@ def select(root: Descriptor, platforms: Sequence[Platform], name: str) -> Genera
         if any(platform.rank(config.platform) is not None for platform in platforms):
             return Selection(descriptor, document, config)
         offers.append(config.platform)
-    wanted, offered = _listed(platforms), _listed(dict.fromkeys(offers))
+    wanted, offered = _listed(platforms), _listed([*dict.fromkeys(offers)][:_TOLD])
     raise NoMatchingPlatformError(f"{name} has no image for {wanted}; it has {offered or 'none at all'}")
 
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 
 import structlog
 
-from cri.errors import InternalError, InvalidArgumentError, NotFoundError
+from cri.errors import InternalError, InvalidArgumentError, NotFoundError, UnavailableError
 from cri.images.disk import refusal
 from cri.images.layers import Layers, PullSink, chain_ids
 from cri.images.mending import mend, without_tags_of
@@ -35,7 +35,8 @@ from registratur import (
 
 log = structlog.get_logger(__name__)
 
-_IMAGE_ID = re.compile(r"(sha256:)?[0-9a-f]{64}|sha256:[0-9a-f]*")
+_IMAGE_ID = re.compile(r"(sha(?:256|512):)?([0-9a-f]{64}|[0-9a-f]{128})|sha(?:256|512):[0-9a-f]*")
+_BEGINNING = re.compile(r"(?P<algorithm>sha256:|sha512:)?(?P<digits>[0-9a-f]*)")
 
 _SHORTEST_ID = 12
 """Hexadecimal digits from which on a word may be the beginning of an image id."""
@@ -67,6 +68,7 @@ class ImageStore:
         self._pulls: SharedWork[str] = SharedWork("pull")
         self._removals: SharedWork[None] = SharedWork("remove image")
         self._pulling = 0
+        self._ending = False
         self._failed = False
         """Whether a pull has failed since the content was swept."""
         self._notes = ImageNotes(content.root / "images")
@@ -135,15 +137,22 @@ class ImageStore:
     async def pull(self, reference: str, credentials: Credentials | None) -> str:
         """Bring an image here; its id. Callers who want the same with the same credentials share one pull.
 
-        Raises RegistryError, UnpackError, InvalidArgumentError.
+        Raises RegistryError, UnpackError, InvalidArgumentError; UnavailableError when the daemon ends.
         """
         try:
             parsed = Reference.parse(reference)
         except InvalidReferenceError as error:
             raise InvalidArgumentError(str(error)) from error
-        return await self._pulls.run(
-            str(parsed), lambda: self._pull(parsed, credentials), fingerprint=credentials
-        )
+        if self._ending:
+            raise _ending(parsed)
+        try:
+            return await self._pulls.run(
+                str(parsed), lambda: self._pull(parsed, credentials), fingerprint=credentials
+            )
+        except asyncio.CancelledError:
+            if not self._ending:
+                raise
+            raise _ending(parsed) from None
 
     async def remove(self, reference: str) -> None:
         """Remove an image with all its names; succeeds on what is gone. Layers in use stay until they are not."""
@@ -179,20 +188,32 @@ class ImageStore:
         """What all images take on disk, unpacked."""
         return self.layers.usage()
 
+    async def abandon(self) -> None:
+        """End all pulls, throw their layers away, and begin no more."""
+        self._ending = True
+        await self._pulls.abandon()
+
     async def settle(self) -> None:
-        """Wait for removals; pulls are abandoned, their layers thrown away."""
+        """Wait for removals; pulls are abandoned."""
+        await self.abandon()
         await self._removals.settle()
         await self.layers.settle()
 
     def _by_id(self, word: str) -> ImageRecord | None:
-        digits = word.removeprefix("sha256:")
-        if (exact := self._store.images.get(f"sha256:{digits}")) is not None:
-            return exact
-        if len(digits) < _SHORTEST_ID or set(digits) - set("0123456789abcdef"):
+        match = _BEGINNING.fullmatch(word)
+        if match is None:
             return None
-        matches = [
-            image for image_id, image in self._store.images.items() if image_id.startswith(f"sha256:{digits}")
-        ]
+        digits, algorithms = (
+            match["digits"],
+            (match["algorithm"] or "sha256:", match["algorithm"] or "sha512:"),
+        )
+        for algorithm in algorithms:
+            if (exact := self._store.images.get(f"{algorithm}{digits}")) is not None:
+                return exact
+        if len(digits) < _SHORTEST_ID:
+            return None
+        beginnings = tuple(f"{algorithm}{digits}" for algorithm in algorithms)
+        matches = [image for image_id, image in self._store.images.items() if image_id.startswith(beginnings)]
         return matches[0] if len(matches) == 1 else None
 
     async def _pull(self, reference: Reference, credentials: Credentials | None) -> str:
@@ -350,6 +371,10 @@ class ImageStore:
             await asyncio.to_thread(self._notes.write, images)
         except OSError as error:
             log.warning("images have no notes beside the database", error=str(error))
+
+
+def _ending(reference: Reference) -> UnavailableError:
+    return UnavailableError(f"pull {reference}: the daemon is ending; try again when it is back")
 
 
 def _with(names: Sequence[str], name: str | None) -> list[str]:

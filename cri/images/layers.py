@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import functools
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -15,7 +15,7 @@ import structlog
 from baustelle.unpack import Whiteouts, unpack_stream
 from cri.sandbox.host import HostError, Snapshotter
 from cri.sandbox.spec import DiskUsage
-from registratur import DigestMismatchError
+from registratur import DigestMismatchError, compute_digest
 
 log = structlog.get_logger(__name__)
 
@@ -26,14 +26,18 @@ _UNKNOWN = DiskUsage(0, 0)
 
 
 def chain_ids(diff_ids: Sequence[str]) -> tuple[str, ...]:
-    """The chain id of every layer, lowest first (OCI image-spec config.md, "Layer ChainID")."""
+    """The chain id of every layer, lowest first (OCI image-spec config.md, "Layer ChainID").
+
+    That of the lowest is its diff id, of whatever algorithm; all others are sha256.
+    """
+    return _chain_ids(tuple(diff_ids))
+
+
+@functools.lru_cache(maxsize=8)  # each layer of an image asks
+def _chain_ids(diff_ids: tuple[str, ...]) -> tuple[str, ...]:
     chain: list[str] = []
     for diff_id in diff_ids:
-        if not chain:
-            chain.append(diff_id)
-        else:
-            joined = f"{chain[-1]} {diff_id}".encode()
-            chain.append("sha256:" + hashlib.sha256(joined).hexdigest())
+        chain.append(compute_digest(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
     return tuple(chain)
 
 
@@ -111,8 +115,8 @@ class Layers:
 
     async def unpack(self, index: int, diff_ids: Sequence[str], chunks: AsyncIterator[bytes]) -> None:
         """Unpack layer `index` of an image. Raises DigestMismatchError, UnpackError, and what `chunks` raises."""
-        chain = chain_ids(diff_ids[: index + 1])
-        chain_id, parent = chain[-1], chain[-2] if index else None
+        chain = chain_ids(diff_ids)[: index + 1]
+        chain_id = chain[-1]
         if await self.arrived(chain_id):
             return  # another pull was quicker
         coming: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -120,25 +124,31 @@ class Layers:
         try:
             if (going := self._going.get(chain_id)) is not None:
                 await asyncio.wait([going])
-            if parent is not None and not self._snapshots.parallel and not await self.arrived(parent):
-                raise DigestMismatchError(f"layer {chain_id}: the layer below it, {parent}, failed to arrive")
-            await self._unpack(chain_id, parent, diff_ids[index], chunks)
+            if not self._snapshots.parallel:
+                await self._await_parent(chain)
+            await self._unpack(chain, diff_ids[index], chunks)
         finally:
             del self._coming[chain_id]
             coming.set_result(self.has(chain_id))
 
-    async def _unpack(
-        self, chain_id: str, parent: str | None, diff_id: str, chunks: AsyncIterator[bytes]
-    ) -> None:
+    async def _unpack(self, chain: Sequence[str], diff_id: str, chunks: AsyncIterator[bytes]) -> None:
         whiteouts = Whiteouts.OVERLAY if self._snapshots.overlay_whiteouts else Whiteouts.APPLY
-        root = await self._snapshots.begin(chain_id, parent)
+        chain_id, below = chain[-1], chain[-2::-1]
+        algorithm = diff_id.partition(":")[0]
         try:
-            unpacked = await unpack_stream(chunks, root, whiteouts=whiteouts)
+            root = await self._snapshots.begin(chain_id, below[0] if below else None)
+            unpacked = await unpack_stream(chunks, root, whiteouts=whiteouts, algorithm=algorithm)
             _check(chain_id, unpacked.diff_id, diff_id)
+            await self._await_parent(chain)
+            await self._snapshots.fit(chain_id, below, unpacked.tree)
             self._committed[chain_id] = await self._snapshots.commit(chain_id)
         except BaseException:
             await asyncio.shield(self._abort(chain_id))
             raise
+
+    async def _await_parent(self, chain: Sequence[str]) -> None:
+        if len(chain) > 1 and not await self.arrived(chain[-2]):
+            raise DigestMismatchError(f"layer {chain[-1]}: the layer below it, {chain[-2]}, failed to arrive")
 
     async def _abort(self, chain_id: str) -> None:
         try:
@@ -227,7 +237,7 @@ class PullSink:
         if not self._holding:
             self._holding = True
             self._holds.enter_context(self._layers.hold(chain_ids(diff_ids)))
-        return await self._layers.arrived(chain_ids(diff_ids[: index + 1])[-1])
+        return await self._layers.arrived(chain_ids(diff_ids)[index])
 
     async def receive(
         self, index: int, diff_ids: Sequence[str], media_type: str, chunks: AsyncIterator[bytes]

@@ -11,7 +11,7 @@ import structlog
 from cri.images.notes import check
 from cri.images.readings import RunnableImages
 from cri.state import ImageRecord, Store
-from registratur import ContentStore, RegistryError, compute_digest
+from registratur import ContentStore, RegistryError, compute_digest, split_digest
 
 log = structlog.get_logger(__name__)
 
@@ -93,9 +93,14 @@ def _config(content: ContentStore, image_id: str, record: ImageRecord | None) ->
         return content.read(image_id).decode()
     except (OSError, RegistryError):
         config = getattr(record, "config", None)
-        if not isinstance(config, str) or compute_digest(config.encode()) != image_id:
+        if not isinstance(config, str) or not _is(config, image_id):
             raise
         return config
+
+
+def _is(config: str, image_id: str) -> bool:
+    algorithm, _ = split_digest(image_id)
+    return compute_digest(config.encode(), algorithm) == image_id
 
 
 def _age(image: ImageRecord) -> int:

@@ -22,7 +22,7 @@ from cri.state import ImageRecord
 
 log = structlog.get_logger(__name__)
 
-_NAME = re.compile(r"(sha256|sha512)-[0-9a-f]{64,128}\.json")
+_NAME = re.compile(r"(sha256-[0-9a-f]{64}|sha512-[0-9a-f]{128})\.json")
 _LIMIT = 4 * 1024 * 1024
 _FIELDS = ("manifest", "tags", "digests", "size", "chains", "user", "pinned", "pulled_at")
 

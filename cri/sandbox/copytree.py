@@ -5,35 +5,37 @@ Links, devices and FIFOs keep all but extended attributes and ACLs, and sockets 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from baustelle import acls, fileflags, xattrs
+from baustelle import acls, descent, fileflags, xattrs
+from baustelle.descent import Descent
 from cri.sandbox.spec import DiskUsage
 
 _CHUNK = 16 * 1024 * 1024
 _READ_CHUNK = 1024 * 1024
 _BLOCK = 512
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def copy_tree(source: str, target: str) -> None:
+def copy_tree(source: str, target: str, check: Callable[[], None] = lambda: None) -> None:
     """Copy the content and the attributes of the directory `source` to the directory `target`, which exists. Blocks.
 
     Nothing in the copy is a hard link to the source. File flags that the target's file system does not know are left
-    out. Raises OSError.
+    out. However deep the tree is, few descriptors are needed. `check` is called before each file, to raise what shall
+    end the copy half-way. Raises OSError.
     """
     source_fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         target_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            copy = _Copy(target_fd)
-            copy.directory(source_fd, target_fd)
+            copy = _Copy(target_fd, check)
+            copy.run(source_fd)
             copy.finish()
         finally:
             os.close(target_fd)
@@ -41,8 +43,11 @@ def copy_tree(source: str, target: str) -> None:
         os.close(source_fd)
 
 
-def disk_usage(directory: str) -> DiskUsage:
-    """What a tree takes on disk, hard links counted once. Files that vanish meanwhile do not count. Blocks."""
+def disk_usage(directory: str, check: Callable[[], None] = lambda: None) -> DiskUsage:
+    """What a tree takes on disk, hard links counted once. Files that vanish meanwhile do not count. Blocks.
+
+    `check` as for `copy_tree`. Raises OSError.
+    """
     blocks = 0
     seen: set[tuple[int, int]] = set()
 
@@ -52,19 +57,19 @@ def disk_usage(directory: str) -> DiskUsage:
             seen.add((found.st_dev, found.st_ino))
             blocks += found.st_blocks
 
-    pending = [directory]
-    while pending:
-        folder = pending.pop()
-        try:
-            add(os.lstat(folder))
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
-                    else:
-                        add(entry.stat(follow_symlinks=False))
-        except FileNotFoundError:
-            continue
+    try:
+        top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return DiskUsage(0, 0)
+    try:
+        for fd, files in descent.walk(top):
+            add(os.fstat(fd))
+            for entry in files:
+                check()
+                with contextlib.suppress(FileNotFoundError):
+                    add(entry.stat(follow_symlinks=False))
+    finally:
+        os.close(top)
     return DiskUsage(bytes=blocks * _BLOCK, inodes=len(seen))
 
 
@@ -73,58 +78,79 @@ class _Copy:
     """A copy under way."""
 
     top: int
-    links: dict[tuple[int, int], str] = field(default_factory=dict)
-    """Where in the copy the first name of a file with several is."""
-    flags: list[tuple[str, int]] = field(default_factory=list)
+    check: Callable[[], None]
+    links: dict[tuple[int, int], tuple[str, str]] = field(default_factory=dict)
+    """Where in the copy the first name of a file with several is: its directory's path, and itself."""
+    flags: list[tuple[str, str, int]] = field(default_factory=list)
     """Of those files, for the end: an immutable file gets no more links."""
 
-    def directory(self, source: int, target: int, path: str = "") -> None:
-        """Copy a directory; `path` leads to it from the top, with a slash at its end."""
-        for name in os.listdir(source):
-            found = os.stat(name, dir_fd=source, follow_symlinks=False)
-            if stat.S_ISDIR(found.st_mode):
-                self._below(name, source, target, path)
-            elif (found.st_dev, found.st_ino) in self.links:
-                first = self.links[found.st_dev, found.st_ino]
-                os.link(first, name, src_dir_fd=self.top, dst_dir_fd=target, follow_symlinks=False)
-            elif not stat.S_ISSOCK(found.st_mode):  # which belongs to a process that is not there
-                _copy_file(name, found, source, target)
-                self._finish_file(name, found, target, path + name)
-        found = os.fstat(source)
-        _copy_attributes(source, target, found)
-        if flags := fileflags.of(found):
-            _set_flags(target, ".", flags)
+    def run(self, source: int) -> None:
+        """Copy all."""
+        with Descent(source) as here, Descent(self.top) as there:
+            levels = [("", self._files(here.fd, there.fd, ""))]
+            while levels:
+                path, below = levels[-1]
+                if below:
+                    name = below.pop()
+                    os.mkdir(name, 0o700, dir_fd=there.fd)
+                    here.down(name)
+                    there.down(name)
+                    inner = f"{path}/{name}"
+                    levels.append((inner, self._files(here.fd, there.fd, inner)))
+                    continue
+                _copy_attributes(here.fd, there.fd, os.fstat(here.fd))
+                flags = fileflags.of(os.fstat(here.fd))
+                levels.pop()
+                if levels:
+                    os.close(here.up())
+                    os.close(there.up())
+                if flags:
+                    _set_flags(there.fd, path.rpartition("/")[2] or ".", flags)
 
     def finish(self) -> None:
         """Set the flags that had to wait."""
-        for path, flags in self.flags:
-            _set_flags(self.top, path, flags)
-
-    def _below(self, name: str, source: int, target: int, path: str) -> None:
-        os.mkdir(name, 0o700, dir_fd=target)
-        inner = os.open(name, _DIRECTORY, dir_fd=source)
-        try:
-            outer = os.open(name, _DIRECTORY, dir_fd=target)
+        for directory, name, flags in self.flags:
+            fd = descent.open_far(self.top, directory)
             try:
-                self.directory(inner, outer, f"{path}{name}/")
+                _set_flags(fd, name, flags)
             finally:
-                os.close(outer)
+                os.close(fd)
+
+    def _files(self, source: int, target: int, path: str) -> list[str]:
+        """Copy the files of a directory; the names of the directories in it."""
+        below = []
+        for name in os.listdir(source):
+            self.check()
+            found = os.stat(name, dir_fd=source, follow_symlinks=False)
+            if stat.S_ISDIR(found.st_mode):
+                below.append(name)
+            elif (found.st_dev, found.st_ino) in self.links:
+                self._link(*self.links[found.st_dev, found.st_ino], name, target)
+            elif not stat.S_ISSOCK(found.st_mode):  # which belongs to a process that is not there
+                _copy_file(name, found, source, target, self.check)
+                self._finish_file(name, found, target, path)
+        return below
+
+    def _link(self, directory: str, first: str, name: str, target: int) -> None:
+        fd = descent.open_far(self.top, directory)
+        try:
+            os.link(first, name, src_dir_fd=fd, dst_dir_fd=target, follow_symlinks=False)
         finally:
-            os.close(inner)
+            os.close(fd)
 
     def _finish_file(self, name: str, found: os.stat_result, target: int, path: str) -> None:
         flags = fileflags.of(found)
         if found.st_nlink > 1:
-            self.links[found.st_dev, found.st_ino] = path
+            self.links[found.st_dev, found.st_ino] = path, name
             if flags:
-                self.flags.append((path, flags))
+                self.flags.append((path, name, flags))
         elif flags:
             _set_flags(target, name, flags)
 
 
-def _copy_file(name: str, found: os.stat_result, source: int, target: int) -> None:
+def _copy_file(name: str, found: os.stat_result, source: int, target: int, check: Callable[[], None]) -> None:
     if stat.S_ISREG(found.st_mode):
-        _copy_regular(name, found, source, target)
+        _copy_regular(name, found, source, target, check)
         return
     if stat.S_ISLNK(found.st_mode):
         os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
@@ -138,13 +164,15 @@ def _copy_file(name: str, found: os.stat_result, source: int, target: int) -> No
     os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=target, follow_symlinks=False)
 
 
-def _copy_regular(name: str, found: os.stat_result, source: int, target: int) -> None:
+def _copy_regular(
+    name: str, found: os.stat_result, source: int, target: int, check: Callable[[], None]
+) -> None:
     reading = os.open(name, _FILE, dir_fd=source)
     try:
         writing = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target)
         try:
             for start, end in _extents(reading, found):
-                _copy_extent(reading, writing, start, end)
+                _copy_extent(reading, writing, start, end, check)
             os.ftruncate(writing, found.st_size)
             _copy_attributes(reading, writing, found)
         finally:
@@ -171,9 +199,10 @@ def _extents(fd: int, found: os.stat_result) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-def _copy_extent(reading: int, writing: int, start: int, end: int) -> None:
+def _copy_extent(reading: int, writing: int, start: int, end: int, check: Callable[[], None]) -> None:
     try:
         while start < end:
+            check()
             copied = os.copy_file_range(reading, writing, min(end - start, _CHUNK), start, start)
             if not copied:
                 return  # the file has become shorter
@@ -182,6 +211,7 @@ def _copy_extent(reading: int, writing: int, start: int, end: int) -> None:
         if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
         while start < end and (data := os.pread(reading, min(end - start, _READ_CHUNK), start)):
+            check()
             start += os.pwrite(writing, data, start)
 
 

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from baustelle import descent
 from baustelle.removal import remove_tree
 from cri.sandbox import small_files
 from cri.sandbox.small_files import sync_directory
@@ -62,25 +63,26 @@ def remove_any(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sync_tree(path: str | Path) -> None:
+def sync_tree(path: str | Path, check: Callable[[], None] = lambda: None) -> None:
     """Bring every file and directory of a tree to disk, each by itself: the way of systems without syncfs(2).
 
-    What is neither, a link, say, is in its directory. Raises OSError.
+    What is neither, a link, say, is in its directory. `check` is called before each file, to raise what shall end this
+    half-way. Raises OSError.
     """
-    pending = [os.fspath(path)]
-    while pending:
-        folder = pending.pop()
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(entry.path)
-                elif entry.is_file(follow_symlinks=False):
-                    _sync_file(entry.path)
-        sync_directory(folder)
+    top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for folder, files in descent.walk(top):
+            for entry in files:
+                check()
+                if entry.is_file(follow_symlinks=False):
+                    _sync_file(entry.name, folder)
+            os.fsync(folder)
+    finally:
+        os.close(top)
 
 
-def _sync_file(path: str) -> None:
-    fd = os.open(path, _FILE)
+def _sync_file(name: str, folder: int) -> None:
+    fd = os.open(name, _FILE, dir_fd=folder)
     try:
         os.fsync(fd)
     finally:

@@ -315,6 +315,13 @@ class Snapshotter(abc.ABC):
     async def begin(self, chain_id: str, parent: str | None) -> Path:
         """An empty directory (or, without `overlay_whiteouts`, the parent's content) to unpack a layer into."""
 
+    async def fit(self, chain_id: str, below: Sequence[str], tree: object) -> None:  # noqa: B027
+        """Fit a layer that was unpacked by itself onto the committed ones `below`, highest first, before it is committed.
+
+        `tree` is that of `baustelle.unpack.Unpacked`. Where layers are applied to their parents, nothing is left to do.
+        Raises UnpackError.
+        """
+
     @abc.abstractmethod
     async def commit(self, chain_id: str) -> DiskUsage:
         """Make the unpacked layer permanent, atomically: on disk as a whole when this returns."""

@@ -74,6 +74,12 @@ class SharedWork(Generic[T]):
             await asyncio.wait(tasks)
             await asyncio.sleep(0)  # for the callbacks that take them off the list
 
+    async def abandon(self) -> None:
+        """Cancel all that is under way, and wait for its end."""
+        for running in self._running.values():
+            running.task.cancel()
+        await self.settle()
+
     def _done(self, key: Hashable, task: asyncio.Task[T]) -> None:
         running = self._running.pop(key)
         if running.waiting:

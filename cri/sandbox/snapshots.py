@@ -32,6 +32,7 @@ from cri.sandbox.layer_files import FILES, SYNCED, USAGE, judge, seal, write_usa
 from cri.sandbox.rubbish import Rubbish
 from cri.sandbox.small_files import sync_directory
 from cri.sandbox.spec import ContainerSpec, DiskUsage
+from cri.sandbox.threaded import threaded
 
 log = structlog.get_logger(__name__)
 
@@ -140,7 +141,7 @@ class DirectorySnapshotter(RootSnapshotter):
         """An empty directory, or the parent's content, to unpack a layer into."""
         self._under_way.add(chain_id)
         try:
-            return await asyncio.to_thread(self._begin, chain_id, parent)
+            return await threaded(lambda check: self._begin(chain_id, parent, check))
         except BaseException:
             self._end(chain_id)
             raise
@@ -148,20 +149,21 @@ class DirectorySnapshotter(RootSnapshotter):
     async def commit(self, chain_id: str) -> DiskUsage:
         """Make the unpacked layer permanent: it is on disk before it has its name, and has it, on disk, on return."""
         begun = self._begun(chain_id)
-        usage = await asyncio.to_thread(self._seal, begun)
+        usage = await threaded(lambda check: self._seal(begun, check))
         if self._sync_filesystem is not None:
             await self._shared_sync()
         else:
-            await asyncio.to_thread(sync_tree, begun)
+            await threaded(lambda check: sync_tree(begun, check))
         await asyncio.to_thread(self._name, chain_id)
         await self._shared_rename()
         self._end(chain_id)
         return usage
 
     async def abort(self, chain_id: str) -> None:
-        """Throw a begun layer away."""
+        """Throw a begun layer away; what takes longer than a moment to delete goes behind the caller."""
         try:
-            await asyncio.to_thread(remove_any, self._begun(chain_id))
+            await asyncio.to_thread(self._abort, self._begun(chain_id))
+            await asyncio.to_thread(self._rubbish.wait, PATIENCE)
         finally:
             self._end(chain_id)
 
@@ -200,7 +202,11 @@ class DirectorySnapshotter(RootSnapshotter):
     def _begun(self, chain_id: str) -> Path:
         return self._directory / f"{BEGUN}{name_of_chain(chain_id)}"
 
-    def _begin(self, chain_id: str, parent: str | None) -> Path:
+    def _abort(self, begun: Path) -> None:
+        if os.path.lexists(begun):
+            self._throw_away(begun)
+
+    def _begin(self, chain_id: str, parent: str | None, check: Callable[[], None]) -> Path:
         begun = self._begun(chain_id)
         remove_any(begun)
         with self._opening:
@@ -210,11 +216,11 @@ class DirectorySnapshotter(RootSnapshotter):
         files = begun / FILES
         files.mkdir(mode=0o755)
         if parent is not None and not self.overlay_whiteouts:
-            copy_tree(str(self.layer(parent)), str(files))
+            copy_tree(str(self.layer(parent)), str(files), check)
         return files
 
-    def _seal(self, begun: Path) -> DiskUsage:
-        usage = disk_usage(str(begun / FILES))
+    def _seal(self, begun: Path, check: Callable[[], None]) -> DiskUsage:
+        usage = disk_usage(str(begun / FILES), check)
         seal(begun, usage)
         return usage
 

@@ -26,14 +26,14 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 class FileRegistry:
     """Images made of a few words, served as files."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, algorithm: str = "sha256") -> None:
         self.tree = base / "tree"
         self.tree.mkdir()
         self.address = ""
         self.requests: list[str] = []
         self._context = base / "context"
         self._context.mkdir()
-        self._layout = ImageLayout(base / "layout")
+        self._layout = ImageLayout(base / "layout", algorithm)
 
     def add(self, repository: str, tag: str, *layers: str, user: str = "") -> None:
         """Make an image of one file a layer, with these contents."""
@@ -48,8 +48,8 @@ class FileRegistry:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[FileRegistry]:
-    files = FileRegistry(tmp_path)
+def registry(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[FileRegistry]:
+    files = FileRegistry(tmp_path, getattr(request, "param", "sha256"))
 
     class Handler(_Quiet):
         def do_GET(self) -> None:

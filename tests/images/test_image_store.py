@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from baustelle.unpack import CorruptLayerError
-from cri.errors import InvalidArgumentError, NotFoundError
+from cri.errors import InvalidArgumentError, NotFoundError, UnavailableError
 from cri.images.layers import chain_ids
 from cri.state import ContainerRecord
 from registratur import DigestMismatchError, long_json
@@ -32,6 +32,47 @@ async def test_pull_by_tag_and_all_its_names(shelf, registry):
     assert runnable.defaults.cmd == ("sleep",)
     assert runnable.defaults.user == "1000:1000"
     assert runnable.reference == digest
+
+
+@pytest.mark.parametrize("registry", ["sha256", "sha512"], indirect=True)
+async def test_an_image_is_known_by_its_id_whatever_its_algorithm(shelf, registry):
+    registry.add("app", "1", "hello", "world")
+    image_id = await shelf.images.pull(f"{registry.address}/app:1", None)
+    algorithm, _, digits = image_id.partition(":")
+    image = shelf.images.find(image_id)
+    for name in (digits, digits[:12], f"{algorithm}:{digits[:12]}", *image.digests):
+        assert shelf.images.find(name) is image
+    other = "sha256" if algorithm == "sha512" else "sha512"
+    for name in (f"{other}:{digits}", f"{other}:{digits[:12]}", digits[:11], "0" * 64, "0" * 128, "x" * 12):
+        assert shelf.images.find(name) is None
+    assert shelf.images.runnable(digits).layers == tuple(image.chains)
+    assert shelf.content.read(image_id)
+    await shelf.store.follow(delete=[image])  # a lost record comes back by its note, or by its config
+    again = shelf.reopened(shelf.client)
+    await again.load()
+    assert again.find(image_id).tags == image.tags
+    await again.remove(digits)
+    assert again.find(f"{registry.address}/app:1") is None
+    assert not list(shelf.content.digests())
+
+
+async def test_pulls_end_with_the_daemon(shelf, registry, monkeypatch):
+    registry.add("app", "1", "hello")
+    begun = asyncio.Event()
+
+    async def stuck(*_):
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(shelf.snapshots, "begin", stuck)
+    pull = asyncio.create_task(shelf.images.pull(f"{registry.address}/app:1", None))
+    await begun.wait()
+    async with asyncio.timeout(5):
+        await shelf.images.abandon()
+    with pytest.raises(UnavailableError, match="ending"):
+        await pull
+    with pytest.raises(UnavailableError, match="ending"):
+        await shelf.images.pull(f"{registry.address}/app:1", None)
 
 
 async def test_pull_by_digest_gives_no_tag(shelf, registry):

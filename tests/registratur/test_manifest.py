@@ -206,3 +206,30 @@ def test_a_size_of_more_than_63_bits_is_refused() -> None:
 def _read_config(config) -> ImageConfig:
     document = {"os": "linux", "architecture": "amd64", "config": config, "rootfs": {"type": "layers"}}
     return ImageConfig.parse(json.dumps(document).encode())
+
+
+def test_more_layers_than_can_be_stacked():
+    document = {"mediaType": media.OCI_MANIFEST, "config": DESCRIPTOR, "layers": [DESCRIPTOR] * 500}
+    assert len(parse_manifest(json.dumps(document).encode()).layers) == 500
+    for count in (501, 100_000):
+        document["layers"] = [DESCRIPTOR] * count
+        with pytest.raises(UnsupportedContentError, match="more than 500 layers"):
+            parse_manifest(json.dumps(document).encode())
+
+
+@pytest.mark.parametrize("size", [-1, 2**62 + 1, 2**64, 1.5, "7", True, None])
+def test_impossible_sizes(size):
+    document = {
+        "mediaType": media.OCI_MANIFEST,
+        "config": DESCRIPTOR,
+        "layers": [DESCRIPTOR | {"size": size}],
+    }
+    with pytest.raises(MalformedContentError, match="size"):
+        parse_manifest(json.dumps(document).encode())
+
+
+def test_sizes_that_are_too_much_together():
+    layers = [DESCRIPTOR | {"size": 2**61}] * 3
+    document = {"mediaType": media.OCI_MANIFEST, "config": DESCRIPTOR, "layers": layers}
+    with pytest.raises(MalformedContentError, match="bytes"):
+        parse_manifest(json.dumps(document).encode())

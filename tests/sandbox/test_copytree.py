@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from baustelle import fileflags, removal, xattrs
+from baustelle.descent import Descent
+from baustelle.removal import remove_tree
 from cri.sandbox import copytree
 from cri.sandbox.copytree import copy_tree, disk_usage
+from cri.sandbox.durable import sync_tree
 
 
 @pytest.fixture
@@ -208,3 +211,31 @@ def test_without_flags(tmp_path):
             assert error.value.errno in fileflags.NOT_STORABLE
     finally:
         os.close(fd)
+
+
+def test_deeper_than_a_path_is_long(tmp_path):
+    """2,000 directories, with a hard link between the bottom and the top; and an end half-way."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    with Descent(os.open(source, os.O_RDONLY)) as place:
+        for _ in range(2000):
+            os.mkdir("ddd", dir_fd=place.fd)
+            place.down("ddd")
+        os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=place.fd))
+        os.link("f", "g", src_dir_fd=place.fd, dst_dir_fd=place.fd)
+    try:
+        copy_tree(str(source), str(target))
+        assert disk_usage(str(target)).inodes == disk_usage(str(source)).inodes == 2002
+        sync_tree(target)
+        remove_tree(target)
+        target.mkdir()
+        with pytest.raises(InterruptedError):
+            copy_tree(str(source), str(target), check=_interrupt)
+    finally:
+        remove_tree(source)
+        remove_tree(target)
+
+
+def _interrupt():
+    raise InterruptedError

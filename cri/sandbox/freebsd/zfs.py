@@ -40,6 +40,7 @@ from cri.sandbox.snapshots import (
     name_of_chain,
 )
 from cri.sandbox.spec import ContainerSpec, DiskUsage
+from cri.sandbox.threaded import threaded
 
 log = structlog.get_logger(__name__)
 
@@ -121,11 +122,11 @@ class ZfsSnapshotter(RootSnapshotter):
 
     async def begin(self, chain_id: str, parent: str | None) -> Path:
         """A mounted clone of the parent, or an empty dataset, to unpack a layer into."""
-        return await asyncio.to_thread(self._begin, chain_id, parent)
+        return await threaded(lambda _: self._begin(chain_id, parent))
 
     async def commit(self, chain_id: str) -> DiskUsage:
         """Make a snapshot of the unpacked layer, and give it its name."""
-        return await asyncio.to_thread(self._commit, chain_id)
+        return await threaded(lambda _: self._commit(chain_id))
 
     async def abort(self, chain_id: str) -> None:
         """Throw a begun layer away."""

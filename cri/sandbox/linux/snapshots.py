@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from baustelle.layertree import Node
+from baustelle.overlay import is_opaque
 from baustelle.removal import remove_tree
+from baustelle.restack import restack
 from cri.sandbox.durable import remove_any
 from cri.sandbox.host import HostError
+from cri.sandbox.layer_files import FILES
 from cri.sandbox.linux import kernel
 from cri.sandbox.snapshots import CopySnapshotter, DirectorySnapshotter
 from cri.sandbox.spec import ContainerSpec
+from cri.sandbox.threaded import threaded
 
 _PROBE = "probe-"
 
@@ -24,9 +30,32 @@ class OverlaySnapshotter(DirectorySnapshotter):
     parallel = True
     overlay_whiteouts = True
 
+    async def fit(self, chain_id: str, below: Sequence[str], tree: object) -> None:
+        """Have a layer show what it would be if it was applied to those below."""
+        assert isinstance(tree, Node)
+        root, lower = self._begun(chain_id) / FILES, [self.layer(one) for one in below]
+        await threaded(lambda check: restack(root, tree, lower, check))
+
+    def lower(self, layers: Sequence[str]) -> list[str]:
+        """The directories to be stacked for a chain, lowest first. Blocks. Raises HostError, OSError.
+
+        overlayfs does not look whether the topmost directory of a layer is opaque, so what lies below it is left out.
+        """
+        directories: list[str] = []
+        for chain_id in reversed(layers):
+            path = self.layer(chain_id)
+            directories.append(str(path))
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                if is_opaque(fd):
+                    break
+            finally:
+                os.close(fd)
+        return directories[::-1]
+
     def prepare(self, container: ContainerSpec) -> dict[str, Any]:
         """Make the directories of an overlay mount."""
-        lower = [str(self.layer(chain_id)) for chain_id in container.layers]
+        lower = self.lower(container.layers)
         self.discard(container)  # what is there is of a container whose making was interrupted
         upper, work, target = _directories(container)
         for path in (upper, work, target):

@@ -1,0 +1,216 @@
+"""Stacks of layers: what overlayfs shows is what applying them makes."""
+
+import os
+import posixpath
+import stat
+import sys
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from baustelle.removal import remove_tree
+from baustelle.restack import restack
+from baustelle.unpack import UnpackError, Whiteouts
+from tests.baustelle.test_unpack_node import Overlay
+
+pytestmark = [pytest.mark.node, pytest.mark.skipif(sys.platform != "linux", reason="overlayfs is Linux's")]
+
+
+def stack(work, layers, put_layer, list_tree):
+    """The tree of layers, lowest first, both ways; None for one that is refused."""
+    applied, merged, empty = (work / name for name in ("applied", "merged", "empty"))
+    for path in (applied, merged, empty):
+        path.mkdir()
+    return _applied(applied, layers, put_layer, list_tree), _merged(work, layers, put_layer, list_tree)
+
+
+def _applied(root, layers, put_layer, list_tree):
+    try:
+        for layer in layers:
+            put_layer(root, layer)
+    except UnpackError:
+        return None
+    return told(list_tree(root), root)
+
+
+def _merged(work, layers, put_layer, list_tree):
+    directories = []
+    try:
+        for number, layer in enumerate(layers):
+            directory = work / f"layer{number}"
+            directory.mkdir()
+            unpacked = put_layer(directory, layer, Whiteouts.OVERLAY)
+            restack(directory, unpacked.tree, directories[::-1])
+            directories.append(directory)
+    except UnpackError:
+        return None
+    while directories and any(is_opaque(one) for one in directories[1:]):
+        directories.pop(0)
+    with Overlay(work / "merged", [work / "empty", *directories]):
+        ghosts = {
+            os.path.join(folder, name)  # noqa: PTH118
+            for folder, below, files in os.walk(work / "merged")
+            for name in [*below, *files]
+            if not os.path.lexists(os.path.join(folder, name))  # noqa: PTH118
+        }
+        assert not ghosts
+        return told(list_tree(work / "merged"), work / "merged")
+
+
+def is_opaque(directory):
+    try:
+        return os.getxattr(directory, "trusted.overlay.opaque") == b"y"
+    except OSError:
+        return False
+
+
+def told(listing, root):
+    """Without the times of directories, and numbers of links, of which a layer on overlayfs knows only its own."""
+    found = {
+        path: value[:6] + (() if stat.S_ISDIR(int(value[0], 8)) else (value[6],))
+        for path, value in listing.items()
+    }
+    info = os.lstat(root)
+    return found | {"": (oct(info.st_mode), info.st_uid, info.st_gid)}
+
+
+NAMES = ["a", "a/b", "a/b/c", "a/d", "e", "e/b"]
+OWN = st.tuples(st.sampled_from(["file", "directory"]), st.sampled_from(NAMES))
+WHITEOUT = st.tuples(
+    st.just("file"),
+    st.sampled_from(
+        [posixpath.join(*posixpath.split(name)[:-1], f".wh.{posixpath.basename(name)}") for name in NAMES]
+        + [".wh..wh..opq", "a/.wh..wh..opq", "a/b/.wh..wh..opq", "e/.wh..wh..opq"]
+    ),
+)
+THROUGH = st.sampled_from(["link", "to-link", "a/loop", "nowhere", "absolute"])
+VIA_LINK = st.one_of(
+    st.tuples(st.sampled_from(["file", "directory"]), st.sampled_from(NAMES)),
+    st.tuples(st.just("file"), st.sampled_from([".wh.b", ".wh.a", "a/.wh.b", ".wh..wh..opq"])),
+)
+OPTIONS = {
+    "max_examples": 100,
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture],
+}
+
+
+def built(new_layer, layers):
+    archives = []
+    for number, entries in enumerate(layers):
+        layer = new_layer()
+        for position, (kind, name) in enumerate(entries):
+            mode = 0o700 + (number * 8 + position) % 64
+            if kind in {"file", "directory"}:
+                getattr(layer, kind)(name, mtime=number + 1, mode=mode, uid=number)
+            else:
+                layer.symlink(kind, name, mtime=number + 1)
+        archives.append(layer.bytes())
+    return archives
+
+
+@settings(**OPTIONS)
+@given(st.lists(st.lists(st.one_of(OWN, WHITEOUT), max_size=6), min_size=1, max_size=4))
+def test_stacks(tmp_path_factory, new_layer, put_layer, list_tree, layers):
+    work = tmp_path_factory.mktemp("case")
+    try:
+        applied, merged = stack(work, built(new_layer, layers), put_layer, list_tree)
+    finally:
+        remove_tree(work)
+    assert applied == merged
+
+
+@settings(**OPTIONS)
+@given(
+    st.tuples(*[st.sampled_from(["a", "/a/b", "../e", "a/b/..", "e", "missing/x", "/a/loop"])] * 3),
+    st.lists(
+        st.one_of(
+            st.lists(st.one_of(OWN, WHITEOUT), max_size=4), st.tuples(THROUGH, st.lists(VIA_LINK, max_size=4))
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_layers_that_go_through_links_of_those_below(
+    tmp_path_factory, new_layer, put_layer, list_tree, targets, layers
+):
+    """A layer names a file by one path only: of two, the last wins where layers are applied, and nobody knows elsewhere."""
+    loop, nowhere, absolute = targets
+    told_layers = []
+    base = [
+        *[("directory", "a"), ("file", "a/b/x"), ("file", "e/b")],
+        *[("link", "e"), ("to-link", "link"), ("a/loop", loop), ("nowhere", nowhere), ("absolute", absolute)],
+    ]
+    for layer in layers:
+        match layer:
+            case (str(link), names):
+                entries = [(kind, f"{link}/{name}") for kind, name in names]
+            case _:
+                entries = layer
+        told_layers.append(entries)
+    work = tmp_path_factory.mktemp("case")
+    try:
+        applied, merged = stack(work, built(new_layer, [base, *told_layers]), put_layer, list_tree)
+    finally:
+        remove_tree(work)
+    assert applied == merged
+
+
+def model(layers):
+    """Directories and files by path, after the words of layer.md; None where an entry lies below a file of its layer."""
+    files = {}
+    for entries in layers:
+        mine = set()
+        for _, path in entries:
+            above, name = posixpath.split(path)
+            if name == ".wh..wh..opq":
+                files = {
+                    one: kind for one, kind in files.items() if above and not one.startswith(f"{above}/")
+                }
+            elif name.startswith(".wh."):
+                gone = posixpath.join(above, name[4:])
+                files = {one: kind for one, kind in files.items() if not f"{one}/".startswith(f"{gone}/")}
+        for kind, path in entries:
+            parts = path.split("/")
+            opaque = parts[-1] == ".wh..wh..opq"
+            if parts[-1].startswith(".wh.") and not opaque:
+                continue
+            for depth in range(1, len(parts)):
+                above = "/".join(parts[:depth])
+                if files.get(above) == "file" and above in mine:
+                    return None
+                files[above] = "directory"
+                mine.add(above)
+            if not opaque:
+                if kind == "file":
+                    files = {one: found for one, found in files.items() if not one.startswith(f"{path}/")}
+                files[path] = kind
+                mine.add(path)
+    return files
+
+
+@settings(**OPTIONS)
+@given(st.lists(st.lists(st.one_of(OWN, WHITEOUT), max_size=6), min_size=1, max_size=4))
+def test_stacks_are_what_the_specification_says(tmp_path_factory, new_layer, put_layer, list_tree, layers):
+    # A whiteout of what is below a file of a layer below is said nothing of.
+    named = [
+        {name for kind, name in entries if kind == "file" and "/.wh." not in f"/{name}"} for entries in layers
+    ]
+    for number, entries in enumerate(layers):
+        above = {posixpath.dirname(name) for _, name in entries if "/.wh." in name}
+        assume(not any(above & names for names in named[: number + 1]))
+    expected = model(layers)
+    work = tmp_path_factory.mktemp("case")
+    try:
+        applied, _ = stack(work, built(new_layer, layers), put_layer, list_tree)
+    finally:
+        remove_tree(work)
+    if expected is None:
+        assert applied is None
+    else:
+        kinds = {
+            path: "directory" if value[0].startswith("0o4") else "file" for path, value in applied.items()
+        }
+        del kinds[""]
+        assert kinds == expected

@@ -1,0 +1,41 @@
+"""Threads that end with those who wait for them."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from cri.sandbox.threaded import threaded
+
+
+async def test_results_and_errors():
+    assert await threaded(lambda check: (check(), 7)[1]) == 7
+
+    def fail(check):
+        raise OSError("no")
+
+    with pytest.raises(OSError, match="no"):
+        await threaded(fail)
+
+
+async def test_the_thread_has_ended_before_the_task():
+    begun, ended = threading.Event(), threading.Event()
+
+    def work(check):
+        begun.set()
+        try:
+            while True:
+                check()
+                time.sleep(0.001)
+        finally:
+            time.sleep(0.05)
+            ended.set()
+
+    task = asyncio.create_task(threaded(work))
+    while not begun.is_set():
+        await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()
