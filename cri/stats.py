@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 DISK_MAX_AGE = 10.0
 """Seconds that a walk over a container's files is good for: as often as containerd does it."""
 
-AT_ONCE = 4
+AT_ONCE = 2
 """Batches of containers that are looked at at the same time, for whomever."""
 
 BATCH = 8
