@@ -331,6 +331,7 @@ def _inherit_cpuset(directory: str) -> None:
         for empty in reversed(above):
             cgroup_files.write(f"{empty}/{name}", value)
 
+
 def _page_size(kilobytes: int) -> str:
     """As the kernel writes it (mm/hugetlb_cgroup.c, mem_fmt)."""
     for unit, size in (("GB", 1 << 20), ("MB", 1 << 10)):
