@@ -17,10 +17,24 @@ NO_DEVICES = frozenset({"pts", "shm", "fd", "mqueue", "console", ".lxc", ".lxd-m
 VOLUMES = "volumes"
 """Where in a container's directory the content of its image's volumes is."""
 
+IN_PROC = frozenset(
+    f"/proc/{name}"
+    for name in (
+        "cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo", "net/dev",
+        "sys/kernel/ns_last_pid", "sys/crypto/fips_enabled",
+    )
+)  # fmt: skip
+"""Files below /proc that may be mounted over: what lxcfs imitates (runc, libcontainer/rootfs_linux.go, checkProcMount)."""
+
 
 def cleaned(path: str) -> str:
     """The absolute path that is meant, by its text alone, as containerd compares them: "//m/", "/./m", "/x/../m" are "/m"."""
     return "/" + posixpath.normpath(f"/{path}").lstrip("/")  # POSIX lets normpath keep two slashes
+
+
+def is_inside_proc(place: str) -> bool:
+    """Whether a cleaned path is one below /proc that nothing may be mounted on."""
+    return place.startswith("/proc/") and place not in IN_PROC
 
 
 def depth(path: str) -> int:

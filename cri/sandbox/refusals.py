@@ -17,15 +17,6 @@ from cri.sandbox import places
 from cri.sandbox.host import Features
 from cri.sandbox.spec import MountSpec, PortMapping, Propagation
 
-IN_PROC = frozenset(
-    f"/proc/{name}"
-    for name in (
-        "cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo", "net/dev",
-        "sys/kernel/ns_last_pid", "sys/crypto/fips_enabled",
-    )
-)  # fmt: skip
-"""Files below /proc that may be mounted over: what lxcfs imitates (runc, libcontainer/rootfs_linux.go, checkProcMount)."""
-
 _SELINUX = Path("/sys/fs/selinux/enforce")
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
@@ -82,13 +73,13 @@ def check_mounts(mounts: Iterable[MountSpec]) -> None:
         where = f"mount on {mount.target}"
         if target == "/":
             raise InvalidArgumentError(f"{where}: it would hide the container's whole root; mount below it")
-        in_proc = target.startswith("/proc/") and target not in IN_PROC
+        in_proc = places.is_inside_proc(target)
         if not in_proc and target != "/proc" and mount.propagation is Propagation.PRIVATE:
             continue
         there = node_mounts() if there is None else there
         if in_proc or (target == "/proc" and _mount_of(mount.source, there).type != "proc"):
             raise InvalidArgumentError(
-                f"{where}: nothing is mounted inside /proc but {', '.join(sorted(IN_PROC))}"
+                f"{where}: nothing is mounted inside /proc but {', '.join(sorted(places.IN_PROC))}"
             )
         if mount.propagation is not Propagation.PRIVATE:
             _check_propagation(mount, there)

@@ -7,7 +7,7 @@ import pytest
 from baustelle.bundle import ImageDefaults
 from cri.api.runtime import v1
 from cri.errors import InvalidArgumentError, UnsupportedError
-from cri.sandbox import limits, processes, refusals, sharing
+from cri.sandbox import limits, places, processes, refusals, sharing
 from cri.sandbox.host import Features
 from cri.sandbox.spec import MountSpec, PortMapping, Propagation, SandboxSpec
 
@@ -50,7 +50,7 @@ def test_nothing_is_mounted_inside_proc(target) -> None:
 
 
 def test_what_lxcfs_imitates_and_proc_itself_may_be_mounted() -> None:
-    refusals.check_mounts([mount(target) for target in sorted(refusals.IN_PROC)])
+    refusals.check_mounts([mount(target) for target in sorted(places.IN_PROC)])
     refusals.check_mounts([mount("/proc", "/proc"), mount("/procs"), mount("/host/proc", "/proc")])
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from baustelle.paths import make_mount_target
-from cri.sandbox.host import HostError
+from cri.sandbox.host import HostError, UnfitRequestError
 from cri.sandbox.linux import device_nodes, image_trees, kernel
 from cri.sandbox.linux.device_nodes import DeviceNode
 from cri.sandbox.linux.kernel import (
@@ -24,7 +24,7 @@ from cri.sandbox.linux.kernel import (
     MOUNT_ATTR_NOSUID,
     MOUNT_ATTR_RDONLY,
 )
-from cri.sandbox.places import is_image_volume_directory, parents_first
+from cri.sandbox.places import IN_PROC, cleaned, is_image_volume_directory, is_inside_proc, parents_first
 from cri.sandbox.spec import DeviceSpec, MountSpec, Propagation
 from cri.sandbox.warden.driver import Plan
 
@@ -252,6 +252,7 @@ class RootBuilder:
             readonly = MOUNT_ATTR_RDONLY if mount.readonly else 0
             kernel.set_mount(tree, attributes=_attributes(mount) | readonly, propagation=kernel.MS_PRIVATE)
         directory = stat.S_ISDIR(os.fstat(tree).st_mode)
+        self._see_that_it_may_be_hidden(mount.target, directory=directory)
         if is_image_volume_directory(mount.source, self._spec.directory):
             # What the config mounts there by another name, through a link, wins.
             with _closing(self._target_or_fail(mount.target, directory=directory)) as target:
@@ -261,6 +262,16 @@ class RootBuilder:
         else:
             self._shown.add(_identity(tree))
         self._attach(tree, mount.target, directory=directory)
+
+    def _see_that_it_may_be_hidden(self, target: str, *, directory: bool) -> None:
+        """A link of the image may lead a volume to what a request by name is refused for. Raises UnfitRequestError."""
+        with _closing(self._target_or_fail(target, directory=directory)) as fd:
+            root, found = (os.readlink(f"/proc/self/fd/{each}") for each in (self._root_fd, fd))  # noqa: PTH115
+        place = cleaned(found.removeprefix(root))
+        if place == "/" or (
+            is_inside_proc(place) and cleaned(target) not in IN_PROC
+        ):  # /proc/net is a link itself
+            raise UnfitRequestError("mount on", target, f"it leads to {place} in this image; mount elsewhere")
 
     def _open_harmless(self) -> None:
         """Where a volume with /dev/null and the like lies on /dev, and may not open devices: show the container's own there."""

@@ -38,6 +38,8 @@ async def stacked(node):
     (second / "out").symlink_to("/../../../etc")
     (second / "far").symlink_to("/proc/1/root")
     (second / "way").symlink_to("data")
+    (second / "kernel").symlink_to("/proc/sys")
+    (second / "all").symlink_to("/")
     if snapshots.overlay_whiteouts:
         os.mknod(second / "gone", 0o20600, 0)
     else:
@@ -93,6 +95,28 @@ async def test_no_link_of_an_image_leads_to_the_node(pod, stacked):
 async def test_an_image_on_a_file_is_refused_when_it_starts(pod, stacked):
     with pytest.raises(HostError, match="mount on /etc/passwd"):
         await pod.start(pod.container("true", mounts=(image(stacked, "etc", "/etc/passwd"),)))
+
+
+@pytest.mark.parametrize(
+    ("target", "place"), [("/kernel", "/proc/sys"), ("/kernel/kernel", "/proc/sys/kernel"), ("/all", "/")]
+)
+async def test_no_link_of_an_image_leads_a_volume_to_the_kernel(pod, stacked, tmp_path, target, place):
+    spec = replace(
+        pod.container("true", mounts=(MountSpec(str(tmp_path), target),)), layers=(CHAIN, *stacked)
+    )
+    with pytest.raises(UnfitRequestError, match=f"mount on {target}: it leads to {place} in this image"):
+        await pod.start(spec)
+
+
+async def test_what_lxcfs_shows_is_mounted_inside_proc(pod, tmp_path):
+    (tmp_path / "uptime").write_text("1.00 1.00\n")
+    names = ("/proc/uptime", "/proc/net/dev")
+    spec = pod.container(
+        "cat", *names, mounts=tuple(MountSpec(str(tmp_path / "uptime"), name) for name in names)
+    )
+    await pod.start(spec)
+    assert (await pod.exit_of(spec)).exit_code == 0
+    assert pod.output(spec) == "1.00 1.00\n" * 2
 
 
 # -- Volumes that an image declares
