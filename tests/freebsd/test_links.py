@@ -371,6 +371,7 @@ def default_way():
 @pytest.mark.parametrize("kind", ["bridge", "ptp"])
 def test_no_end_takes_a_router_from_a_pod(make_network, pod, kind):
     """net.inet6.ip6.accept_rtadv decides for every interface that comes, of the host and of a jail alike."""
+    assert not default_way(), "the node has a router of its own: nothing could be told here"
     network = make_network(kind)
     pod.sysctl("net.inet6.ip6.accept_rtadv", "1")
     with parameters(accept_rtadv=1, rfc6204w3=1):
@@ -385,9 +386,8 @@ def test_no_end_takes_a_router_from_a_pod(make_network, pod, kind):
         assert not default_way()
         if kind == "bridge":
             return
-        run(
-            "ifconfig", near, "inet6", "accept_rtadv"
-        )  # as an earlier release has left it: then it would be so
+        # As an earlier release has left it: then it would be so.
+        run("ifconfig", near, "inet6", "accept_rtadv")
         advertise(pod, "eth0")
         deadline = time.monotonic() + 10
         while not default_way() and time.monotonic() < deadline:
