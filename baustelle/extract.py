@@ -169,14 +169,10 @@ class Extractor:
         if not target:
             raise UnpackError(f"layer entry {_shown(entry.name)}: a hard link to the root")
         there = self._parents.find(above, create=False, replace=False)
-        node = there.node.children.get(target)
-        if node is None or not node.brought:
-            # It may be in a layer below, but not where layers are unpacked without those (OCI image-spec, Hardlinks).
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        if node is parent.node.children.get(name):
+        if there.node is parent.node and target == name:
             return
         # Look first: a link that cannot be made must not cost the file that is there.
-        self._flags.lift_name(there.fd, target, node)
+        self._flags.lift_name(there.fd, target, there.node.below(target))
         self._remove(parent, name, missing_ok=True)
         os.link(target, name, src_dir_fd=there.fd, dst_dir_fd=parent.fd, follow_symlinks=False)
 

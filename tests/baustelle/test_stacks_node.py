@@ -123,7 +123,7 @@ def test_stacks(tmp_path_factory, new_layer, put_layer, list_tree, layers):
 
 @settings(**OPTIONS)
 @given(
-    st.tuples(*[st.sampled_from(["a", "/a/b", "../e", "a/b/..", "e", "missing/x", "/a/loop"])] * 3),
+    st.tuples(*[st.sampled_from(["a", "/a/b", "../e", "a/../a", "e", "missing/x", "/a/loop"])] * 3),
     st.lists(
         st.one_of(
             st.lists(st.one_of(OWN, WHITEOUT), max_size=4), st.tuples(THROUGH, st.lists(VIA_LINK, max_size=4))
