@@ -18,7 +18,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,13 @@ class RootSnapshotter(Snapshotter):
     @abc.abstractmethod
     def writable(self, container: ContainerSpec) -> Path:
         """Where a container's own files are."""
+
+    def lower(self, layers: Sequence[str]) -> list[str]:
+        """The directories that show an image together, lowest first: without overlays the last one has all files.
+
+        Blocks. Raises HostError if a layer is not there.
+        """
+        return [str(self.layer(layers[-1]))] if layers else []
 
     @abc.abstractmethod
     def layer(self, chain_id: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from cri.sandbox import declared_volumes
 from cri.sandbox.host import HostError, UnfitRequestError
@@ -20,11 +20,7 @@ def wanted(spec: ContainerSpec) -> bool:
 
 def layers_of_mounts(spec: ContainerSpec, snapshots: RootSnapshotter) -> Mapping[str, list[str]]:
     """Where the layers of each image that is mounted are, by the mount's target. Raises HostError."""
-    return {
-        mount.target: _directories(mount.image_layers, snapshots)
-        for mount in spec.mounts
-        if mount.image_layers
-    }
+    return {mount.target: snapshots.lower(mount.image_layers) for mount in spec.mounts if mount.image_layers}
 
 
 def prepare(spec: ContainerSpec, snapshots: RootSnapshotter) -> None:
@@ -38,26 +34,18 @@ def prepare(spec: ContainerSpec, snapshots: RootSnapshotter) -> None:
         image_trees.enter_own_namespace()
         for mount in spec.mounts:
             if mount.image_layers:
-                lower = _directories(mount.image_layers, snapshots)
+                lower = snapshots.lower(mount.image_layers)
                 with image_trees.opened(lower, place, overlay=overlay) as root:
                     os.close(image_trees.find(root, mount.image_path, mount.target))
         declared = list(declared_volumes.of(spec))
         if declared and spec.layers:
-            lower = _directories(spec.layers, snapshots)
+            lower = snapshots.lower(spec.layers)
             with image_trees.opened(lower, place, overlay=overlay) as root:
                 for volume in declared:
                     _fill(volume, root)
     except OSError as error:
         subject = f"volumes of container {spec.id}"
         raise HostError("make", subject, f"{error.strerror}: {error.filename}", error.errno) from error
-
-
-def _directories(layers: Sequence[str], snapshots: RootSnapshotter) -> list[str]:
-    """What of the layers is needed: without overlays the last one has all files."""
-    return [
-        str(snapshots.layer(chain_id))
-        for chain_id in (layers if snapshots.overlay_whiteouts else layers[-1:])
-    ]
 
 
 def _fill(volume: MountSpec, root: int) -> None:

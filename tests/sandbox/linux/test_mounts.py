@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from baustelle import overlay
 from cri.sandbox.host import HostError, UnfitRequestError
 from cri.sandbox.spec import DeviceSpec, MountSpec, ProcessSpec, Propagation, Security
 
@@ -76,6 +77,18 @@ async def test_an_image_as_a_volume(pod, stacked):
     assert output.count("Read-only file system") == 3
     assert "runs" in output.splitlines()
     assert "/dead/echo: Permission denied" in output
+
+
+async def test_a_layer_that_removes_all_below_it_does_so_in_a_volume_too(pod, stacked):
+    snapshots = pod.node.host.snapshots
+    last = await snapshots.begin(OPEN, TWO)
+    (last / "only").mkdir()
+    fd = os.open(last, os.O_RDONLY)
+    overlay.mark_opaque(fd)
+    os.close(fd)
+    await snapshots.commit(OPEN)
+    record, output = await pod.run("ls", "/image", mounts=(image((*stacked, OPEN)),))
+    assert (record.exit_code, output.split()) == (0, ["only"])
 
 
 @both
