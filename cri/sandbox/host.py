@@ -140,6 +140,8 @@ class Features:
     """An image may be mounted as a volume."""
     mount_options: bool = True
     """A mount may be noexec, nodev and nosuid."""
+    device_permissions: bool = True
+    """Also root of a container can be kept from reading, or from writing, a device that it is given."""
     hugepages: frozenset[str] = frozenset()
     """Sizes of large pages that can be limited, as the CRI spells them: 2MB."""
     capabilities: frozenset[str] | None = None

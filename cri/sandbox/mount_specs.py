@@ -62,12 +62,12 @@ def together(
     return tuple(parents_first(found.values(), lambda mount: mount.target))
 
 
-def devices(messages: Iterable[v1.Device]) -> tuple[DeviceSpec, ...]:
-    """The devices of a container, where a directory stands for all devices below. Blocks. Raises InvalidArgumentError.
+def devices(messages: Iterable[v1.Device], features: Features) -> tuple[DeviceSpec, ...]:
+    """The devices of a container, where a directory stands for all devices below; of several for one place the last counts.
 
-    The last of several for one place counts.
+    Blocks. Raises InvalidArgumentError or UnsupportedError, naming the device.
     """
-    found = {device.target: device for message in messages for device in _devices(message)}
+    found = {device.target: device for message in messages for device in _devices(message, features)}
     return tuple(found.values())
 
 
@@ -148,11 +148,15 @@ def _options(given: Sequence[str], where: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(given))
 
 
-def _devices(device: v1.Device) -> Iterator[DeviceSpec]:
+def _devices(device: v1.Device, features: Features) -> Iterator[DeviceSpec]:
     where = f"device {device.host_path}"
     if not posixpath.isabs(device.host_path):
         raise InvalidArgumentError(f"{where}: host_path must be absolute")
     permissions = _permissions(device.permissions, where)
+    if not (features.device_permissions or {"r", "w"} <= set(permissions)):
+        raise UnsupportedError(
+            f"{where}: permissions {device.permissions!r}: root in a jail reads and writes whatever it is shown; ask for rw"
+        )
     source = os.path.realpath(device.host_path)
     target = cleaned(device.container_path or device.host_path)
     try:

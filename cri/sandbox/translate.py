@@ -141,7 +141,7 @@ def container_spec(
             declared=image.volumes,
             directory=directory,
         ),
-        devices=mount_specs.devices(config.devices),
+        devices=mount_specs.devices(config.devices, features),
         resources=limits.of_container(linux.resources, features),
         security=Security(
             privileged=context.privileged,

@@ -154,7 +154,7 @@ async def test_devices_are_the_harmless_ones(machine):
 async def test_a_device_that_is_given(machine):
     container = await machine.container(
         await machine.pod(),
-        devices=[v1.Device(host_path="/dev/klog", container_path="/dev/klog", permissions="r")],
+        devices=[v1.Device(host_path="/dev/klog", container_path="/dev/klog", permissions="rw")],
     )
     assert "/dev/klog" in await machine.sh(container, "ls -l /dev/klog")
 

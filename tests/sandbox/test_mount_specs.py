@@ -180,7 +180,7 @@ def device(path, target="/dev/mine", permissions="rwm") -> v1.Device:
 
 @pytest.mark.parametrize("name", ["d", "d/", "to", "to/./"])
 def test_a_directory_stands_for_the_devices_below(tree, name) -> None:
-    found = mount_specs.devices([device(f"{tree}/{name}", "//dev/mine/", "wr")])
+    found = mount_specs.devices([device(f"{tree}/{name}", "//dev/mine/", "wr")], FEATURES)
     assert {one.target: one.source for one in found} == {
         f"/dev/mine/{name}": f"{tree}/d/{name}" for name in ("zero", "disk", "more/null", "more/deep/null")
     }
@@ -188,13 +188,15 @@ def test_a_directory_stands_for_the_devices_below(tree, name) -> None:
 
 
 def test_a_link_to_a_device_is_followed_when_it_is_named(tree) -> None:
-    (found,) = mount_specs.devices([device(tree / "d/link", "")])
+    (found,) = mount_specs.devices([device(tree / "d/link", "")], FEATURES)
     assert (found.source, found.target) == (str(tree / "d/zero"), str(tree / "d/link"))
-    assert mount_specs.devices([device(tree / "d/empty")]) == ()
+    assert mount_specs.devices([device(tree / "d/empty")], FEATURES) == ()
 
 
 def test_the_last_device_of_a_place_counts(tree) -> None:
-    found = mount_specs.devices([device(tree / "d"), device(tree / "d/disk", "/dev/mine/zero", "r")])
+    found = mount_specs.devices(
+        [device(tree / "d"), device(tree / "d/disk", "/dev/mine/zero", "r")], FEATURES
+    )
     assert {one.source for one in found if one.target == "/dev/mine/zero"} == {str(tree / "d/disk")}
 
 
@@ -208,26 +210,35 @@ def test_the_last_device_of_a_place_counts(tree) -> None:
 )
 def test_what_is_no_device(tree, name, words) -> None:
     with pytest.raises(InvalidArgumentError, match=words):
-        mount_specs.devices([device(tree / name)])
+        mount_specs.devices([device(tree / name)], FEATURES)
 
 
 def test_a_directory_of_very_many_files(tree, monkeypatch) -> None:
     monkeypatch.setattr(mount_specs, "MAX_DEVICES", 5)
     with pytest.raises(InvalidArgumentError, match="more than 5 files"):
-        mount_specs.devices([device(tree / "d")])
+        mount_specs.devices([device(tree / "d")], FEATURES)
+
+
+@pytest.mark.parametrize("half", ["r", "w", "rm", "wm", "m"])
+def test_permissions_that_a_host_cannot_hold_root_to_are_refused(half) -> None:
+    features = replace(FEATURES, device_permissions=False)
+    with pytest.raises(UnsupportedError, match="device /dev/null: permissions .* ask for rw"):
+        mount_specs.devices([device("/dev/null", permissions=half)], features)
+    for whole in ("", "rw", "mwr"):
+        assert len(mount_specs.devices([device("/dev/null", permissions=whole)], features)) == 1
 
 
 @pytest.mark.parametrize(
     ("given_", "meant"), [("", "rwm"), ("r", "r"), ("mr", "rm"), ("wr", "rw"), ("mwr", "rwm"), ("rrw", "rw")]
 )
 def test_permissions(given_, meant) -> None:
-    (found,) = mount_specs.devices([device("/dev/null", permissions=given_)])
+    (found,) = mount_specs.devices([device("/dev/null", permissions=given_)], FEATURES)
     assert found.permissions == meant
 
 
 @pytest.mark.parametrize("wrong", ["x", "rwx", "R", "rw ", "*", "r,w"])
 def test_permissions_that_are_none(wrong) -> None:
     with pytest.raises(InvalidArgumentError, match="only r, w and m are known"):
-        mount_specs.devices([device("/dev/null", permissions=wrong)])
+        mount_specs.devices([device("/dev/null", permissions=wrong)], FEATURES)
     with pytest.raises(InvalidArgumentError, match="host_path must be absolute"):
-        mount_specs.devices([device("null")])
+        mount_specs.devices([device("null")], FEATURES)

@@ -271,7 +271,7 @@ _CONTAINER: Mapping[str, Row] = {
     "devices": done("device nodes of the container's own"),
     "devices.container_path": done("where", rules.FILE),
     "devices.host_path": done("which node", rules.PATH),
-    "devices.permissions": done("of r, w and m"),
+    "devices.permissions": done("of r, w and m", freebsd="rw, with or without m; less is refused, as root in a jail passes over a node's mode"),
     "labels": done("shown, and selected by", rules.ANY, keys=rules.ANY),
     "annotations": done("shown; those of the Container Device Interface are refused", rules.ANY, keys=rules.NO_CDI, freebsd="shown; parameters of the jail (docs of FreeBSD); those of the Container Device Interface are refused"),
     "log_path": done("below the pod's log_directory; without one there is no log", rules.FILE),

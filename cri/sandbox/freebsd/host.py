@@ -58,6 +58,7 @@ class FreeBSDHost(Host):
         # A jail sees its own processes and those of its children, never a sibling's or its parent's.
         shared_pids=False,
         image_volumes=True,
+        device_permissions=False,  # devfs rulesets set modes, and root in a jail passes over them
         unified=frozenset({"pids.max"}),
         # What root in a jail with a vnet may do (prison_priv_check in kern_jail.c), in the words of capabilities(7).
         capabilities=frozenset(
