@@ -222,7 +222,7 @@ def test_a_directory_of_very_many_files(tree, monkeypatch) -> None:
 @pytest.mark.parametrize("half", ["r", "w", "rm", "wm", "m"])
 def test_permissions_that_a_host_cannot_hold_root_to_are_refused(half) -> None:
     features = replace(FEATURES, device_permissions=False)
-    with pytest.raises(UnsupportedError, match="device /dev/null: permissions .* ask for rw"):
+    with pytest.raises(UnsupportedError, match=r"device /dev/null: permissions .* ask for rw"):
         mount_specs.devices([device("/dev/null", permissions=half)], features)
     for whole in ("", "rw", "mwr"):
         assert len(mount_specs.devices([device("/dev/null", permissions=whole)], features)) == 1
