@@ -15,8 +15,8 @@ from registratur.errors import InvalidDigestError, MalformedContentError, Unsupp
 from registratur.fields import Fields
 from registratur.platform import Platform
 
-MAX_LAYERS = 500
-"""The most layers of an image: as many directories as overlayfs stacks (OVL_MAX_STACK in fs/overlayfs of Linux)."""
+MAX_LAYERS = 1000
+"""The most layers of an image: twice what overlayfs stacks (OVL_MAX_STACK in fs/overlayfs of Linux); others take more."""
 
 MAX_SIZE = 2**62
 """The most bytes that a descriptor may tell, and all of an image's together: what CRI's numbers and databases hold."""

@@ -128,11 +128,7 @@ WAYS = {
     },
     "cwd is a file": lambda volume: {"working_dir": "/etc/passwd"},
     "cwd is a descriptor": lambda volume: {"working_dir": "/proc/self/fd/5"},
-    "unknown capability": lambda volume: security(
-        capabilities=v1.Capability(add_capabilities=["CAP_NO_SUCH_THING"])
-    ),
     "no such user": lambda volume: security(run_as_username="nobody-of-that-name"),
-    "name of 300 characters": lambda volume: {"name": "n" * 300},
 }
 
 
@@ -143,6 +139,24 @@ def test_it_cannot_start(module_daemon, volume, way) -> None:
     with pytest.raises(grpc.RpcError):
         module_daemon.client("StartContainer", v1.StartContainerRequest(container_id=container))
     check_ended(module_daemon, pod, container)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (security(capabilities=v1.Capability(add_capabilities=["CAP_NO_SUCH_THING"])), "capability"),
+        ({"name": "n" * 300}, "log_path"),  # which is made of it
+    ],
+    ids=["unknown capability", "name of 300 characters"],
+)
+def test_it_is_refused_before_it_is_made(module_daemon, fields, message) -> None:
+    pod = module_daemon.pod(f"refused-{message}")
+    with pytest.raises(grpc.RpcError, match=message) as refused:
+        module_daemon.container(pod, "sleep", "1000", start=False, **fields)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    of_pod = v1.ListContainersRequest(filter=v1.ContainerFilter(pod_sandbox_id=pod))
+    assert not module_daemon.client("ListContainers", of_pod).containers
+    module_daemon.client("RemovePodSandbox", v1.RemovePodSandboxRequest(pod_sandbox_id=pod))
 
 
 def test_a_target_that_has_ended(module_daemon) -> None:
