@@ -16,7 +16,7 @@ ERRORS = (errno.EIO, errno.ENOMEM, errno.EBUSY, errno.EAGAIN, errno.ENOSPC, errn
 
 DAEMON = {
     "linux": (
-        ("cri.sandbox.linux.cgroups", "_write"),
+        ("cri.sandbox.linux.cgroup_files", "write"),
         ("cri.sandbox.linux.cgroups", "_rmdir"),
         ("cri.sandbox.small_files", "write"),
         ("cri.sandbox.linux.snapshots", "_copy_top"),

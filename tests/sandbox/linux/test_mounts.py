@@ -142,7 +142,7 @@ async def test_a_volume_begins_with_what_the_image_has(pod, stacked, readonly):
     spec = pod.container(
         "sh",
         "-c",
-        "cd /data && stat -c '%a %u %g' . private && cat seed && echo x > data && pwd; touch /x; cat /way/data; touch /fresh/x && stat -c %a /fresh",
+        "exec 2>&1; cd /data && stat -c '%a %u %g' . private && cat seed && echo x > data && pwd; touch /x; cat /way/data; touch /fresh/x && stat -c %a /fresh",
         mounts=declared(pod, "c", "/data", "/fresh"),
         security=Security(readonly_root=readonly),
     )

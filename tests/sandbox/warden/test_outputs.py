@@ -151,9 +151,15 @@ def best_rate(loop, pipes, tmp_path, **program):
 def test_a_terminal_is_not_slowed_down(loop, pipes, tmp_path, monkeypatch):
     """It holds too little to be left alone for a while."""
     program = {"terminal": True, "size": 4000, "count": 1500}
-    found = best_rate(loop, pipes, tmp_path, **program)
-    monkeypatch.setattr(outputs, "_GATHER", 0)
-    assert found > 0.5 * best_rate(loop, pipes, tmp_path, **program)
+    ratios = []
+    for _ in range(3):  # others use the processors too
+        with monkeypatch.context() as patch:
+            patch.setattr(outputs, "_GATHER", 0)
+            at_once = best_rate(loop, pipes, tmp_path, **program)
+        ratios.append(best_rate(loop, pipes, tmp_path, **program) / at_once)
+        if ratios[-1] > 0.5:
+            return
+    pytest.fail(f"of the rate without gathering: {ratios}")
 
 
 def test_little_pieces_in_quick_succession_are_read_together(loop, pipes, tmp_path):
