@@ -40,7 +40,7 @@ def _merged(work, layers, put_layer, list_tree):
         for number, layer in enumerate(layers):
             directory = work / f"layer{number}"
             directory.mkdir()
-            unpacked = put_layer(directory, layer, Whiteouts.OVERLAY)
+            unpacked = put_layer(directory, layer, Whiteouts.STACKED)
             restack(directory, unpacked.tree, directories[::-1])
             directories.append(directory)
     except UnpackError:
@@ -66,9 +66,15 @@ def is_opaque(directory):
 
 
 def told(listing, root):
-    """Without the times of directories, and numbers of links, of which a layer on overlayfs knows only its own."""
+    """Without the times of directories; with the names that are one file, instead of their number."""
+    names = {}
+    for path in listing:
+        info = os.lstat(os.path.join(root, path))  # noqa: PTH118
+        if not stat.S_ISDIR(info.st_mode):
+            names.setdefault((info.st_dev, info.st_ino), set()).add(path)
+    one = {path: sorted(group) for group in names.values() for path in group}
     found = {
-        path: value[:6] + (() if stat.S_ISDIR(int(value[0], 8)) else (value[6],))
+        path: value[:6] + (() if stat.S_ISDIR(int(value[0], 8)) else (value[6], one[path]))
         for path, value in listing.items()
     }
     info = os.lstat(root)
@@ -84,6 +90,7 @@ WHITEOUT = st.tuples(
         + [".wh..wh..opq", "a/.wh..wh..opq", "a/b/.wh..wh..opq", "e/.wh..wh..opq"]
     ),
 )
+HARD_LINK = st.tuples(st.just("hard link"), st.tuples(st.sampled_from(NAMES), st.sampled_from(NAMES)))
 THROUGH = st.sampled_from(["link", "to-link", "a/loop", "nowhere", "absolute"])
 VIA_LINK = st.one_of(
     st.tuples(st.sampled_from(["file", "directory"]), st.sampled_from(NAMES)),
@@ -102,8 +109,12 @@ def built(new_layer, layers):
         layer = new_layer()
         for position, (kind, name) in enumerate(entries):
             mode = 0o700 + (number * 8 + position) % 64
-            if kind in {"file", "directory"}:
-                getattr(layer, kind)(name, mtime=number + 1, mode=mode, uid=number)
+            if kind == "file":
+                layer.file(name, b"%d.%d" % (number, position), mtime=number + 1, mode=mode, uid=number)
+            elif kind == "directory":
+                layer.directory(name, mtime=number + 1, mode=mode, uid=number)
+            elif isinstance(name, tuple):
+                layer.hard_link(*name)
             else:
                 layer.symlink(kind, name, mtime=number + 1)
         archives.append(layer.bytes())
@@ -116,6 +127,22 @@ def test_stacks(tmp_path_factory, new_layer, put_layer, list_tree, layers):
     work = tmp_path_factory.mktemp("case")
     try:
         applied, merged = stack(work, built(new_layer, layers), put_layer, list_tree)
+    finally:
+        remove_tree(work)
+    assert applied == merged
+
+
+@settings(**OPTIONS)
+@given(
+    st.sampled_from([[], [("file", "a/b/c"), ("file", "a/d"), ("hard link", ("e", "a/d"))]]),
+    st.lists(st.lists(st.one_of(OWN, HARD_LINK, HARD_LINK, WHITEOUT), max_size=4), min_size=1, max_size=4),
+)
+def test_hard_links_to_files_of_layers_below(
+    tmp_path_factory, new_layer, put_layer, list_tree, base, layers
+):
+    work = tmp_path_factory.mktemp("case")
+    try:
+        applied, merged = stack(work, built(new_layer, [base, *layers]), put_layer, list_tree)
     finally:
         remove_tree(work)
     assert applied == merged
