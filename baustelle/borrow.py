@@ -69,8 +69,8 @@ class _Lending:
         path = b"/".join(seen.path)
         if path.startswith(wanted.name + b"/"):  # the name has taken the directory's place
             raise UnpackError(_reason(wanted, FileNotFoundError()))
-        made = wanted.link and not stat.S_ISLNK(seen.found.st_mode)
-        if made or wanted.name.startswith(path + b"/"):  # a directory has taken the file's place
+        made = wanted.link or wanted.name.startswith(path + b"/")
+        if made and not stat.S_ISLNK(seen.found.st_mode):  # a directory has taken the file's place
             raise UnpackError(_reason(wanted, IsADirectoryError()))
         if not needed:
             return

@@ -185,8 +185,9 @@ class Extractor:
             self._borrow(parent, name, entry, link=False)
             return
         known = there.node.children.get(target)
-        if self._borrows and (known is None or not known.brought):
-            self._borrow(parent, name, entry, link=known is not None and known.made)
+        made = known is not None and known.made and known.entry is None  # maybe where a layer below has a link
+        if self._borrows and (known is None or not known.brought or made):
+            self._borrow(parent, name, entry, link=made)
             return
         # Look first: a link that cannot be made must not cost the file that is there.
         if stat.S_ISDIR(os.stat(target, dir_fd=there.fd, follow_symlinks=False).st_mode):

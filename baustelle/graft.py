@@ -211,13 +211,14 @@ def _move(name: bytes, source: int, target: int, child: Node, there: Node) -> bo
             overlay.mark_holding_whiteouts(target)
         return True
     both = stat.S_ISDIR(other.st_mode) and stat.S_ISDIR(mine.st_mode)
-    if child.brought > known.brought and not both and not overlay.is_whiteout(mine):
+    if child.last > known.last and not both and not overlay.is_whiteout(mine):
         _replace(name, source, target, child, there, mine=mine, other=other)
         return True
     if not stat.S_ISDIR(other.st_mode):
         return True
-    if overlay.is_whiteout(mine):
-        known.hidden, known.opaque = known.hidden or child.hidden, known.opaque or child.hidden
+    if not stat.S_ISDIR(mine.st_mode):
+        number = child.brought or child.hidden
+        known.hidden, known.opaque = known.hidden or number, known.opaque or number
         _mark(name, target)
     return not stat.S_ISDIR(mine.st_mode)
 

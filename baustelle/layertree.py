@@ -59,6 +59,11 @@ class Node:
         self.borrowed: Borrowed | None = None
         """What is here holds the place of a file of a layer below."""
 
+    @property
+    def last(self) -> int:
+        """The last entry that put something here, beside what it has below."""
+        return max(self.brought, self.named)
+
     def is_directory(self) -> bool:
         """Whether there is a directory here, as far as the layer has to do with it."""
         return bool(self.made or self.entry is not None or self.children)

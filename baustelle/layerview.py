@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeGuard
 
 from baustelle.descent import Descent, kept_times
 from baustelle.errors import UnpackError
@@ -139,8 +139,9 @@ class LayerView:
                 raise _error(errno.ENOTDIR, name)
         elif found.link is not None:
             return found.link
-        elif not found.directories:
-            raise _error(errno.ENOTDIR if found.anything else errno.ENOENT, name)
+        elif not found.directories or (self._came(child) and not child.is_directory()):
+            gone = found.directories or not found.anything
+            raise _error(errno.ENOENT if gone else errno.ENOTDIR, name)
         elif make:
             assert level.node is not None
             own, child = True, self._make(name, level.node)
@@ -172,7 +173,7 @@ class LayerView:
             if stat.S_ISDIR(seen.st_mode):
                 raise _error(errno.EISDIR, name)
             return Seen(self._place.fd, name, seen, None, path, child)
-        if found.directories:
+        if found.directories or (self._came(child) and child.is_directory()):
             raise _error(errno.EISDIR, name)
         if found.anything:
             covered = child is not None and child.is_directory()
@@ -191,6 +192,10 @@ class LayerView:
         if hidden or (child is not None and self._was(child.hidden)):
             return child, Found()
         return child, look(name, level.below)
+
+    def _came(self, child: Node | None) -> TypeGuard[Node]:
+        """Whether it came, or was made for what came, with the very entry: which then is in the way of its own target."""
+        return child is not None and child.brought == self._before
 
     def _was(self, number: int) -> bool:
         return 0 < number < self._before

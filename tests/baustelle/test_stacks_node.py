@@ -184,6 +184,72 @@ def test_layers_that_go_through_links_of_those_below(
     assert applied == merged
 
 
+def via(names):
+    return st.builds(posixpath.join, THROUGH, names)
+
+
+LINKS = [
+    *[("directory", "a"), ("file", "a/b/x"), ("file", "e/b"), ("hard link", ("f", "e/b"))],
+    *[("link", "e"), ("to-link", "link"), ("a/loop", "/e"), ("nowhere", "missing/x"), ("absolute", "/a")],
+]
+
+
+@settings(**OPTIONS)
+@given(
+    st.lists(
+        st.lists(
+            st.one_of(
+                st.tuples(
+                    st.just("hard link"),
+                    st.tuples(
+                        st.one_of(st.sampled_from(["h", "a/h", "e/h"]), via(st.just("h"))),
+                        st.one_of(via(st.sampled_from(["b", "b/x"])), st.sampled_from(["f", "link", "e/b", "h"])),
+                    ),
+                ),
+                st.tuples(st.sampled_from(["file", "directory"]), st.sampled_from(["a/b", "a/b/c", "a/d", "e/b"])),
+                WHITEOUT,
+            ),
+            max_size=4,
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_hard_links_through_links_of_layers_below(
+    tmp_path_factory, new_layer, put_layer, list_tree, layers
+):
+    work = tmp_path_factory.mktemp("case")
+    try:
+        applied, merged = stack(work, built(new_layer, [LINKS, *layers]), put_layer, list_tree)
+    finally:
+        remove_tree(work)
+    assert applied == merged
+
+
+@settings(**OPTIONS)
+@given(
+    st.lists(
+        st.lists(
+            st.one_of(
+                st.tuples(st.sampled_from(["file", "directory"]), st.one_of(via(st.sampled_from(["b", "c"])), st.sampled_from(["e/b", "e/c", "a/b"]))),
+            ),
+            max_size=5,
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_of_a_file_named_twice_the_last_wins(
+    tmp_path_factory, new_layer, put_layer, list_tree, layers
+):
+    work = tmp_path_factory.mktemp("case")
+    try:
+        applied, merged = stack(work, built(new_layer, [LINKS, *layers]), put_layer, list_tree)
+    finally:
+        remove_tree(work)
+    assert applied == merged
+
+
 def model(layers):
     """Directories and files by path, after the words of layer.md; None where an entry lies below a file of its layer."""
     files = {}
