@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from baustelle import removal
 from baustelle.copyfile import copy_file
 from baustelle.descent import Descent, kept_times
+from baustelle.entrypaths import shown
 from baustelle.errors import UnpackError
 from baustelle.layertree import Borrowed, LayerTree, Node
 from baustelle.layerview import LayerView, Seen
 
 _ASIDE = b".wh..wh.cri-jails-%d"  # what begins so is in no layer
-_SHOWN = 300  # bytes of a name in a message
 
 _Inode = tuple[int, int]
 
@@ -185,7 +185,7 @@ def _inode(found: os.stat_result) -> _Inode:
 
 
 def _reason(wanted: Borrowed, error: OSError) -> str:
-    name, target = (repr(os.fsdecode(one[:_SHOWN])) for one in (wanted.name, wanted.target))
+    name, target = (shown(one) for one in (wanted.name, wanted.target))
     if isinstance(error, FileNotFoundError):
         return f"layer entry {name}: its hard link target {target} is not in the layer, nor in one below"
     if isinstance(error, IsADirectoryError):

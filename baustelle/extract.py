@@ -12,13 +12,13 @@ import contextlib
 import enum
 import errno
 import os
-import re
 import stat
 from collections.abc import Callable, Collection, Iterator
 from typing import Self
 
 from baustelle import overlay, removal, tarstream, xattrs
 from baustelle.descent import DIRECTORY, Descent
+from baustelle.entrypaths import clean, cleaned, shown
 from baustelle.errors import CorruptLayerError, UnpackError
 from baustelle.finish import Finisher
 from baustelle.layerflags import LayerFlags
@@ -33,13 +33,6 @@ _AUFS_PRIVATE = b".wh..wh."
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
-_PARENTS_KEPT_OPEN = 64
-_FREE_STEPS = (
-    1 << 20
-)  # directories that may be opened on the way to entries, beside one for each byte of the archive
-_UNCLEAN = re.compile(rb"(?:^|/)\.{0,2}(?:/|$)")  # a part that is empty, . or ..
-_PATH_MAX = 4096  # of Linux; nothing in a container could name a longer path
-_SHOWN = 300  # bytes of a name in a message
 _MAX_ID = 2**32 - 2  # (uid_t)-1 means "leave as it is" to chown(2)
 
 
@@ -92,7 +85,7 @@ class Extractor:
         try:
             self._add(entry, archive)
         except (OSError, ValueError, OverflowError) as error:
-            raise UnpackError(f"layer entry {_shown(entry.name)}: {_reason(entry, error)}") from error
+            raise UnpackError(f"layer entry {shown(entry.name)}: {_reason(entry, error)}") from error
         self.entries += 1
 
     def finish(self) -> None:
@@ -110,7 +103,7 @@ class Extractor:
         return self.entries + 1
 
     def _add(self, entry: Entry, archive: TarStream) -> None:
-        above, name = _clean(entry.name)
+        above, name = clean(entry.name)
         if not name:
             if entry.type != tarstream.DIRECTORY:
                 raise UnpackError("layer entry '/': the root of an image can only be a directory")
@@ -174,9 +167,9 @@ class Extractor:
         parent.node.below(name).made = True
 
     def _make_hard_link(self, parent: Parent, name: bytes, entry: Entry) -> None:
-        above, target = _clean(entry.link)
+        above, target = clean(entry.link)
         if not target:
-            raise UnpackError(f"layer entry {_shown(entry.name)}: a hard link to the root")
+            raise UnpackError(f"layer entry {shown(entry.name)}: a hard link to the root")
         try:
             there = self._parents.find(above, create=False, replace=False)
         except FileNotFoundError:
@@ -185,14 +178,15 @@ class Extractor:
             self._borrow(parent, name, entry, link=False)
             return
         known = there.node.children.get(target)
-        made = known is not None and known.made and known.entry is None  # maybe where a layer below has a link
+        # A directory that was made on the way may be where a layer below has a link.
+        made = known is not None and known.made and known.entry is None
         if self._borrows and (known is None or not known.brought or made):
             self._borrow(parent, name, entry, link=made)
             return
         # Look first: a link that cannot be made must not cost the file that is there.
         if stat.S_ISDIR(os.stat(target, dir_fd=there.fd, follow_symlinks=False).st_mode):
             raise UnpackError(
-                f"layer entry {_shown(entry.name)}: its hard link target {_shown(entry.link)} is a directory"
+                f"layer entry {shown(entry.name)}: its hard link target {shown(entry.link)} is a directory"
             )
         if there.node is parent.node and target == name:
             return
@@ -204,7 +198,7 @@ class Extractor:
 
     def _borrow(self, parent: Parent, name: bytes, entry: Entry, *, link: bool) -> None:
         """Hold the place of a file of a layer below."""
-        path, target = (b"/".join(filter(None, _clean(one))) for one in (entry.name, entry.link))
+        path, target = (cleaned(one) for one in (entry.name, entry.link))
         if self.tree.hides(target):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         self._remove(parent, name, missing_ok=True)
@@ -247,7 +241,7 @@ class Extractor:
             return  # bookkeeping of AUFS, which deletes nothing
         hidden = name[len(_WHITEOUT) :]
         if hidden in {b"", b".", b".."}:
-            raise UnpackError(f"layer entry {_shown(name)}: a whiteout of {os.fsdecode(hidden)!r}")
+            raise UnpackError(f"layer entry {shown(name)}: a whiteout of {os.fsdecode(hidden)!r}")
         try:
             # overlayfs needs the directory of a whiteout, be there anything below it or not.
             parent = self._parents.find(above, create=self._stacked)
@@ -352,7 +346,7 @@ class Extractor:
             self._apply(fd, node.entry)
         except OSError as error:
             raise UnpackError(
-                f"layer entry {_shown(node.entry.name)}: {_reason(node.entry, error)}"
+                f"layer entry {shown(node.entry.name)}: {_reason(node.entry, error)}"
             ) from error
 
     def _strip(self, fd: int, kept: Collection[bytes] = ()) -> None:
@@ -382,27 +376,6 @@ class Extractor:
             self.skipped_xattrs.add(os.fsdecode(attribute))
 
 
-def _clean(name: bytes) -> tuple[bytes, bytes]:
-    """The path above an entry and its last name, with `..` resolved in the text and never above the root."""
-    if len(name) > _PATH_MAX:
-        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-    path = name.strip(b"/")
-    if _UNCLEAN.search(path):
-        parts: list[bytes] = []
-        for part in path.split(b"/"):
-            if part == b"..":
-                del parts[-1:]
-            elif part not in {b"", b"."}:
-                parts.append(part)
-        path = b"/".join(parts)
-    above, _, last = path.rpartition(b"/")
-    return above, last
-
-
-def _shown(name: bytes) -> str:
-    return repr(os.fsdecode(name[:_SHOWN]))
-
-
 def _children(fd: int) -> list[bytes]:
     return [os.fsencode(name) for name in os.listdir(fd)]
 
@@ -410,7 +383,7 @@ def _children(fd: int) -> list[bytes]:
 def _owner(entry: Entry) -> tuple[int, int]:
     if not (0 <= entry.uid <= _MAX_ID and 0 <= entry.gid <= _MAX_ID):
         raise CorruptLayerError(
-            f"layer entry {_shown(entry.name)}: owner {entry.uid}:{entry.gid} does not exist"
+            f"layer entry {shown(entry.name)}: owner {entry.uid}:{entry.gid} does not exist"
         )
     return entry.uid, entry.gid
 
@@ -419,7 +392,7 @@ def _reason(entry: Entry, error: Exception) -> str:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     number = error.errno if isinstance(error, OSError) else None
     if entry.type == tarstream.HARD_LINK and number == errno.ENOENT:
-        return f"its hard link target {_shown(entry.link)} is not in the layer"
+        return f"its hard link target {shown(entry.link)} is not in the layer"
     if entry.type in {tarstream.CHAR_DEVICE, tarstream.BLOCK_DEVICE} and number == errno.EPERM:
         return "a device node can only be made by root outside of user namespaces and jails"
     if number == errno.EPERM and entry.xattrs:

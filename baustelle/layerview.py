@@ -57,7 +57,7 @@ class LayerView:
     ) -> None:
         """The layer in `root_fd`, with its fitted `tree`, on `roots`, highest first.
 
-        So many `steps`, and a million, may be made in all.
+        So many `steps`, and a million, may be made by `find` in all.
         """
         with ExitStack() as end:
             self._place = end.enter_context(Descent(root_fd))
@@ -94,8 +94,11 @@ class LayerView:
                 if len(self._levels) > 1:
                     self._leave()
             elif one not in {b"", b"."}:
+                self._steps += 1
                 if self._steps - steps > MAX_STEPS:
                     raise _error(errno.ELOOP, one)
+                if self._steps > self._allowed_steps:
+                    raise UnpackError("layer: its hard links lead through more directories than it has bytes")
                 target = self._enter(one)
                 if target is None:
                     continue
@@ -127,7 +130,7 @@ class LayerView:
 
     def _enter(self, name: bytes, *, make: bool = False) -> bytes | None:
         """Go down to a directory; or the target of a link."""
-        self._step()
+        self._check()
         level = self._levels[-1]
         child, found = self._look(name)
         own = child is not None and self._was(child.brought)
@@ -164,7 +167,7 @@ class LayerView:
         return child
 
     def _last(self, name: bytes) -> Seen:
-        self._step()
+        self._check()
         level = self._levels[-1]
         child, found = self._look(name)
         path = [*(one.name for one in self._levels[1:]), name]
@@ -199,12 +202,6 @@ class LayerView:
 
     def _was(self, number: int) -> bool:
         return 0 < number < self._before
-
-    def _step(self) -> None:
-        self._check()
-        self._steps += 1
-        if self._steps > self._allowed_steps:
-            raise UnpackError("layer: its hard links lead through more directories than it has bytes")
 
     def _leave(self) -> None:
         level = self._levels.pop()

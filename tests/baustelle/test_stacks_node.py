@@ -1,5 +1,6 @@
 """Stacks of layers: what overlayfs shows is what applying them makes."""
 
+import itertools
 import os
 import posixpath
 import stat
@@ -137,9 +138,7 @@ def test_stacks(tmp_path_factory, new_layer, put_layer, list_tree, layers):
     st.sampled_from([[], [("file", "a/b/c"), ("file", "a/d"), ("hard link", ("e", "a/d"))]]),
     st.lists(st.lists(st.one_of(OWN, HARD_LINK, HARD_LINK, WHITEOUT), max_size=4), min_size=1, max_size=4),
 )
-def test_hard_links_to_files_of_layers_below(
-    tmp_path_factory, new_layer, put_layer, list_tree, base, layers
-):
+def test_hard_links_to_files_of_layers_below(tmp_path_factory, new_layer, put_layer, list_tree, base, layers):
     work = tmp_path_factory.mktemp("case")
     try:
         applied, merged = stack(work, built(new_layer, [base, *layers]), put_layer, list_tree)
@@ -162,7 +161,7 @@ def test_hard_links_to_files_of_layers_below(
 def test_layers_that_go_through_links_of_those_below(
     tmp_path_factory, new_layer, put_layer, list_tree, targets, layers
 ):
-    """A layer names a file by one path only: of two, the last wins where layers are applied, and nobody knows elsewhere."""
+    """A layer names what it has by one path only."""
     loop, nowhere, absolute = targets
     told_layers = []
     base = [
@@ -203,11 +202,18 @@ LINKS = [
                     st.just("hard link"),
                     st.tuples(
                         st.one_of(st.sampled_from(["h", "a/h", "e/h"]), via(st.just("h"))),
-                        st.one_of(via(st.sampled_from(["b", "b/x"])), st.sampled_from(["f", "link", "e/b", "h"])),
+                        st.one_of(
+                            via(st.sampled_from(["b", "b/x"])), st.sampled_from(["f", "link", "e/b", "h"])
+                        ),
                     ),
                 ),
-                st.tuples(st.sampled_from(["file", "directory"]), st.sampled_from(["a/b", "a/b/c", "a/d", "e/b"])),
-                WHITEOUT,
+                st.tuples(
+                    st.sampled_from(["file", "directory"]), st.sampled_from(["a/b", "a/b/c", "a/d", "e/b"])
+                ),
+                st.tuples(
+                    st.just("file"),
+                    st.sampled_from([".wh.f", "a/.wh.b", "a/b/.wh.x", "e/.wh.b", "e/.wh..wh..opq"]),
+                ),
             ),
             max_size=4,
         ),
@@ -215,9 +221,7 @@ LINKS = [
         max_size=3,
     ),
 )
-def test_hard_links_through_links_of_layers_below(
-    tmp_path_factory, new_layer, put_layer, list_tree, layers
-):
+def test_hard_links_through_links_of_layers_below(tmp_path_factory, new_layer, put_layer, list_tree, layers):
     work = tmp_path_factory.mktemp("case")
     try:
         applied, merged = stack(work, built(new_layer, [LINKS, *layers]), put_layer, list_tree)
@@ -231,7 +235,10 @@ def test_hard_links_through_links_of_layers_below(
     st.lists(
         st.lists(
             st.one_of(
-                st.tuples(st.sampled_from(["file", "directory"]), st.one_of(via(st.sampled_from(["b", "c"])), st.sampled_from(["e/b", "e/c", "a/b"]))),
+                st.tuples(
+                    st.sampled_from(["file", "directory"]),
+                    st.one_of(via(st.sampled_from(["b", "c"])), st.sampled_from(["e/b", "e/c", "a/b"])),
+                ),
             ),
             max_size=5,
         ),
@@ -239,9 +246,7 @@ def test_hard_links_through_links_of_layers_below(
         max_size=3,
     ),
 )
-def test_of_a_file_named_twice_the_last_wins(
-    tmp_path_factory, new_layer, put_layer, list_tree, layers
-):
+def test_of_a_file_named_twice_the_last_wins(tmp_path_factory, new_layer, put_layer, list_tree, layers):
     work = tmp_path_factory.mktemp("case")
     try:
         applied, merged = stack(work, built(new_layer, [LINKS, *layers]), put_layer, list_tree)
@@ -251,11 +256,17 @@ def test_of_a_file_named_twice_the_last_wins(
 
 
 def model(layers):
-    """Directories and files by path, after the words of layer.md; None where an entry lies below a file of its layer."""
+    """Directories and files by path, after the words of layer.md; None for what is refused.
+
+    That is an entry below a file of its layer, and a hard link to no file. Files are numbers, the same for the same file.
+    """
+    numbers = itertools.count()
     files = {}
     for entries in layers:
         mine = set()
-        for _, path in entries:
+        for kind, path in entries:
+            if kind == "hard link":
+                continue
             above, name = posixpath.split(path)
             if name == ".wh..wh..opq":
                 files = {
@@ -264,46 +275,71 @@ def model(layers):
             elif name.startswith(".wh."):
                 gone = posixpath.join(above, name[4:])
                 files = {one: kind for one, kind in files.items() if not f"{one}/".startswith(f"{gone}/")}
-        for kind, path in entries:
+        for kind, named in entries:
+            path, target = named if kind == "hard link" else (named, None)
             parts = path.split("/")
             opaque = parts[-1] == ".wh..wh..opq"
             if parts[-1].startswith(".wh.") and not opaque:
                 continue
             for depth in range(1, len(parts)):
                 above = "/".join(parts[:depth])
-                if files.get(above) == "file" and above in mine:
+                if files.get(above, "directory") != "directory" and above in mine:
                     return None
                 files[above] = "directory"
                 mine.add(above)
+            file = files.get(target, "directory") if kind == "hard link" else next(numbers)
+            if file == "directory":
+                return None
             if not opaque:
-                if kind == "file":
+                if kind != "directory":
                     files = {one: found for one, found in files.items() if not one.startswith(f"{path}/")}
-                files[path] = kind
+                    if kind == "hard link" and target not in files:
+                        return None
+                files[path] = "directory" if kind == "directory" else file
                 mine.add(path)
     return files
 
 
 @settings(**OPTIONS)
-@given(st.lists(st.lists(st.one_of(OWN, WHITEOUT), max_size=6), min_size=1, max_size=4))
+@given(
+    st.lists(
+        st.one_of(
+            st.lists(st.one_of(OWN, WHITEOUT), max_size=6), st.lists(st.one_of(OWN, HARD_LINK), max_size=5)
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
 def test_stacks_are_what_the_specification_says(tmp_path_factory, new_layer, put_layer, list_tree, layers):
     # A whiteout of what is below a file of a layer below is said nothing of.
     named = [
-        {name for kind, name in entries if kind == "file" and "/.wh." not in f"/{name}"} for entries in layers
+        {
+            name if kind == "file" else name[0]
+            for kind, name in entries
+            if kind == "hard link" or (kind == "file" and "/.wh." not in f"/{name}")
+        }
+        for entries in layers
     ]
     for number, entries in enumerate(layers):
-        above = {posixpath.dirname(name) for _, name in entries if "/.wh." in name}
+        above = {posixpath.dirname(name) for kind, name in entries if kind == "file" and "/.wh." in name}
         assume(not any(above & names for names in named[: number + 1]))
     expected = model(layers)
     work = tmp_path_factory.mktemp("case")
     try:
-        applied, _ = stack(work, built(new_layer, layers), put_layer, list_tree)
+        both = stack(work, built(new_layer, layers), put_layer, list_tree)
     finally:
         remove_tree(work)
     if expected is None:
-        assert applied is None
-    else:
+        assert both == (None, None)
+        return
+    files = {}
+    for path, file in expected.items():
+        files.setdefault(file, []).append(path)
+    for found in both:
         kinds = {
-            path: "directory" if value[0].startswith("0o4") else "file" for path, value in applied.items()
+            path: "directory" if value[0].startswith("0o4") else value[7] for path, value in found.items()
         }
         del kinds[""]
-        assert kinds == expected
+        assert kinds == {
+            path: file if file == "directory" else sorted(files[file]) for path, file in expected.items()
+        }
