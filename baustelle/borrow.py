@@ -119,7 +119,7 @@ class _Lending:
             shown = self._view.show(path)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return
-        if _inode(shown.found) == _inode(copy.source.found) and not shown.covered:
+        if _inode(shown.found) == _inode(copy.source.found):
             with kept_times(self._view.own_fd):
                 self._link(copy, path[-1], self._view.own_fd)
 

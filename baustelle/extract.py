@@ -179,7 +179,7 @@ class Extractor:
             return
         known = there.node.children.get(target)
         # A directory that was made on the way may be where a layer below has a link.
-        made = known is not None and known.made and known.entry is None
+        made = known is not None and bool(known.brought) and known.made and known.entry is None
         if self._borrows and (known is None or not known.brought or made):
             self._borrow(parent, name, entry, link=made)
             return
@@ -244,7 +244,7 @@ class Extractor:
             raise UnpackError(f"layer entry {shown(name)}: a whiteout of {os.fsdecode(hidden)!r}")
         try:
             # overlayfs needs the directory of a whiteout, be there anything below it or not.
-            parent = self._parents.find(above, create=self._stacked)
+            parent = self._parents.find(above, create=self._stacked, replace=False)
         except (FileNotFoundError, NotADirectoryError):
             return  # there is nothing to delete
         node = parent.node.below(hidden)

@@ -160,9 +160,9 @@ def _merge(source: Descent, moved: Node, target: Descent, node: Node, check: Cal
     while levels:
         check()
         here, there, names = levels[-1]
-        if here.opaque and not there.opaque:
+        if (here.opaque or here.hidden) and not there.opaque:
             overlay.mark_opaque(target.fd)
-            there.opaque = here.opaque
+            there.opaque = here.opaque or here.hidden
         if not names:
             levels.pop()
             if here.named > there.named:

@@ -33,8 +33,6 @@ class Seen:
     """Without links."""
     node: Node | None
     """The layer's, if the layer has it."""
-    covered: bool = False
-    """The layer has a directory here, for whiteouts only."""
 
 
 @dataclass(slots=True)
@@ -179,13 +177,12 @@ class LayerView:
         if found.directories or (self._came(child) and child.is_directory()):
             raise _error(errno.EISDIR, name)
         if found.anything:
-            covered = child is not None and child.is_directory()
             for one in level.below:
                 try:
                     seen = os.stat(name, dir_fd=one.fd, follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                return Seen(one.fd, name, seen, self._roots.index(one), path, None, covered)
+                return Seen(one.fd, name, seen, self._roots.index(one), path, None)
         raise _error(errno.ENOENT, name)
 
     def _look(self, name: bytes) -> tuple[Node | None, Found]:

@@ -101,7 +101,7 @@ class _Fitting:
             if found.link is not None and child.entry is None:
                 self._links.append([*(one.name for one in levels[1:]), name])
                 continue
-            if not child.brought and not found.anything:
+            if not child.brought and not found.directories:  # a file has nothing below it to be deleted
                 removal.remove_tree(name, dir_fd=place.fd, check=self._check)
                 level.node.children[name] = Node(level.node)
                 return

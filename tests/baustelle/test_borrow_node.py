@@ -182,3 +182,16 @@ def test_of_a_file_named_by_two_paths_the_last_wins(put_stack, new_layer):
     )
     top = put_stack(base, layer)[1]
     assert ((top / "usr/lib/a").read_bytes(), (top / "usr/lib/b").read_bytes()) == (b"2", b"2")
+
+
+def test_a_whiteout_below_a_file_deletes_nothing(put_stack, put_layer, new_layer, tmp_path):
+    def layers():
+        return new_layer().file("d", b"1"), new_layer().file("d/.wh.x").hard_link("h", "d")
+
+    top = put_stack(*layers())[1]
+    (tmp_path / "applied").mkdir()
+    for layer in layers():
+        put_layer(tmp_path / "applied", layer)
+    for root in (top, tmp_path / "applied"):
+        assert (root / "d").read_bytes() == b"1"
+        assert one_file(root / "d", root / "h")
