@@ -1,5 +1,6 @@
 """Going down and up a tree with one descriptor, however deep it is."""
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
@@ -40,6 +41,14 @@ class Descent:
         """Leave a directory; its descriptor, which is the caller's to close."""
         left, self.fd = self.fd, os.open(b"..", DIRECTORY, dir_fd=self.fd)
         return left
+
+
+@contextlib.contextmanager
+def kept_times(fd: int) -> Iterator[None]:
+    """Give an open directory the times back that it has now: names are made or removed in it meanwhile. Raises OSError."""
+    found = os.fstat(fd)
+    yield
+    os.utime(fd, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 def walk(fd: int) -> Iterator[tuple[int, list[os.DirEntry[str]]]]:

@@ -12,17 +12,17 @@ import contextlib
 import enum
 import errno
 import os
-import re
 import stat
 from collections.abc import Callable, Collection, Iterator
 from typing import Self
 
 from baustelle import overlay, removal, tarstream, xattrs
 from baustelle.descent import DIRECTORY, Descent
+from baustelle.entrypaths import clean, cleaned, shown
 from baustelle.errors import CorruptLayerError, UnpackError
 from baustelle.finish import Finisher
 from baustelle.layerflags import LayerFlags
-from baustelle.layertree import Node
+from baustelle.layertree import Borrowed, LayerTree, Node
 from baustelle.parents import Parent, Parents
 from baustelle.paths import IMPLIED_DIRECTORY_MODE
 from baustelle.tarstream import Entry, TarStream
@@ -33,13 +33,6 @@ _AUFS_PRIVATE = b".wh..wh."
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
-_PARENTS_KEPT_OPEN = 64
-_FREE_STEPS = (
-    1 << 20
-)  # directories that may be opened on the way to entries, beside one for each byte of the archive
-_UNCLEAN = re.compile(rb"(?:^|/)\.{0,2}(?:/|$)")  # a part that is empty, . or ..
-_PATH_MAX = 4096  # of Linux; nothing in a container could name a longer path
-_SHOWN = 300  # bytes of a name in a message
 _MAX_ID = 2**32 - 2  # (uid_t)-1 means "leave as it is" to chown(2)
 
 
@@ -50,6 +43,8 @@ class Whiteouts(enum.Enum):
     """Delete at once: the directory already holds the layers below."""
     OVERLAY = "overlay"
     """Keep them as overlayfs' own marks: the directory holds this layer only. Needs root on Linux."""
+    STACKED = "stacked"
+    """As OVERLAY, and hard links to files of the layers below are left for `baustelle.restack` to make."""
 
 
 class Extractor:
@@ -61,11 +56,12 @@ class Extractor:
 
     def __init__(self, root_fd: int, whiteouts: Whiteouts, check: Callable[[], None] = lambda: None) -> None:
         self._root_fd = root_fd
-        self._stacked = whiteouts is Whiteouts.OVERLAY
+        self._stacked = whiteouts is not Whiteouts.APPLY
+        self._borrows = whiteouts is Whiteouts.STACKED
         self._check = check
         self._flags = LayerFlags()
         self._may_chown = os.geteuid() == 0
-        self.tree = Node()
+        self.tree = LayerTree()
         """What this layer has, and what of the layers below it hides."""
         self._parents = Parents(
             root_fd, self.tree, self._flags, stacked=self._stacked, may_chown=self._may_chown
@@ -85,11 +81,11 @@ class Extractor:
     def add(self, entry: Entry, archive: TarStream) -> None:
         """Extract one entry, whose data comes next in `archive`. Raises UnpackError."""
         self._check()
-        self._parents.begin(archive.position)
+        self._parents.begin(archive.position, self._number)
         try:
             self._add(entry, archive)
         except (OSError, ValueError, OverflowError) as error:
-            raise UnpackError(f"layer entry {_shown(entry.name)}: {_reason(entry, error)}") from error
+            raise UnpackError(f"layer entry {shown(entry.name)}: {_reason(entry, error)}") from error
         self.entries += 1
 
     def finish(self) -> None:
@@ -101,12 +97,17 @@ class Extractor:
         if not self._flags.complete:
             self.skipped_xattrs.add("SCHILY.fflags")
 
+    @property
+    def _number(self) -> int:
+        """That of the entry that is being added."""
+        return self.entries + 1
+
     def _add(self, entry: Entry, archive: TarStream) -> None:
-        above, name = _clean(entry.name)
+        above, name = clean(entry.name)
         if not name:
             if entry.type != tarstream.DIRECTORY:
                 raise UnpackError("layer entry '/': the root of an image can only be a directory")
-            self.tree.entry = entry
+            self.tree.entry, self.tree.named = entry, self._number
             self._flags.lift(self._root_fd, self.tree)
             self._note_flags(self.tree, entry)
             return
@@ -116,14 +117,15 @@ class Extractor:
         parent = self._parents.find(above)
         if entry.type == tarstream.DIRECTORY:
             self._make_directory(parent, name)
-            parent.node.below(name).entry = entry
+            node = parent.node.below(name)
+            node.entry, node.named = entry, self._number
         elif entry.type == tarstream.HARD_LINK:
             self._make_hard_link(parent, name, entry)
         elif entry.type == tarstream.REGULAR:
             self._make_file(parent, name, entry, archive)
         else:
             self._make_special(parent, name, entry)
-        self._note_flags(parent.node.below(name).bring(), entry)
+        self._note_flags(parent.node.below(name).bring(self._number), entry)
 
     # Kinds of entries
 
@@ -165,16 +167,45 @@ class Extractor:
         parent.node.below(name).made = True
 
     def _make_hard_link(self, parent: Parent, name: bytes, entry: Entry) -> None:
-        above, target = _clean(entry.link)
+        above, target = clean(entry.link)
         if not target:
-            raise UnpackError(f"layer entry {_shown(entry.name)}: a hard link to the root")
-        there = self._parents.find(above, create=False, replace=False)
-        if there.node is parent.node and target == name:
+            raise UnpackError(f"layer entry {shown(entry.name)}: a hard link to the root")
+        try:
+            there = self._parents.find(above, create=False, replace=False)
+        except FileNotFoundError:
+            if not self._borrows:
+                raise
+            self._borrow(parent, name, entry, link=False)
+            return
+        known = there.node.children.get(target)
+        # A directory that was made on the way may be where a layer below has a link.
+        made = known is not None and bool(known.brought) and known.made and known.entry is None
+        if self._borrows and (known is None or not known.brought or made):
+            self._borrow(parent, name, entry, link=made)
             return
         # Look first: a link that cannot be made must not cost the file that is there.
+        if stat.S_ISDIR(os.stat(target, dir_fd=there.fd, follow_symlinks=False).st_mode):
+            raise UnpackError(
+                f"layer entry {shown(entry.name)}: its hard link target {shown(entry.link)} is a directory"
+            )
+        if there.node is parent.node and target == name:
+            return
         self._flags.lift_name(there.fd, target, there.node.below(target))
         self._remove(parent, name, missing_ok=True)
         os.link(target, name, src_dir_fd=there.fd, dst_dir_fd=parent.fd, follow_symlinks=False)
+        if known is not None:
+            parent.node.below(name).borrowed = known.borrowed
+
+    def _borrow(self, parent: Parent, name: bytes, entry: Entry, *, link: bool) -> None:
+        """Hold the place of a file of a layer below."""
+        path, target = (cleaned(one) for one in (entry.name, entry.link))
+        if self.tree.hides(target):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        self._remove(parent, name, missing_ok=True)
+        os.close(os.open(name, _CREATE, 0o600, dir_fd=parent.fd))
+        borrowed = Borrowed(path, target, self._number, link)
+        parent.node.below(name).borrowed = borrowed
+        self.tree.borrows.append(borrowed)
 
     def _make_special(self, parent: Parent, name: bytes, entry: Entry) -> None:
         self._remove(parent, name, missing_ok=True)
@@ -203,23 +234,24 @@ class Extractor:
             parent = self._parents.find(above)
             if not self._stacked:
                 self._clear(parent.fd, parent.node)
-            parent.node.opaque = True
-            parent.node.bring()
+            parent.node.opaque = parent.node.opaque or self._number
+            parent.node.bring(self._number)
             return
         if name.startswith(_AUFS_PRIVATE):
             return  # bookkeeping of AUFS, which deletes nothing
         hidden = name[len(_WHITEOUT) :]
         if hidden in {b"", b".", b".."}:
-            raise UnpackError(f"layer entry {_shown(name)}: a whiteout of {os.fsdecode(hidden)!r}")
+            raise UnpackError(f"layer entry {shown(name)}: a whiteout of {os.fsdecode(hidden)!r}")
         try:
             # overlayfs needs the directory of a whiteout, be there anything below it or not.
-            parent = self._parents.find(above, create=self._stacked)
+            parent = self._parents.find(above, create=self._stacked, replace=False)
         except (FileNotFoundError, NotADirectoryError):
             return  # there is nothing to delete
         node = parent.node.below(hidden)
         if not self._stacked and not (node.hidden and node.brought):
             self._remove_lower(parent, hidden, node)
-        parent.node.below(hidden).hidden = True
+        node = parent.node.below(hidden)
+        node.hidden = node.hidden or self._number
 
     def _remove_lower(self, parent: Parent, name: bytes, node: Node) -> None:
         """Remove `name` and what is below it, as far as layers below brought it."""
@@ -259,7 +291,7 @@ class Extractor:
 
     def _clear_one(self, place: Descent, node: Node) -> list[bytes]:
         """As `_clear`, without the directories that this layer has here too: their names."""
-        node.opaque = True
+        node.opaque = node.opaque or self._number
         self._flags.lift(place.fd, node)
         own = []
         parent = Parent(place.fd, [], node)
@@ -291,13 +323,13 @@ class Extractor:
         except FileNotFoundError:
             if not missing_ok:
                 raise
-            parent.node.replace(name)
+            parent.node.replace(name, self._number)
             return
         if stat.S_ISDIR(found.st_mode):
             removal.remove_tree(name, dir_fd=parent.fd, check=self._check)
         else:
             self._flags.unlink(parent.fd, name, found)
-        parent.node.replace(name)
+        parent.node.replace(name, self._number)
         if stat.S_ISDIR(found.st_mode) or stat.S_ISLNK(found.st_mode):
             self._parents.forget()
 
@@ -314,7 +346,7 @@ class Extractor:
             self._apply(fd, node.entry)
         except OSError as error:
             raise UnpackError(
-                f"layer entry {_shown(node.entry.name)}: {_reason(node.entry, error)}"
+                f"layer entry {shown(node.entry.name)}: {_reason(node.entry, error)}"
             ) from error
 
     def _strip(self, fd: int, kept: Collection[bytes] = ()) -> None:
@@ -344,27 +376,6 @@ class Extractor:
             self.skipped_xattrs.add(os.fsdecode(attribute))
 
 
-def _clean(name: bytes) -> tuple[bytes, bytes]:
-    """The path above an entry and its last name, with `..` resolved in the text and never above the root."""
-    if len(name) > _PATH_MAX:
-        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-    path = name.strip(b"/")
-    if _UNCLEAN.search(path):
-        parts: list[bytes] = []
-        for part in path.split(b"/"):
-            if part == b"..":
-                del parts[-1:]
-            elif part not in {b"", b"."}:
-                parts.append(part)
-        path = b"/".join(parts)
-    above, _, last = path.rpartition(b"/")
-    return above, last
-
-
-def _shown(name: bytes) -> str:
-    return repr(os.fsdecode(name[:_SHOWN]))
-
-
 def _children(fd: int) -> list[bytes]:
     return [os.fsencode(name) for name in os.listdir(fd)]
 
@@ -372,7 +383,7 @@ def _children(fd: int) -> list[bytes]:
 def _owner(entry: Entry) -> tuple[int, int]:
     if not (0 <= entry.uid <= _MAX_ID and 0 <= entry.gid <= _MAX_ID):
         raise CorruptLayerError(
-            f"layer entry {_shown(entry.name)}: owner {entry.uid}:{entry.gid} does not exist"
+            f"layer entry {shown(entry.name)}: owner {entry.uid}:{entry.gid} does not exist"
         )
     return entry.uid, entry.gid
 
@@ -381,7 +392,7 @@ def _reason(entry: Entry, error: Exception) -> str:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     number = error.errno if isinstance(error, OSError) else None
     if entry.type == tarstream.HARD_LINK and number == errno.ENOENT:
-        return f"its hard link target {_shown(entry.link)} is not in the layer"
+        return f"its hard link target {shown(entry.link)} is not in the layer"
     if entry.type in {tarstream.CHAR_DEVICE, tarstream.BLOCK_DEVICE} and number == errno.EPERM:
         return "a device node can only be made by root outside of user namespaces and jails"
     if number == errno.EPERM and entry.xattrs:

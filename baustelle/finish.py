@@ -54,7 +54,7 @@ class Finisher:
             raise UnpackError(f"layer directory {path[:300]!r}: {error.strerror}{marks}") from error
 
     def _enter(self, levels: list[_Level], node: Node, name: bytes) -> None:
-        bare = node.opaque or (node.hidden and node.brought)
+        bare = bool(node.opaque or (node.hidden and node.brought))
         if levels and levels[-1].bare:
             bare = True
         levels.append(_Level(node, name, iter(node.children.items()), bare))

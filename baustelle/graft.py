@@ -39,7 +39,7 @@ def graft(
         os.rename(name, _ASIDE, src_dir_fd=source.fd, dst_dir_fd=source.fd)
         source.down(_ASIDE)
         moved = path.node.children.pop(name)
-        if path.follow(name, brought=moved.brought):
+        if path.follow(name, brought=bool(moved.brought)):
             _merge(source, moved, path.place, path.node, check)
         os.close(source.up())
         removal.remove_tree(_ASIDE, dir_fd=source.fd, check=check)
@@ -155,19 +155,19 @@ class _Path:
 def _merge(source: Descent, moved: Node, target: Descent, node: Node, check: Callable[[], None]) -> None:
     """Move all from one directory of the layer to another. Where both have the same, that of `target` stays."""
     if moved.brought:
-        node.bring()
+        node.bring(moved.brought)
     levels = [(moved, node, _names(source.fd))]
     while levels:
         check()
         here, there, names = levels[-1]
-        if here.opaque and not there.opaque:
+        if (here.opaque or here.hidden) and not there.opaque:
             overlay.mark_opaque(target.fd)
-            there.opaque = True
+            there.opaque = here.opaque or here.hidden
         if not names:
             levels.pop()
-            if here.entry is not None and there.entry is None:
+            if here.named > there.named:
                 adopt(target.fd, source.fd)
-                there.entry = here.entry
+                there.entry, there.named = here.entry, here.named
             if levels:
                 os.close(source.up())
                 os.close(target.up())
@@ -177,7 +177,7 @@ def _merge(source: Descent, moved: Node, target: Descent, node: Node, check: Cal
         if _move(name, source.fd, target.fd, child, there):
             continue
         if child.brought:
-            there.children[name].bring()
+            there.children[name].bring(child.brought)
         source.down(name)
         target.down(name)
         levels.append((child, there.children[name], _names(source.fd)))
@@ -198,9 +198,9 @@ def _move(name: bytes, source: int, target: int, child: Node, there: Node) -> bo
         if not overlay.is_whiteout(mine):
             removal.unlink(name, target)
             _rename(name, source, target, child, there)
-            child.hidden = True
+            child.hidden = child.hidden or known.hidden
             if stat.S_ISDIR(mine.st_mode):
-                child.opaque = True
+                child.opaque = child.opaque or known.hidden
                 _mark(name, target)
         return True
     if stat.S_ISDIR(other.st_mode) and not known.brought and not stat.S_ISDIR(mine.st_mode):
@@ -210,12 +210,39 @@ def _move(name: bytes, source: int, target: int, child: Node, there: Node) -> bo
         if overlay.is_whiteout(mine):
             overlay.mark_holding_whiteouts(target)
         return True
+    both = stat.S_ISDIR(other.st_mode) and stat.S_ISDIR(mine.st_mode)
+    if child.last > known.last and not both and not overlay.is_whiteout(mine):
+        _replace(name, source, target, child, there, mine=mine, other=other)
+        return True
     if not stat.S_ISDIR(other.st_mode):
         return True
-    if overlay.is_whiteout(mine):
-        known.hidden = known.opaque = True
+    if not stat.S_ISDIR(mine.st_mode):
+        number = child.brought or child.hidden
+        known.hidden, known.opaque = known.hidden or number, known.opaque or number
         _mark(name, target)
     return not stat.S_ISDIR(mine.st_mode)
+
+
+def _replace(
+    name: bytes,
+    source: int,
+    target: int,
+    child: Node,
+    there: Node,
+    *,
+    mine: os.stat_result,
+    other: os.stat_result,
+) -> None:
+    """Of two that the layer has at one path, let the last win."""
+    if stat.S_ISDIR(other.st_mode):
+        removal.remove_tree(name, dir_fd=target)
+    else:
+        removal.unlink(name, target)
+    _rename(name, source, target, child, there)
+    child.hidden = child.hidden or child.brought
+    if stat.S_ISDIR(mine.st_mode):
+        child.opaque = child.opaque or child.brought
+        _mark(name, target)
 
 
 def _rename(name: bytes, source: int, target: int, child: Node, there: Node) -> None:

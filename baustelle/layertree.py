@@ -1,30 +1,68 @@
 """What one layer has, by path: the part of it that must be remembered until the whole layer is read."""
 
+from dataclasses import dataclass
 from typing import Self
 
 from baustelle.tarstream import Entry
 
 
-class Node:
-    """A place in a layer's tree. Nodes take memory in proportion to the names in the archive, however deep those are."""
+@dataclass(slots=True, eq=False)
+class Borrowed:
+    """A file of a layer below that the layer gives other names, by hard links."""
 
-    __slots__ = ("above", "brought", "children", "entry", "flags", "hidden", "made", "opaque")
+    name: bytes
+    """The first of these names, without empty parts, . and .."""
+    target: bytes
+    """The path of the file, likewise."""
+    number: int
+    """That of the entry: the path is as the tree was before it."""
+    link: bool
+    """The layer has made a directory there, which is right only if there is a link below."""
+
+
+class Node:
+    """A place in a layer's tree. Nodes take memory in proportion to the names in the archive, however deep those are.
+
+    What became of a place is kept as the number of the entry that did it, counted from 1; 0 means that nothing did.
+    """
+
+    __slots__ = (
+        "above",
+        "borrowed",
+        "brought",
+        "children",
+        "entry",
+        "flags",
+        "hidden",
+        "made",
+        "named",
+        "opaque",
+    )
 
     def __init__(self, above: "Node | None" = None) -> None:
         self.above = above
         self.children: dict[bytes, Node] = {}
-        self.brought = False
+        self.brought = 0
         """The layer itself has something here: whiteouts of the layer spare it."""
         self.made = False
         """A directory was made here, for the layer's own entry or for what it has below."""
         self.entry: Entry | None = None
         """The directory's attributes, which it gets when nothing is made in it any more."""
-        self.hidden = False
+        self.named = 0
+        """The last entry that named this directory."""
+        self.hidden = 0
         """Nothing of the layers below shows here: not at this path, and not below it."""
-        self.opaque = False
+        self.opaque = 0
         """Nothing of the layers below shows in this directory."""
         self.flags: int | None = None
         """The file flags that come last of all."""
+        self.borrowed: Borrowed | None = None
+        """What is here holds the place of a file of a layer below."""
+
+    @property
+    def last(self) -> int:
+        """The last entry that put something here, beside what it has below."""
+        return max(self.brought, self.named)
 
     def is_directory(self) -> bool:
         """Whether there is a directory here, as far as the layer has to do with it."""
@@ -44,16 +82,40 @@ class Node:
             node = node.below(name)
         return node
 
-    def replace(self, name: bytes) -> "Node":
-        """Forget what the layer had at a name: something else comes there, or nothing."""
+    def hides(self, path: bytes) -> bool:
+        """Whether the layer hides what those below have at a path of names, as far as those are no links."""
+        node = self
+        for name in path.split(b"/"):
+            child = node.children.get(name)
+            if node.opaque or (child is not None and child.hidden):
+                return True
+            if child is None:
+                return False
+            node = child
+        return False
+
+    def replace(self, name: bytes, number: int) -> "Node":
+        """Forget what the layer had at a name: with entry `number` something else comes there, or nothing."""
+        known = self.children.get(name)
         found = self.children[name] = Node(self)
-        found.hidden = True
+        found.hidden = (known.hidden if known is not None else 0) or number
         return found
 
-    def bring(self) -> Self:
-        """The layer has something here, and so directories above."""
+    def bring(self, number: int) -> Self:
+        """With entry `number` the layer has something here, and so directories above."""
         node: Node | None = self
-        while node is not None and not node.brought:
-            node.brought = True
+        while node is not None and not 0 < node.brought <= number:
+            node.brought = number
             node = node.above
         return self
+
+
+class LayerTree(Node):
+    """The root."""
+
+    __slots__ = ("borrows",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.borrows: list[Borrowed] = []
+        """All in the tree, and those whose names went to something else since: none may lead nowhere."""

@@ -49,7 +49,11 @@ def adopt(fd: int, below: int) -> None:
     """Give an open directory the owner, mode, extended attributes and times of another. Raises OSError."""
     found = os.fstat(below)
     os.fchown(fd, found.st_uid, found.st_gid)
-    for name in xattrs.names_on_fd(below):
+    names = xattrs.names_on_fd(below)
+    for name in xattrs.names_on_fd(fd):
+        if name not in names and not name.startswith(overlay.NOT_OF_LAYERS):
+            xattrs.remove_from_fd(fd, name)
+    for name in names:
         if not name.startswith(overlay.NOT_OF_LAYERS):
             xattrs.set_on_fd(fd, name, xattrs.get_on_fd(below, name))
     os.fchmod(fd, stat.S_IMODE(found.st_mode))

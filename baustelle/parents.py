@@ -47,6 +47,7 @@ class Parents:
         self._stale: list[Parent] = []
         self._steps = 0
         self._allowed_steps = _FREE_STEPS
+        self._number = 1
 
     def __enter__(self) -> Self:
         return self
@@ -55,14 +56,15 @@ class Parents:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.forget()
-        self.begin(0)
+        self.begin(0, self._number)
 
-    def begin(self, position: int) -> None:
-        """The next entry begins, after so many bytes of the archive: nothing that was found for others is in use."""
+    def begin(self, position: int, number: int) -> None:
+        """Entry `number` begins, after so many bytes of the archive: nothing that was found for others is in use."""
         for parent in self._stale:
             os.close(parent.fd)
         self._stale.clear()
         self._allowed_steps = _FREE_STEPS + position
+        self._number = number
 
     def forget(self) -> None:
         """Paths may lead elsewhere now."""
@@ -121,7 +123,7 @@ class Parents:
             return False
         self._lift(walk)
         removal.unlink(name, walk.fd)
-        walk.node.replace(name)
+        walk.node.replace(name, self._number)
         self._make(walk, name)
         return True
 

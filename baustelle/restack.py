@@ -13,16 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from baustelle import overlay, removal
+from baustelle.borrow import lend
 from baustelle.descent import DIRECTORY, Descent
 from baustelle.errors import UnpackError
 from baustelle.graft import graft
-from baustelle.layertree import Node
+from baustelle.layertree import LayerTree, Node
 from baustelle.merged import Found, adopt, look
 
 _MAX_LINKS = 40  # as many as Linux follows in one path
 
 
-def restack(root: Path, tree: Node, below: Sequence[Path], check: Callable[[], None] = lambda: None) -> None:
+def restack(
+    root: Path, tree: LayerTree, below: Sequence[Path], check: Callable[[], None] = lambda: None
+) -> None:
     """Fit the layer in `root` onto the layers `below`, highest first, which are fitted already. Blocks.
 
     `tree` is that of `Unpacked`; it is changed. `check` is called many times a second, to raise what shall end the work.
@@ -40,6 +43,9 @@ def restack(root: Path, tree: Node, below: Sequence[Path], check: Callable[[], N
                     break
             for _ in range(_MAX_LINKS + 1):
                 links = _Fitting(root_fd, roots, check).run(tree)
+                if not links and tree.borrows:
+                    lend(root_fd, roots, tree, check)
+                    _Fitting(root_fd, roots, check).run(tree)  # adopts what was made on the way
                 if not links:
                     return
                 for names in links:
@@ -86,7 +92,7 @@ class _Fitting:
         for name, child in level.children:
             if not child.is_directory():
                 continue
-            hidden = child.hidden or level.node.opaque
+            hidden = bool(child.hidden or level.node.opaque)
             if hidden and not child.brought:
                 with contextlib.suppress(NotADirectoryError):  # a whiteout
                     removal.remove_tree(name, dir_fd=place.fd, check=self._check)
@@ -95,7 +101,7 @@ class _Fitting:
             if found.link is not None and child.entry is None:
                 self._links.append([*(one.name for one in levels[1:]), name])
                 continue
-            if not child.brought and not found.anything:
+            if not child.brought and not found.directories:  # a file has nothing below it to be deleted
                 removal.remove_tree(name, dir_fd=place.fd, check=self._check)
                 level.node.children[name] = Node(level.node)
                 return

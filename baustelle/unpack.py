@@ -13,7 +13,7 @@ from typing import Any
 from baustelle.decompress import Source, plain_chunks
 from baustelle.errors import CorruptLayerError, UnpackError
 from baustelle.extract import Extractor, Whiteouts
-from baustelle.layertree import Node
+from baustelle.layertree import LayerTree
 from baustelle.tarstream import TarStream
 
 __all__ = ["CorruptLayerError", "UnpackError", "Unpacked", "Whiteouts", "unpack", "unpack_stream"]
@@ -32,7 +32,7 @@ class Unpacked:
     entries: int
     skipped_xattrs: tuple[str, ...] = ()
     """Extended attributes that the file system cannot keep, by name; SCHILY.fflags stands for file flags."""
-    tree: Node | None = field(default=None, repr=False, compare=False)
+    tree: LayerTree | None = field(default=None, repr=False, compare=False)
     """What `baustelle.restack` must know of a layer that was unpacked for overlayfs."""
 
 
@@ -46,7 +46,7 @@ def unpack(
 ) -> Unpacked:
     """Unpack the layer in `stream` (gzip, zstd or plain tar, read to its end) into the directory `root`.
 
-    `root` must exist. It holds the layers below for `Whiteouts.APPLY`, nothing for `Whiteouts.OVERLAY`.
+    `root` must exist. It holds the layers below for `Whiteouts.APPLY`, nothing for the others.
     Blocks; for an event loop there is `unpack_stream`. No entry ends outside of `root`, whatever it is called
     and whatever links are there. File flags (SCHILY.fflags) are set on FreeBSD, by root: remove the tree with
     `baustelle.removal`, which clears them. ACLs (SCHILY.acl) are not set.
@@ -81,7 +81,7 @@ def unpack(
         size=extractor.size,
         entries=extractor.entries,
         skipped_xattrs=tuple(sorted(extractor.skipped_xattrs)),
-        tree=extractor.tree if whiteouts is Whiteouts.OVERLAY else None,
+        tree=extractor.tree if whiteouts is not Whiteouts.APPLY else None,
     )
 
 

@@ -30,10 +30,21 @@ if sys.platform == "linux":
         """Remove one attribute of an open file or directory. Raises OSError."""
         os.removexattr(fd, name)
 
-    def set_on_name(dir_fd: int, name: bytes, attribute: bytes, value: bytes) -> None:
+    def names_on_name(dir_fd: int, name: str | bytes) -> list[bytes]:
+        """The attributes of `name` in a directory, which is not followed. Raises OSError."""
+        return [os.fsencode(one) for one in os.listxattr(_path(dir_fd, name), follow_symlinks=False)]
+
+    def get_on_name(dir_fd: int, name: str | bytes, attribute: bytes) -> bytes:
+        """The value of an attribute of `name` in a directory, which is not followed. Raises OSError."""
+        return os.getxattr(_path(dir_fd, name), attribute, follow_symlinks=False)
+
+    def set_on_name(dir_fd: int, name: str | bytes, attribute: bytes, value: bytes) -> None:
         """Set one attribute of `name` in a directory without following it: links, FIFOs, devices."""
+        os.setxattr(_path(dir_fd, name), attribute, value, follow_symlinks=False)
+
+    def _path(dir_fd: int, name: str | bytes) -> bytes:
         # There is no lsetxattrat(2) in the systems of today; the descriptor's name pins the directory.
-        os.setxattr(f"/proc/self/fd/{dir_fd}/".encode() + name, attribute, value, follow_symlinks=False)
+        return f"/proc/self/fd/{dir_fd}/".encode() + os.fsencode(name)
 
 else:
     from baustelle.freebsd import fail, library
@@ -77,7 +88,7 @@ else:
         if library()[1].extattr_delete_fd(fd, space, own_name) < 0:
             fail(name)
 
-    def set_on_name(dir_fd: int, name: bytes, attribute: bytes, value: bytes) -> None:
+    def set_on_name(dir_fd: int, name: str | bytes, attribute: bytes, value: bytes) -> None:
         """Set one attribute of `name` in a directory without following it: links, FIFOs, devices."""
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
         try:

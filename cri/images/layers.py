@@ -132,7 +132,7 @@ class Layers:
             coming.set_result(self.has(chain_id))
 
     async def _unpack(self, chain: Sequence[str], diff_id: str, chunks: AsyncIterator[bytes]) -> None:
-        whiteouts = Whiteouts.OVERLAY if self._snapshots.overlay_whiteouts else Whiteouts.APPLY
+        whiteouts = Whiteouts.STACKED if self._snapshots.overlay_whiteouts else Whiteouts.APPLY
         chain_id, below = chain[-1], chain[-2::-1]
         algorithm = diff_id.partition(":")[0]
         try:

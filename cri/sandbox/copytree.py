@@ -1,26 +1,22 @@
 """Copies file trees whole: owners, modes, times, extended attributes, ACLs, file flags, hard links, devices, FIFOs, holes.
 
-Links, devices and FIFOs keep all but extended attributes and ACLs, and sockets are left out.
+On FreeBSD links, devices and FIFOs keep all but extended attributes and ACLs. Sockets are left out.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import stat
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from baustelle import acls, descent, fileflags, xattrs
+from baustelle import descent, fileflags
+from baustelle.copyfile import copy_attributes, copy_file
 from baustelle.descent import Descent
 from cri.sandbox.spec import DiskUsage
 
-_CHUNK = 16 * 1024 * 1024
-_READ_CHUNK = 1024 * 1024
 _BLOCK = 512
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def copy_tree(source: str, target: str, check: Callable[[], None] = lambda: None) -> None:
@@ -98,7 +94,7 @@ class _Copy:
                     inner = f"{path}/{name}"
                     levels.append((inner, self._files(here.fd, there.fd, inner)))
                     continue
-                _copy_attributes(here.fd, there.fd, os.fstat(here.fd))
+                copy_attributes(here.fd, there.fd, os.fstat(here.fd))
                 flags = fileflags.of(os.fstat(here.fd))
                 levels.pop()
                 if levels:
@@ -127,7 +123,7 @@ class _Copy:
             elif (found.st_dev, found.st_ino) in self.links:
                 self._link(*self.links[found.st_dev, found.st_ino], name, target)
             elif not stat.S_ISSOCK(found.st_mode):  # which belongs to a process that is not there
-                _copy_file(name, found, source, target, self.check)
+                copy_file(name, found, source, target, name, self.check)
                 self._finish_file(name, found, target, path)
         return below
 
@@ -146,83 +142,6 @@ class _Copy:
                 self.flags.append((path, name, flags))
         elif flags:
             _set_flags(target, name, flags)
-
-
-def _copy_file(name: str, found: os.stat_result, source: int, target: int, check: Callable[[], None]) -> None:
-    if stat.S_ISREG(found.st_mode):
-        _copy_regular(name, found, source, target, check)
-        return
-    if stat.S_ISLNK(found.st_mode):
-        os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
-    elif stat.S_ISFIFO(found.st_mode):
-        os.mkfifo(name, 0o600, dir_fd=target)
-    else:
-        os.mknod(name, found.st_mode, found.st_rdev, dir_fd=target)
-    os.chown(name, found.st_uid, found.st_gid, dir_fd=target, follow_symlinks=False)
-    if not stat.S_ISLNK(found.st_mode):
-        os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=target)
-    os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=target, follow_symlinks=False)
-
-
-def _copy_regular(
-    name: str, found: os.stat_result, source: int, target: int, check: Callable[[], None]
-) -> None:
-    reading = os.open(name, _FILE, dir_fd=source)
-    try:
-        writing = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target)
-        try:
-            for start, end in _extents(reading, found):
-                _copy_extent(reading, writing, start, end, check)
-            os.ftruncate(writing, found.st_size)
-            _copy_attributes(reading, writing, found)
-        finally:
-            os.close(writing)
-    finally:
-        os.close(reading)
-
-
-def _extents(fd: int, found: os.stat_result) -> Iterator[tuple[int, int]]:
-    """Where a file has data: (start, end). What lies between are holes."""
-    if found.st_blocks * _BLOCK >= found.st_size:
-        if found.st_size:
-            yield 0, found.st_size
-        return
-    end = 0
-    while end < found.st_size:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            return  # nothing but a hole is left
-        end = os.lseek(fd, start, os.SEEK_HOLE)
-        yield start, end
-
-
-def _copy_extent(reading: int, writing: int, start: int, end: int, check: Callable[[], None]) -> None:
-    try:
-        while start < end:
-            check()
-            copied = os.copy_file_range(reading, writing, min(end - start, _CHUNK), start, start)
-            if not copied:
-                return  # the file has become shorter
-            start += copied
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        while start < end and (data := os.pread(reading, min(end - start, _READ_CHUNK), start)):
-            check()
-            start += os.pwrite(writing, data, start)
-
-
-def _copy_attributes(source: int, target: int, found: os.stat_result) -> None:
-    os.fchown(target, found.st_uid, found.st_gid)
-    for name in xattrs.names_on_fd(source):
-        xattrs.set_on_fd(target, name, xattrs.get_on_fd(source, name))
-    os.fchmod(target, stat.S_IMODE(found.st_mode))  # after chown, which clears setuid
-    if sys.platform.startswith("freebsd"):
-        acls.copy(source, target, directory=stat.S_ISDIR(found.st_mode))
-    os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 def _set_flags(directory: int, name: str, flags: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from baustelle.removal import remove_tree
+from baustelle.restack import restack
 from baustelle.unpack import CorruptLayerError, UnpackError, Whiteouts, unpack
 
 
@@ -189,6 +190,37 @@ def check_twice(root, name, whiteouts):
             break
     told = f"{len(small) >> 10} KiB {best_small:.3f} s, {len(large) >> 10} KiB {best_large:.3f} s"
     assert best_large <= most * best_small + 0.02, told
+
+
+BORROWED = {
+    "many files": lambda size: [(f"d{number % 9}/f{number}", f"h{number}") for number in range(size)],
+    "many names of one": lambda size: [("d/f", f"h{number}") for number in range(size)],
+    "deep": lambda size: [("d/" * 200 + f"f{number}", f"d/h{number}") for number in range(size // 40)],
+}
+
+
+@pytest.mark.node
+@pytest.mark.skipif(sys.platform != "linux", reason="overlayfs is Linux's")
+@pytest.mark.parametrize("name", BORROWED)
+def test_twice_the_hard_links_to_files_below(root, name):
+    def fitted(size):
+        pairs = BORROWED[name](size)
+        base = b"".join(member(target) for target in dict(pairs))
+        layer = b"".join(member(link, tarfile.LNKTYPE, linkname=target) for target, link in pairs)
+        root.mkdir()
+        try:
+            for number, data in enumerate((base, layer)):
+                (root / str(number)).mkdir()
+                tree = unpack(io.BytesIO(data), root / str(number), whiteouts=Whiteouts.STACKED).tree
+                began = time.process_time()
+                restack(root / str(number), tree, [root / "0"][:number])
+            return time.process_time() - began
+        finally:
+            remove_tree(root)
+
+    small = min(fitted(1_000) for _ in range(3))
+    large = min(fitted(2_000) for _ in range(3))
+    assert large <= 2.5 * small + 0.02, f"{small:.3f} s, {large:.3f} s"
 
 
 def test_many_members_of_gzip(root):

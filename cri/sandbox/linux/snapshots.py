@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from baustelle.layertree import Node
+from baustelle.layertree import LayerTree
 from baustelle.overlay import is_opaque
 from baustelle.removal import remove_tree
 from baustelle.restack import restack
@@ -32,7 +32,7 @@ class OverlaySnapshotter(DirectorySnapshotter):
 
     async def fit(self, chain_id: str, below: Sequence[str], tree: object) -> None:
         """Have a layer show what it would be if it was applied to those below."""
-        assert isinstance(tree, Node)
+        assert isinstance(tree, LayerTree)
         root, lower = self._begun(chain_id) / FILES, [self.layer(one) for one in below]
         await threaded(lambda check: restack(root, tree, lower, check))
 

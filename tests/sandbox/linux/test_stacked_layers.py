@@ -19,9 +19,11 @@ CHAIN = tuple(
 def layer(*entries):
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
-        for name, mode in entries:
+        for name, mode, *target in entries:
             info = tarfile.TarInfo(name)
             info.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
+            if target:
+                info.type, info.linkname = tarfile.LNKTYPE, target[0]
             info.mode, info.uid = mode, 7
             archive.addfile(info)
     return io.BytesIO(out.getvalue())
@@ -30,7 +32,7 @@ def layer(*entries):
 async def committed(snapshots, number, archive):
     below = CHAIN[:number][::-1]
     root = await snapshots.begin(CHAIN[number], below[0] if below else None)
-    unpacked = unpack(archive, root, whiteouts=Whiteouts.OVERLAY)
+    unpacked = unpack(archive, root, whiteouts=Whiteouts.STACKED)
     await snapshots.fit(CHAIN[number], below, unpacked.tree)
     await snapshots.commit(CHAIN[number])
 
@@ -49,6 +51,14 @@ async def test_a_directory_that_a_layer_does_not_name_is_that_below(snapshots):
         (0o700, 7),
     ]
     assert [path.name for path in top.iterdir()] == ["d"]
+
+
+async def test_a_hard_link_to_a_file_below(snapshots):
+    await committed(snapshots, 0, layer(("d/f", 0o640)))
+    await committed(snapshots, 1, layer(("h", 0, "d/f")))
+    top = snapshots.layer(CHAIN[1])
+    assert (top / "h").samefile(top / "d/f")
+    assert ((top / "h").stat().st_mode & 0o777, (top / "h").stat().st_nlink) == (0o640, 2)
 
 
 async def test_nothing_is_stacked_below_a_layer_that_hides_it_all(snapshots, tmp_path):
