@@ -377,6 +377,7 @@ async def test_sysctls_of_the_pod(node, pod):
     await pod.warden.disconnect()
     with pytest.raises(OSError):
         await exchange("net.ipv4.ip_forward")
+    pod.warden = await node.host.find_warden(pod.spec)  # to be ended with the others
 
 
 async def test_a_second_start_is_refused(pod):
