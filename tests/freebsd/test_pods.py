@@ -244,9 +244,9 @@ async def test_limits_are_rules(machine):
         assert f"jail:{name}:{rule}" in rules
     assert "fork" in await machine.sh(container, "for i in 1 2 3 4 5 6 7 8; do sleep 3 & done; wait")
     update = v1.LinuxContainerResources(cpu_quota=20_000, cpu_period=100_000)
-    from cri.sandbox.translate import resources
+    from cri.sandbox.limits import resources
 
-    await machine.pods.container(container).update(resources(update), update)
+    await machine.pods.container(container).update(resources(update, machine.host.features), update)
     rules = run("rctl", "-n", f"jail:{name}")
     assert "pcpu:deny=20" in rules
     assert "pcpu:deny=50" not in rules
@@ -259,7 +259,7 @@ async def test_limits_are_rules(machine):
 
 
 async def test_an_update_that_fails_changes_nothing(machine):
-    from cri.sandbox.translate import resources
+    from cri.sandbox.limits import resources
 
     container = await machine.container(
         await machine.pod(),
@@ -273,7 +273,7 @@ async def test_an_update_that_fails_changes_nothing(machine):
 
     async def update(**fields):
         message = v1.LinuxContainerResources(**fields)
-        await machine.pods.update_container(container, resources(message), message)
+        await machine.pods.update_container(container, resources(message, machine.host.features), message)
 
     for fields in (
         {"cpuset_cpus": "0", "cpu_quota": 1 << 62},
