@@ -51,20 +51,25 @@ def kept_times(fd: int) -> Iterator[None]:
     os.utime(fd, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
-def walk(fd: int) -> Iterator[tuple[int, list[os.DirEntry[str]]]]:
+def walk(fd: int, *, one_filesystem: bool = False) -> Iterator[tuple[int, list[os.DirEntry[str]]]]:
     """All directories from an open one down, each open for as long as it is looked at, with its files that are none.
 
-    Directories that vanish meanwhile are passed over. If one is moved while the walk is below it, the walk ends. Raises
-    OSError.
+    Directories that vanish meanwhile are passed over, and with `one_filesystem` what is mounted below. If one is moved while
+    the walk is below it, the walk ends. Raises OSError.
     """
+    device = os.fstat(fd).st_dev
     with Descent(fd) as place:
         levels: list[tuple[tuple[int, int], list[str]]] = []
         entered = True
         while entered or levels:
             if entered:
-                files, below = _listed(place.fd)
-                levels.append((_identity(place.fd), below))
-                yield place.fd, files
+                identity = _identity(place.fd)
+                if one_filesystem and identity[0] != device:
+                    levels.append((identity, []))
+                else:
+                    files, below = _listed(place.fd)
+                    levels.append((identity, below))
+                    yield place.fd, files
             below = levels[-1][1]
             if below:
                 entered = _entered(place, below.pop())

@@ -40,8 +40,9 @@ def copy_tree(source: str, target: str, check: Callable[[], None] = lambda: None
 
 
 def disk_usage(directory: str, check: Callable[[], None] = lambda: None) -> DiskUsage:
-    """What a tree takes on disk, hard links counted once. Files that vanish meanwhile do not count. Blocks.
+    """What a tree takes on disk, hard links counted once. Blocks.
 
+    Files that vanish meanwhile do not count, nor does what is mounted in it: on FreeBSD that is in a container's root.
     `check` as for `copy_tree`. Raises OSError.
     """
     blocks = 0
@@ -49,7 +50,7 @@ def disk_usage(directory: str, check: Callable[[], None] = lambda: None) -> Disk
 
     def add(found: os.stat_result) -> None:
         nonlocal blocks
-        if (found.st_dev, found.st_ino) not in seen:
+        if found.st_dev == device and (found.st_dev, found.st_ino) not in seen:
             seen.add((found.st_dev, found.st_ino))
             blocks += found.st_blocks
 
@@ -58,7 +59,8 @@ def disk_usage(directory: str, check: Callable[[], None] = lambda: None) -> Disk
     except FileNotFoundError:
         return DiskUsage(0, 0)
     try:
-        for fd, files in descent.walk(top):
+        device = os.fstat(top).st_dev
+        for fd, files in descent.walk(top, one_filesystem=True):
             add(os.fstat(fd))
             for entry in files:
                 check()
