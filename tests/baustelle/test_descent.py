@@ -1,6 +1,7 @@
 """Walking down a tree, and staying on its filesystem."""
 
 import os
+import sys
 
 import pytest
 
@@ -9,7 +10,7 @@ from baustelle import descent
 
 @pytest.fixture
 def dev():
-    """A directory that has others mounted in it on every system (pts and shm, or fd)."""
+    """A directory that has others mounted in it (pts, shm; with fdescfs, fd)."""
     fd = os.open("/dev", os.O_RDONLY | os.O_DIRECTORY)
     yield fd
     os.close(fd)
@@ -21,7 +22,8 @@ def devices(fd: int, **options: bool) -> set[int]:
 
 def test_a_walk_on_one_filesystem_passes_over_what_is_mounted(dev):
     assert devices(dev, one_filesystem=True) == {os.fstat(dev).st_dev}
-    assert len(devices(dev)) > 1
+    if sys.platform == "linux":  # FreeBSD mounts nothing there by itself
+        assert len(devices(dev)) > 1
 
 
 def test_a_walk_goes_on_beside_what_is_mounted(dev):
