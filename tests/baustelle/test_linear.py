@@ -183,7 +183,7 @@ def check_twice(root, name, whiteouts):
     most = 2.5 * max(
         1.0, len(large) / len(small) / 2
     )  # of a depth, twice as much takes up to four times the bytes
-    for _ in range(6):
+    for _ in range(12):
         best_small = min(best_small, seconds(small, root, whiteouts))
         best_large = min(best_large, seconds(large, root, whiteouts))
         if best_large <= 2.2 * best_small:
