@@ -266,9 +266,10 @@ class ImageStore:
         tag, digest = reference.tagged, f"{reference.name}@{pulled.repo_digest}"
         if reference.digest is not None:
             tag = None
-        config = await asyncio.to_thread(self._content.read, pulled.config.digest)
+        # Decoded there, too: a config may have megabytes.
+        config = await asyncio.to_thread(lambda: self._content.read(pulled.config.digest).decode())
         async with self._naming:
-            await self._save(pulled, config.decode(), tag, digest)
+            await self._save(pulled, config, tag, digest)
 
     async def _save(self, pulled: PulledImage, config: str, tag: str | None, digest: str) -> None:
         known = self._store.images.get(pulled.id)

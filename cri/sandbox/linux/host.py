@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import errno
 import os
 from collections.abc import Callable, Sequence
@@ -53,7 +52,7 @@ class LinuxHost(Host):
         """`runtime_dir` holds a directory per sandbox, whose name is the beginning of the sandbox's id."""
         self._runtime = runtime_dir
         self._hierarchies = Hierarchies.detect()
-        self.features = dataclasses.replace(
+        self.features = replace(
             self.features,
             hugepages=self._hierarchies.hugepages(),
             unified=None if self._hierarchies.v2 else frozenset(),
