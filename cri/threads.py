@@ -1,4 +1,4 @@
-"""Threads for calls that may hang."""
+"""Threads for calls that may hang, and for work that takes long."""
 
 from __future__ import annotations
 
@@ -18,6 +18,41 @@ async def in_own_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
     For what touches a volume: one that hangs (a dead NFS server) would take a thread of the shared pool with it for good,
     and after a few of them nobody could stop a pod. This thread is lost alone, and does not keep the daemon from ending.
     """
+    return await _begun(function, *args, **kwargs)
+
+
+class AbandonedError(Exception):
+    """Raised in a thread, by the `check` that it was given: nobody waits for it any more."""
+
+
+async def threaded(work: Callable[[Callable[[], None]], T]) -> T:
+    """`work(check)` in a thread of its own that has ended when this returns or raises.
+
+    For long work that is undone or gone on with afterwards. If the task is cancelled, the next call of `check` raises
+    AbandonedError in the thread; so `work` calls it many times a second.
+    """
+    abandoned = threading.Event()
+
+    def check() -> None:
+        if abandoned.is_set():
+            raise AbandonedError
+
+    done = _begun(work, check)
+    cancelled: asyncio.CancelledError | None = None
+    while not done.done():
+        try:
+            await asyncio.wait([done])
+        except asyncio.CancelledError as error:
+            cancelled = error
+            abandoned.set()
+    if cancelled is not None:
+        done.exception()  # so that nobody says it was never looked at
+        raise cancelled
+    return done.result()
+
+
+def _begun(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+    """Begin a call in a thread of its own, which neither the loop's executor nor the end of the daemon waits for."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
@@ -36,7 +71,7 @@ async def in_own_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwa
             loop.call_soon_threadsafe(settle, outcome)
 
     threading.Thread(target=work, name=f"own {function.__name__}", daemon=True).start()
-    return await done
+    return done
 
 
 def _raising(done: asyncio.Future[T], error: BaseException) -> Callable[[], None]:

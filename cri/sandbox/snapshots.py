@@ -32,7 +32,7 @@ from cri.sandbox.layer_files import FILES, SYNCED, USAGE, judge, seal, write_usa
 from cri.sandbox.rubbish import Rubbish
 from cri.sandbox.small_files import sync_directory
 from cri.sandbox.spec import ContainerSpec, DiskUsage
-from cri.sandbox.threaded import threaded
+from cri.threads import threaded
 
 log = structlog.get_logger(__name__)
 

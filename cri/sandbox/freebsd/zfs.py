@@ -40,7 +40,7 @@ from cri.sandbox.snapshots import (
     name_of_chain,
 )
 from cri.sandbox.spec import ContainerSpec, DiskUsage
-from cri.sandbox.threaded import threaded
+from cri.threads import threaded
 
 log = structlog.get_logger(__name__)
 

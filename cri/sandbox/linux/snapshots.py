@@ -18,7 +18,7 @@ from cri.sandbox.layer_files import FILES
 from cri.sandbox.linux import kernel
 from cri.sandbox.snapshots import CopySnapshotter, DirectorySnapshotter
 from cri.sandbox.spec import ContainerSpec
-from cri.sandbox.threaded import threaded
+from cri.threads import threaded
 
 _PROBE = "probe-"
 

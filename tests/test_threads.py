@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cri.sandbox.threaded import threaded
+from cri.threads import threaded
 
 
 async def test_results_and_errors():
