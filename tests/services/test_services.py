@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import tempfile
@@ -11,61 +10,34 @@ from pathlib import Path
 import grpc
 import pytest
 
-from baustelle.bundle import ImageDefaults
 from cri.api.runtime import v1
 from cri.image_service import ImageService
 from cri.metrics import Metrics
 from cri.runtime_service import RuntimeService
 from cri.sandbox.fake import FakeHost, FakeKernel, FakeNetwork
 from cri.sandbox.host import Condition
-from cri.sandbox.node import Node, RunnableImage
+from cri.sandbox.node import Node
 from cri.sandbox.pods import Pods
 from cri.sandbox.recovery import recover
-from cri.sandbox.spec import DiskUsage
 from cri.sandbox.trash import Trash
-from cri.state import ImageRecord, Store
+from cri.state import Store
 from cri.stats import Stats
 from cri.streaming import StreamingRequests
 from cri.streaming.server import StreamingServer
 
-IMAGE_ID = "sha256:" + "a" * 64
-TAG = "docker.io/library/app:1"
+from . import conftest
+from .conftest import IMAGE_ID, TAG
 
 
-class Images:
+class Images(conftest.Images):
     """An image store with one image, and what was asked of it."""
 
     def __init__(self) -> None:
-        self.record = ImageRecord(
-            id=IMAGE_ID, tags=[TAG], digests=["docker.io/library/app@sha256:b"], size=7, chains=["sha256:c"],
-            config="{}", user="1000:5", manifest="sha256:d", pinned=False, pulled_at=1,
-        )  # fmt: skip
         self.pulled: list[object] = []
-
-    def runnable(self, reference: str) -> RunnableImage:
-        return RunnableImage(IMAGE_ID, self.record.digests[0], ("sha256:c",), ImageDefaults(cmd=("sleep",)))
-
-    def hold(self, layers):
-        return contextlib.nullcontext()
-
-    async def collect(self) -> None:
-        pass
-
-    def images(self):
-        return [self.record]
-
-    def find(self, reference: str):
-        return self.record if reference in (TAG, IMAGE_ID) else None
 
     async def pull(self, reference: str, credentials) -> str:
         self.pulled.append((reference, credentials))
-        return IMAGE_ID
-
-    async def remove(self, reference: str) -> None:
-        pass
-
-    def usage(self) -> DiskUsage:
-        return DiskUsage(1000, 10)
+        return await super().pull(reference, credentials)
 
 
 class Network(FakeNetwork):
