@@ -23,8 +23,8 @@ NAME = "cri-jails-launcher"
 """What ps shows."""
 PROGRAM = Path(__file__).with_name("launcher")
 """The executable, compiled at install."""
-_PACKET = 32 * 1024
-"""Bytes of the largest plan that is sent in the message itself: PACKET in launcher.c."""
+_PACKET = (32 if sys.platform == "linux" else 4) * 1024
+"""Bytes of the largest plan that is sent in the message itself: not above PACKET in launcher.c, and what a socket has room for."""
 _LARGE = struct.Struct("=II")
 _LARGE_MAGIC = 0x4C495247
 _RECORD = struct.Struct("=4i")

@@ -3,8 +3,6 @@
    No C library, because its memory, its start-up and its loader would be everything that is big here; and since a static
    executable of a few pages is what a sealed memfd per pod can hold. The numbers and layouts are kernel ABI. */
 
-#include <asm/ioctls.h>
-#include <asm/termios.h>
 #include <linux/capability.h>
 #include <linux/errno.h>
 #include <linux/fcntl.h>
@@ -46,6 +44,7 @@ enum { SOL_SOCKET_ = 1, SCM_RIGHTS_ = 1, MSG_NOSIGNAL_ = 0x4000, MSG_CLOEXEC_ = 
 enum { OPEN_CLONE = 1, OPEN_CLOEXEC = 0x80000, RECURSIVE = 0x8000, EMPTY_PATH = 0x1000 }; /* open_tree(2) */
 enum { FROM_EMPTY = 4, TO_EMPTY = 0x40 };                                              /* move_mount(2) */
 enum { SET_FLAG = 0, SET_STRING = 1, CREATE = 6 };                                     /* fsconfig(2) */
+enum { TAKE_TERMINAL = 0x540e, SET_SIZE = 0x5414, LOCK_PTY = 0x40045431, OTHER_END = 0x5441 }; /* ioctl_tty(2) */
 enum { DETACH = 2, TYPE = 0170000, A_DIRECTORY = 0040000, A_PIPE = 0010000, A_CHARACTER_DEVICE = 0020000 };
 enum { ROOM = 4096, LINKS = 40, ATTEMPTS = 1000 };
 #ifndef O_PATH
@@ -185,7 +184,7 @@ static long sys_see_that_inside(void) {
 
 /* A pty of the container's own devpts. Its other end is got without a look-up by name that the container could answer. */
 static long sys_terminal(int64_t pty, int64_t terminal, int64_t owner, int64_t rows, int64_t columns) {
-    struct winsize size = { rows, columns, 0, 0 };
+    unsigned short size[4] = { rows, columns, 0, 0 }; /* struct winsize */
     int unlocked = 0;
     long result, fd = sys_open("/dev/pts/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK, 0);
 
@@ -193,14 +192,14 @@ static long sys_terminal(int64_t pty, int64_t terminal, int64_t owner, int64_t r
     if ((result = CALL(SYS_fcntl, fd, F_SETFL, O_RDWR)) < 0) return result;
     if ((result = sys_dup_to(fd, pty, O_CLOEXEC)) < 0) return result;
     sys_close(fd);
-    if ((result = CALL(SYS_ioctl, pty, TIOCSPTLCK, &unlocked)) < 0) return result;
-    if ((fd = CALL(SYS_ioctl, pty, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC)) < 0) return fd;
+    if ((result = CALL(SYS_ioctl, pty, LOCK_PTY, &unlocked)) < 0) return result;
+    if ((fd = CALL(SYS_ioctl, pty, OTHER_END, O_RDWR | O_NOCTTY | O_CLOEXEC)) < 0) return fd;
     if ((result = sys_dup_to(fd, terminal, O_CLOEXEC)) < 0) return result;
     sys_close(fd);
     if ((result = sys_fchown(terminal, owner)) < 0) return result;
-    return rows || columns ? CALL(SYS_ioctl, terminal, TIOCSWINSZ, &size) : 0;
+    return rows || columns ? CALL(SYS_ioctl, terminal, SET_SIZE, size) : 0;
 }
-static long sys_take_terminal(int fd) { return CALL(SYS_ioctl, fd, TIOCSCTTY, 0); }
+static long sys_take_terminal(int fd) { return CALL(SYS_ioctl, fd, TAKE_TERMINAL, 0); }
 
 static long tolerate(long result, int64_t tolerated) { return tolerated == TOLERATE_ALL && result < 0 ? 0 : result; }
 

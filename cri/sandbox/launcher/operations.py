@@ -70,6 +70,10 @@ class Operation(enum.IntEnum):
     UNTRACEABLE = 96
     ROUTING_TABLE = 97
     JAIL = 98
+    PROCESS_CONTROL = 99
+    LOGIN_NAME = 100
+    LOGIN_CLASS = 101
+    REALTIME_PRIORITY = 102
 
 
 class Tolerate(enum.IntEnum):
@@ -144,6 +148,10 @@ SHAPES: dict[Operation, tuple[int, int, int]] = {
     Operation.UNTRACEABLE: (0, 0, 0),
     Operation.ROUTING_TABLE: (1, 0, 0),
     Operation.JAIL: (1, 0, 0),
+    Operation.PROCESS_CONTROL: (3, 0, 0),
+    Operation.LOGIN_NAME: (0, 1, 1),
+    Operation.LOGIN_CLASS: (0, 1, 1),
+    Operation.REALTIME_PRIORITY: (2, 0, 0),
 }
 """How many integers a step has, and how many texts at least and at most."""
 

@@ -42,7 +42,7 @@
     /* Linux: the process */                                                                                            \
     OPERATION(ENTER, 32, 2, 0, 0)           /* descriptor, kind of namespace */                                         \
     OPERATION(LEAVE, 33, 1, 0, 0)           /* namespaces to have anew */                                               \
-    OPERATION(JOIN_KEYRING, 34, 1, 0, 0)    /* permissions to add */                                                    \
+    OPERATION(JOIN_KEYRING, 34, 1, 0, 0)    /* permissions of the new one */                                                    \
     OPERATION(SCHEDULER, 35, 2, 0, 0)       /* policy, nice */                                                          \
     OPERATION(AFFINITY, 36, 0, 1, 1)        /* mask of CPUs */                                                          \
     OPERATION(IO_PRIORITY, 37, 1, 0, 0)     /* class and level */                                                       \
@@ -74,7 +74,11 @@
     /* FreeBSD */                                                                                                       \
     OPERATION(UNTRACEABLE, 96, 0, 0, 0)                                                                                 \
     OPERATION(ROUTING_TABLE, 97, 1, 0, 0)   /* number */                                                                \
-    OPERATION(JAIL, 98, 1, 0, 0)            /* jid */
+    OPERATION(JAIL, 98, 1, 0, 0)            /* jid */                                                                   \
+    OPERATION(PROCESS_CONTROL, 99, 3, 0, 0) /* command of procctl, value, tolerated */                                  \
+    OPERATION(LOGIN_NAME, 100, 0, 1, 1)     /* name */                                                                  \
+    OPERATION(LOGIN_CLASS, 101, 0, 1, 1)    /* class */                                                                 \
+    OPERATION(REALTIME_PRIORITY, 102, 2, 0, 0) /* class, level */
 
 enum operation {
 #define OPERATION(name, number, integers, least, most) OP_##name = number,
