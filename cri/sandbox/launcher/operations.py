@@ -114,7 +114,7 @@ SHAPES: dict[Operation, tuple[int, int, int]] = {
     Operation.IDS: (2, 0, 0),
     Operation.NO_NEW_PRIVILEGES: (0, 0, 0),
     Operation.DEATH_SIGNAL: (1, 0, 0),
-    Operation.EXECUTE: (2, 5, MAX_PLAN),
+    Operation.EXECUTE: (2, 4, MAX_PLAN),
     Operation.ENTER: (2, 0, 0),
     Operation.LEAVE: (1, 0, 0),
     Operation.JOIN_KEYRING: (1, 0, 0),

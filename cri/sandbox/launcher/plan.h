@@ -38,7 +38,7 @@
     OPERATION(IDS, 15, 2, 0, 0)             /* user, group */                                                           \
     OPERATION(NO_NEW_PRIVILEGES, 16, 0, 0, 0)                                                                           \
     OPERATION(DEATH_SIGNAL, 17, 1, 0, 0)    /* signal */                                                                \
-    OPERATION(EXECUTE, 18, 2, 5, PLAN_MAX)  /* where argv and environment begin; candidates, 0, argv, 0, environment, 0 */ \
+    OPERATION(EXECUTE, 18, 2, 4, PLAN_MAX)  /* where argv and environment begin; candidates, 0, argv, 0, environment, 0 */ \
     /* Linux: the process */                                                                                            \
     OPERATION(ENTER, 32, 2, 0, 0)           /* descriptor, kind of namespace */                                         \
     OPERATION(LEAVE, 33, 1, 0, 0)           /* namespaces to have anew */                                               \
