@@ -363,10 +363,19 @@ static int is_out_of_bounds(int root, int fd) {
            place[at + 4] == 'c' && (!place[at + 5] || place[at + 5] == '/');
 }
 
+/* Whether a tree's root is a device that a place is a node of, too, and not the very file. */
+static int is_other_node(int tree, const struct statx *place) {
+    struct statx own;
+    return look_at(tree, &own) >= 0 && (own.stx_mode & TYPE) == (place->stx_mode & TYPE) &&
+           own.stx_rdev_major == place->stx_rdev_major && own.stx_rdev_minor == place->stx_rdev_minor &&
+           (own.stx_ino != place->stx_ino || own.stx_dev_minor != place->stx_dev_minor);
+}
+
 static long attach(int tree, int root, int64_t how, const char *path) {
     int directory = how & ATTACH_DIRECTORY;
     struct statx found;
-    long result = 0, target = open_in(root, path, O_PATH);
+    long result, target = open_in(root, path, O_PATH);
+    int wanted;
 
     if ((target == -ENOENT || target == -ENOTDIR) && how & ATTACH_IF_FOUND) return how & ATTACH_KEEP ? 0 : sys_close(tree);
     if (target == -ENOENT && how & ATTACH_MAKE) target = make_in(root, path, directory);
@@ -374,8 +383,9 @@ static long attach(int tree, int root, int64_t how, const char *path) {
     result = look_at(target, &found);
     if (result >= 0 && !directory != ((found.stx_mode & TYPE) != A_DIRECTORY)) result = directory ? -ENOTDIR : -EISDIR;
     if (result >= 0 && how & ATTACH_VISIBLE && is_out_of_bounds(root, target)) result = -EXDEV;
-    if (result >= 0 && !(how & ATTACH_UNLESS_MOUNTED && found.stx_attributes & STATX_ATTR_MOUNT_ROOT))
-        result = move_to(tree, target);
+    wanted = !(how & ATTACH_UNLESS_MOUNTED && found.stx_attributes & STATX_ATTR_MOUNT_ROOT) &&
+             !(how & ATTACH_SAME_DEVICE && !is_other_node(tree, &found));
+    if (result >= 0 && wanted) result = move_to(tree, target);
     sys_close(target);
     if (!(how & ATTACH_KEEP)) sys_close(tree);
     return result;

@@ -94,6 +94,7 @@ class Attach(enum.IntFlag):
     UNLESS_MOUNTED = 8
     VISIBLE = 16
     KEEP = 32
+    SAME_DEVICE = 64
 
 
 SHAPES: dict[Operation, tuple[int, int, int]] = {

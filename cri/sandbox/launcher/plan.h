@@ -94,6 +94,7 @@ enum {
     ATTACH_UNLESS_MOUNTED = 8,  /* something of this plan is mounted there: that wins */
     ATTACH_VISIBLE = 16,        /* refuse the root, and what lies in /proc: links of an image may lead there */
     ATTACH_KEEP = 32,           /* the mount stays open */
+    ATTACH_SAME_DEVICE = 64,    /* only over a node of the same device that is another file */
 };
 
 struct plan_header {
