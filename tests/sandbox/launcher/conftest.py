@@ -2,30 +2,11 @@
 
 import os
 import select
-import subprocess
-from pathlib import Path
 
 import pytest
 
-from cri.sandbox import launcher
+from cri.sandbox.launcher import _build
 from cri.sandbox.launcher.client import Kind, Launcher, receive
-
-SOURCES = Path(launcher.__file__).parent
-FLAGS = [
-    "-Os",
-    "-std=gnu11",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-ffreestanding",
-    "-fno-stack-protector",
-    "-fno-asynchronous-unwind-tables",
-    "-fno-tree-loop-distribute-patterns",
-    "-nostdlib",
-    "-static",
-    "-Wl,--build-id=none",
-    "-Wl,-z,noexecstack",
-]
 
 
 class Launch:
@@ -70,7 +51,7 @@ class Starter:
 @pytest.fixture(scope="session")
 def program(tmp_path_factory):
     path = tmp_path_factory.mktemp("launcher") / "launcher"
-    subprocess.run(["cc", *FLAGS, "-o", path, SOURCES / "launcher.c"], check=True)
+    _build.compile_launcher(path)
     return path
 
 
