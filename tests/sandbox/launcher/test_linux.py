@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cri.sandbox.launcher.operations import FIRST_DESCRIPTOR, Attach, Operation
+from cri.sandbox.launcher.operations import FIRST_DESCRIPTOR, Operation
 from cri.sandbox.launcher.plan import Step
 from cri.sandbox.launcher.steps import execute, write
 from cri.sandbox.linux import build_plan, run_plan, stated
@@ -188,7 +188,6 @@ def test_a_tree_is_built_and_a_program_runs_in_it(container):
     launch, text = here.run(
         "echo $$; pwd; id; ls -a /; ls /proc/self/fd; echo x > /dev/null; ls /sys/firmware; grep -E 'Cap|NoNew|Sig' /proc/self/status; cat /proc/mounts"
     )
-    print(text)
     lines = text.splitlines()
     assert lines[:2] == ["1", "/tmp"]
     assert "uid=1000 gid=1000" in lines[2]
@@ -228,7 +227,3 @@ def test_an_exec_is_complete_when_it_is_born(container):
     assert here.steps.index(next(s for s in here.steps if s.operation is Operation.FORK)) > here.steps.index(
         next(s for s in here.steps if s.operation is Operation.CAPABILITIES)
     )
-
-
-def test_an_attach_flag_is_what_it_says():
-    assert Attach.DIRECTORY | Attach.MAKE == 3
