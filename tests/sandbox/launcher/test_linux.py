@@ -4,6 +4,8 @@ import errno
 import os
 import resource
 import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from cri.sandbox.launcher.operations import FIRST_DESCRIPTOR, Operation
 from cri.sandbox.launcher.plan import Step
 from cri.sandbox.launcher.steps import execute, write
-from cri.sandbox.linux import build_plan, run_plan, stated
+from cri.sandbox.linux import build_plan, capabilities, kernel, run_plan, stated
 from cri.sandbox.linux.run_plan import Processes, Run
 from cri.sandbox.spec import ContainerSpec, Credentials, MountSpec, ProcessSpec, Security
 from cri.sandbox.warden.driver import Plan
@@ -22,6 +24,11 @@ pytestmark = [
         not Path("/bin/busybox").exists() or os.geteuid() != 0, reason="needs root and busybox"
     ),
 ]
+HERE = Path(__file__).parent
+EXECS = 100
+DEFAULT = capabilities.wanted(Security())
+SYS_PTRACE = 1 << 19
+ALL = kernel.bounding_capabilities()
 APPLETS = [
     "sh",
     "cat",
@@ -113,7 +120,7 @@ class Container:
         self.starter = starter
         root = directory / "layer"
         for name in ("bin", "etc", "tmp"):
-            (root / name).mkdir(parents=True)
+            (root / name).mkdir(parents=True, exist_ok=True)
         (root / "out").symlink_to("/not/there/yet")
         (root / "to-proc").symlink_to("/proc")
         shutil.copy("/bin/busybox", root / "bin/busybox")
@@ -162,6 +169,26 @@ class Container:
         assert launch.failed is None, (self.steps[launch.failed].subject, os.strerror(launch.error))
         return launch, text
 
+    def start(self, argv, **changes):
+        """A program's pid, when it runs."""
+        given = {
+            "env": {"PATH": "/bin"},
+            "cwd": "/tmp",
+            "credentials": Credentials(1000, 1000, (1000,)),
+            "drop": 0,
+            "capabilities": 0,
+            "no_new_privileges": False,
+            "processes": Processes.NEW,
+        }
+        where = {"mounts": self.sent["mounts"], "null": self.sent["null"]}
+        candidates = [argv[0] if "/" in argv[0] else f"/bin/{argv[0]}"]
+        steps, descriptors = run_plan.plan(
+            Run(argv=argv, candidates=candidates, **where, **(given | changes))
+        )
+        launch = self.starter.launch(steps, descriptors)
+        assert launch.failed is None, (steps[launch.failed].subject, os.strerror(launch.error))
+        return launch.pid
+
     def close(self):
         for descriptor in self.built.sent.values():
             os.close(descriptor)
@@ -173,7 +200,7 @@ def container(starter, tmp_path):
 
     def make(**changes):
         directory = tmp_path / str(len(made))
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         made.append(Container(starter, directory, **changes))
         return made[-1]
 
@@ -227,3 +254,60 @@ def test_an_exec_is_complete_when_it_is_born(container):
     assert here.steps.index(next(s for s in here.steps if s.operation is Operation.FORK)) > here.steps.index(
         next(s for s in here.steps if s.operation is Operation.CAPABILITIES)
     )
+
+
+def test_who_may_trace_finds_nothing_of_the_node(container, tmp_path):
+    """CVE-2016-9962's kind, from inside, with SYS_PTRACE, in a process namespace that is shared with what comes."""
+    (tmp_path / "0/layer/bin").mkdir(parents=True)
+    subprocess.run(
+        ["cc", "-static", "-O1", "-o", tmp_path / "0/layer/bin/watch", HERE / "watch.c"], check=True
+    )
+    here = container()
+    secret = tmp_path / "node-only"
+    secret.write_text("a file of the node")
+    log = tmp_path / "watched"
+    with log.open("wb") as output:
+        watcher = here.start(
+            ["/bin/watch", "2", str(EXECS), str(secret)],
+            stdio=(-1, output.fileno(), output.fileno()),
+            credentials=Credentials(0, 0, (0,)),
+            capabilities=DEFAULT | SYS_PTRACE,
+            drop=ALL & ~(DEFAULT | SYS_PTRACE),
+        )
+    pids = os.open(f"/proc/{watcher}/ns/pid", os.O_RDONLY)
+    try:
+        while b"watching" not in log.read_bytes():
+            pass
+        for _ in range(EXECS):
+            pid = here.start(
+                ["true"],
+                processes=Processes.SHARED,
+                pids=pids,
+                credentials=Credentials(0, 0, (0,)),
+                capabilities=DEFAULT,
+                drop=ALL & ~DEFAULT,
+            )
+            os.waitpid(pid, 0)
+            time.sleep(0.001)
+    finally:
+        os.close(pids)
+        os.kill(watcher, 9)
+    lines = log.read_text().splitlines()[1:]
+    assert len(lines) > EXECS // 4  # some end before they are seen
+    found = set()
+    for line in lines:
+        _, got, permitted, *links = line.split(" ", 3)
+        assert got == "0", line
+        assert int(permitted, 16) == DEFAULT, line
+        found |= {link for text in links for link in text.replace(" (deleted)", "").split()}
+    assert found <= {"/", "/tmp", "/dev/null", "/bin/true", "/memfd:cri-jails-launcher", "sock", "pipe"}
+    assert "/memfd:cri-jails-launcher" in found  # it was seen early enough
+
+
+def test_the_executable_of_the_way_in_is_nobodys(container):
+    """CVE-2019-5736's kind: what /proc/self/exe leads to is this launcher's copy, which ends for want of a warden."""
+    here = container()
+    pid = here.start(["/proc/self/exe"])
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    Path(f"/proc/{here.starter.launcher.pid}/exe").chmod(0)  # as root in a container could
+    assert os.waitpid(here.start(["true"]), 0)[1] == 0
