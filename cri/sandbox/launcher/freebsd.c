@@ -44,6 +44,10 @@ static int sys_is_pipe(int fd) {
     struct stat found;
     return fstat(fd, &found) == 0 && S_ISFIFO(found.st_mode);
 }
+static int sys_is_device(int fd) {
+    struct stat found;
+    return fstat(fd, &found) == 0 && S_ISCHR(found.st_mode);
+}
 static long sys_send(int fd, void *data, size_t size, int descriptor) {
     union { struct cmsghdr header; char room[CMSG_SPACE(sizeof(int))]; } rights;
     struct iovec part = { data, size };

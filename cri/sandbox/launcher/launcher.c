@@ -30,7 +30,13 @@ struct large {
 #include "freebsd.c"
 #endif
 
-static long open_null(void) { return sys_open("/dev/null", O_RDWR | O_NOCTTY | O_CLOEXEC, 0); }
+/* The container's own: its root may change owner and mode of what it has open, and may have put anything there. */
+static long open_null(void) {
+    long fd = sys_open("/dev/null", O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC, 0);
+    if (fd < 0 || sys_is_device(fd)) return fd;
+    sys_close(fd);
+    return -ENODEV;
+}
 
 /* The standard streams. They were closed, and what is given lies above FIRST_DESCRIPTOR, so nothing is in the way: what is
    opened here gets the very number that is wanted. */

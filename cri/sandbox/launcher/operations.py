@@ -66,6 +66,7 @@ class Operation(enum.IntEnum):
     MAKE_DIRECTORY = 79
     WORK_IN = 80
     PIVOT = 81
+    COPY = 82
     # FreeBSD
     UNTRACEABLE = 96
     ROUTING_TABLE = 97
@@ -146,6 +147,7 @@ SHAPES: dict[Operation, tuple[int, int, int]] = {
     Operation.MAKE_DIRECTORY: (1, 1, 1),
     Operation.WORK_IN: (0, 1, 1),
     Operation.PIVOT: (1, 0, 0),
+    Operation.COPY: (3, 1, 1),
     Operation.UNTRACEABLE: (0, 0, 0),
     Operation.ROUTING_TABLE: (1, 0, 0),
     Operation.JAIL: (1, 0, 0),

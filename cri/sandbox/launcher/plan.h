@@ -71,6 +71,7 @@
     OPERATION(MAKE_DIRECTORY, 79, 1, 1, 1)  /* root; path */                                                            \
     OPERATION(WORK_IN, 80, 0, 1, 1)         /* path on the node */                                                      \
     OPERATION(PIVOT, 81, 1, 0, 0)           /* root */                                                                  \
+    OPERATION(COPY, 82, 3, 1, 1)            /* descriptor to get, root, most bytes; path of a file, or of nothing */    \
     /* FreeBSD */                                                                                                       \
     OPERATION(UNTRACEABLE, 96, 0, 0, 0)                                                                                 \
     OPERATION(ROUTING_TABLE, 97, 1, 0, 0)   /* number */                                                                \

@@ -31,6 +31,7 @@ from cri.sandbox.linux.kernel import (
 )
 from cri.sandbox.places import IN_PROC, cleaned, is_image_volume_directory, parents_first
 from cri.sandbox.spec import MountSpec, Propagation
+from cri.sandbox.warden import accounts
 from cri.sandbox.warden.driver import Plan
 
 _HARDENED = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
@@ -49,6 +50,7 @@ _LINKS = {
     "core": "/proc/kcore",
 }
 _AT_RECURSIVE = 0x8000
+ACCOUNT_FILES = ("/etc/passwd", "/etc/group")
 _NEW_DIRECTORY = Attach.DIRECTORY | Attach.MAKE
 _NODE = FIRST_DESCRIPTOR + 32
 """The node's root, open; the container's root, and what else is opened, have the numbers above."""
@@ -61,7 +63,8 @@ class Build:
     steps: list[Step]
     descriptors: list[int]
     sent: list[str]
-    """What the launcher sends back, in this order: "root", "mounts", "cgroup" (version 2), "null", and the paths in /proc of volumes."""
+    """What the launcher sends back, in this order: "root", "mounts", "cgroup" (version 2), "null", the paths in /proc of volumes, and
+    copies of the account files by their paths."""
 
 
 @dataclass
@@ -125,6 +128,9 @@ class Builder:
             sent["cgroup"] = self._open("/proc/self/ns/cgroup", os.O_RDONLY)
         sent["null"] = self._harmless["null"]
         sent |= {cleaned(mount.target): self._tree(mount, tree) for mount, tree in in_proc}
+        for path in ACCOUNT_FILES:
+            sent[path] = next(self._numbers)
+            self._at(Operation.COPY, (sent[path], self._root, accounts.MAX_FILE + 1), path, f"read {path}")
         self._do(Operation.PIVOT, (self._root,), "enter root")
         for what, number in sent.items():
             self._do(Operation.SEND, (number,), f"send {what}")
