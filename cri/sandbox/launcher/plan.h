@@ -2,7 +2,7 @@
 
    A plan is a header and its steps, all of it aligned to 8 bytes, in the byte order of the machine. A step has integers and
    texts. A text is its length, its bytes and a NUL, and is found by a slot in its step, which holds its offset from the
-   beginning of the plan, or 0 for no text. plan_read checks everything once and turns the offsets into pointers, so a step's
+   beginning of the step, or 0 for no text: so a step's bytes are the same in every plan. plan_read checks everything once and turns the offsets into pointers, so a step's
    slots are an argv as execve takes it: the last one is always 0. Nothing is copied, and nothing is checked later.
 
    Needs no C library. */
@@ -147,9 +147,10 @@ static inline int plan_shape_fits(const struct plan_step *step) {
 }
 
 /* The texts of a step, whose slots are known to lie in it: each where the one before it ends. 0 if they are sound. */
-static inline int plan_read_texts(char *plan, struct plan_step *step) {
+static inline int plan_read_texts(struct plan_step *step) {
     uint64_t *slot = (uint64_t *)(step->integer + step->integers);
-    uint64_t at = (char *)(slot + step->texts + 1) - plan, end = (char *)step - plan + step->size;
+    char *base = (char *)step;
+    uint64_t at = (char *)(slot + step->texts + 1) - base, end = step->size;
     uint64_t length, next;
     uint32_t number;
 
@@ -157,12 +158,12 @@ static inline int plan_read_texts(char *plan, struct plan_step *step) {
     for (number = 0; number < step->texts; number++) {
         if (slot[number] == 0) continue;
         if (slot[number] != at + 8 || end - at < 16) return -1;
-        length = *(uint64_t *)(plan + at);
+        length = *(uint64_t *)(base + at);
         if (length >= end - at - 8) return -1; /* there is a NUL behind it */
         next = (at + 8 + length + 8) & ~7ull;
         for (at += 8 + length; at < next; at++)
-            if (plan[at] != 0) return -1;
-        slot[number] = (uintptr_t)(plan + slot[number]);
+            if (base[at] != 0) return -1;
+        slot[number] = (uintptr_t)(base + slot[number]);
     }
     return at == end ? 0 : -1;
 }
@@ -183,7 +184,7 @@ static inline int plan_read(void *bytes, size_t size, unsigned int descriptors) 
         if (step->size % 8 != 0 || step->size > size - at || step->texts > step->size / 8) return -1;
         if (!plan_shape_fits(step)) return -1;
         if (step->size < sizeof *step + 8 * ((uint64_t)step->integers + step->texts + 1)) return -1;
-        if (plan_read_texts(plan, step) != 0 || !plan_arguments_fit(step)) return -1;
+        if (plan_read_texts(step) != 0 || !plan_arguments_fit(step)) return -1;
         at += step->size;
     }
     return at == size ? 0 : -1;

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from cri.sandbox.launcher.operations import (
     BINARY,
@@ -41,22 +41,24 @@ class Step:
     texts: tuple[Text, ...] = ()
     subject: str = ""
     """What it is about, for whoever has to be told that it failed. The launcher does not get it."""
+    encoded: bytes = field(default=b"", compare=False, repr=False)
+    """What it is in every plan, if that is known: see `ready`."""
+
+
+def ready(step: Step) -> Step:
+    """The same step, for plan after plan."""
+    return replace(step, encoded=_encode_step(step))
 
 
 def encode(steps: Sequence[Step], descriptors: int = 0) -> bytes:
     """The plan; `descriptors` come with it. Raises PlanError."""
     if not 0 <= descriptors <= MAX_DESCRIPTORS:
         raise PlanError(f"{descriptors} descriptors: a plan takes {MAX_DESCRIPTORS}")
-    parts = [b""]
-    at = _HEADER.size
-    for step in steps:
-        part = _encode_step(step, at)
-        at += len(part)
-        parts.append(part)
-    if at > MAX_PLAN:
-        raise PlanError(f"a plan of {at} bytes: {MAX_PLAN} are the most")
-    parts[0] = _HEADER.pack(_MAGIC, at, len(steps), descriptors)
-    return b"".join(parts)
+    parts = [step.encoded or _encode_step(step) for step in steps]
+    size = _HEADER.size + sum(map(len, parts))
+    if size > MAX_PLAN:
+        raise PlanError(f"a plan of {size} bytes: {MAX_PLAN} are the most")
+    return b"".join((_HEADER.pack(_MAGIC, size, len(steps), descriptors), *parts))
 
 
 def decode(data: bytes, descriptors: int) -> list[Step]:
@@ -76,10 +78,10 @@ def decode(data: bytes, descriptors: int) -> list[Step]:
     return steps
 
 
-def _encode_step(step: Step, at: int) -> bytes:
+def _encode_step(step: Step) -> bytes:
     _check_shape(step.operation, len(step.integers), len(step.texts))
     _check_arguments(step)
-    place = at + _STEP.size + 8 * (len(step.integers) + len(step.texts) + 1)
+    size = _STEP.size + 8 * (len(step.integers) + len(step.texts) + 1)
     slots = []
     texts = []
     for text in step.texts:
@@ -88,11 +90,10 @@ def _encode_step(step: Step, at: int) -> bytes:
             continue
         if b"\0" in text and step.operation not in BINARY:
             raise PlanError(f"{step.operation.name} with a NUL in {text!r}")
-        slots.append(place + _LENGTH.size)
+        slots.append(size + _LENGTH.size)
         written = _LENGTH.pack(len(text)) + text + bytes(8 - len(text) % 8)
         texts.append(written)
-        place += len(written)
-    size = place - at
+        size += len(written)
     if size > MAX_PLAN:
         raise PlanError(f"{step.operation.name} of {size} bytes: {MAX_PLAN} are the most")
     try:
@@ -128,7 +129,7 @@ def _decode_step(data: bytes, at: int) -> tuple[Step, int]:
         if slot == 0:
             texts.append(None)
             continue
-        text, place = _decode_text(data, slot, place, end)
+        text, place = _decode_text(data, at + slot, place, end)
         texts.append(text)
     if place != end or last != 0:
         raise PlanError(f"{operation.name} does not end where it says")

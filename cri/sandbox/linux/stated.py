@@ -5,11 +5,12 @@ A container begins from these, whatever shell, service manager or limit the daem
 
 from __future__ import annotations
 
+import functools
 import resource
 from pathlib import Path
 
 from cri.sandbox.launcher.operations import Operation, Tolerate
-from cri.sandbox.launcher.plan import Step
+from cri.sandbox.launcher.plan import Step, ready
 from cri.sandbox.launcher.steps import write
 from cri.sandbox.linux import kernel
 
@@ -57,6 +58,7 @@ _CONTROLS = (
 _PR_SET_TIMERSLACK, _PR_SET_SECUREBITS = 29, 28
 
 
+@functools.cache
 def may_raise() -> bool:
     """Whether this process may raise hard limits; nested nodes lack that."""
     return bool(kernel.permitted_capabilities() & _SYS_RESOURCE)
@@ -75,8 +77,13 @@ def limits(*, raised: bool) -> dict[int, tuple[int, int]]:
     return found
 
 
-def steps(*, raised: bool) -> list[Step]:
+@functools.cache
+def steps(*, raised: bool) -> tuple[Step, ...]:
     """All that needs neither the container's root nor its user. The node's /proc is there."""
+    return tuple(map(ready, _steps(raised=raised)))
+
+
+def _steps(*, raised: bool) -> list[Step]:
     return [
         *(
             Step(Operation.RESOURCE_LIMIT, (number, *both), (), f"set resource limit {number}")

@@ -25,7 +25,7 @@ static void write_anew(char *plan) {
 
     for (number = 0; number < header->steps; number++, step = plan_next(step))
         for (slot = (uint64_t *)plan_texts(step), text = 0; text < step->texts; text++)
-            if (slot[text]) slot[text] -= (uintptr_t)plan;
+            if (slot[text]) slot[text] -= (uintptr_t)step;
 }
 
 int main(void) {

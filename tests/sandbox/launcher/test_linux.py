@@ -298,6 +298,8 @@ def test_who_may_trace_finds_nothing_of_the_node(container, tmp_path):
     for line in lines:
         _, got, permitted, *links = line.split(" ", 3)
         assert got == "0", line
+        if permitted == "-":
+            continue  # it ended while it was looked at
         assert int(permitted, 16) == DEFAULT, line
         found |= {link for text in links for link in text.replace(" (deleted)", "").split()}
     assert found <= {"/", "/tmp", "/dev/null", "/bin/true", "/memfd:cri-jails-launcher", "sock", "pipe"}

@@ -11,7 +11,6 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { AHEAD = 8 };
 static char seen[8192];
 
 static void look(int pid, const char *what) {
@@ -26,7 +25,7 @@ static void look(int pid, const char *what) {
 }
 
 int main(int count, char **word) {
-    int pid = atoi(word[1]), end = pid + atoi(word[2]), got, looks, fd, ahead;
+    int pid = atoi(word[1]), end = pid + atoi(word[2]), got, looks, fd, load = open("/proc/loadavg", O_RDONLY);
     char path[256], status[4096], *at;
     struct dirent *entry;
     ssize_t size;
@@ -36,11 +35,13 @@ int main(int count, char **word) {
     puts("watching");
     fflush(stdout);
     for (; pid < end; pid++) {
-        for (ahead = 0;; ahead = (ahead + 1) % AHEAD) { /* some are missed: they were too quick */
-            snprintf(path, sizeof path, "/proc/%d/status", pid + ahead);
-            if ((fd = open(path, O_RDONLY)) >= 0) break;
-        }
-        pid += ahead;
+        do { /* some are missed: they were too quick */
+            size = pread(load, status, sizeof status - 1, 0);
+            status[size > 0 ? size : 0] = 0;
+            at = strrchr(status, ' '); /* the last number that was given: proc_loadavg(5) */
+            if (at && atoi(at) > pid) pid = atoi(at);
+            snprintf(path, sizeof path, "/proc/%d/status", pid);
+        } while ((fd = open(path, O_RDONLY)) < 0);
         size = read(fd, status, sizeof status - 1);
         close(fd);
         status[size > 0 ? size : 0] = 0;
