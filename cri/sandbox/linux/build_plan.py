@@ -51,6 +51,7 @@ _LINKS = {
 }
 _AT_RECURSIVE = 0x8000
 ACCOUNT_FILES = ("/etc/passwd", "/etc/group")
+NODE_PROC = -1
 _NEW_DIRECTORY = Attach.DIRECTORY | Attach.MAKE
 _NODE = FIRST_DESCRIPTOR + 32
 """The node's root, open; the container's root, and what else is opened, have the numbers above."""
@@ -63,7 +64,7 @@ class Build:
     steps: list[Step]
     descriptors: list[int]
     sent: list[str]
-    """What the launcher sends back, in this order: "root", "mounts", "cgroup" (version 2), "null", the paths in /proc of volumes, and
+    """What the launcher sends back, in this order: "proc" if one was given, "root", "mounts", "cgroup" (version 2), "null", the paths in /proc of volumes, and
     copies of the account files by their paths."""
 
 
@@ -79,6 +80,9 @@ class Builder:
     """What becomes /dev/shm: a detached mount, which Linux 6.15 can clone, or a path."""
     joined: Sequence[str] = ()
     """Files to write 0 to: what a build costs is the container's."""
+    proc: int | None = None
+    """A mount of the process namespace's /proc that is nowhere; None: whoever becomes the first process makes one.
+    It is used up, and another one sent back at once, first of all. NODE_PROC: the node's."""
     volatile: bool = True
     """Whether overlays skip syncs. A kernel that cannot do that fails; then without."""
     _steps: list[Step] = field(default_factory=list)
@@ -99,18 +103,28 @@ class Builder:
         devices = device_nodes.look_up(spec.devices)
         memory, descriptors = self._clone_memory()
         cgroups = self._clone_cgroups()
+        proc = None if self.proc is None else FIRST_DESCRIPTOR + 1 + len(descriptors)
+        if self.proc is not None and self.proc != NODE_PROC:
+            descriptors.append(self.proc)
+        sent: dict[str, int] = {}
         self._leave()
+        if proc is not None:
+            proc = self._take_proc(proc, sent)
         self._mount_root()
         trees = [(mount, self._image(mount) if mount.image_layers else tree) for mount, tree in trees]
         self._mount_kernel(cgroups)
+        if proc is not None:
+            self._attach(proc, "/proc", _NEW_DIRECTORY)
         self._mount_dev(memory)
-        in_proc = [(mount, tree) for mount, tree in trees if cleaned(mount.target) in IN_PROC]
+        in_proc = [
+            (mount, tree) for mount, tree in trees if self.proc is None and cleaned(mount.target) in IN_PROC
+        ]
         shown: list[tuple[str, Callable[[], None]]] = [
             *((device.target, partial(self._show_device, device.target, node)) for device, node in devices),
             *(
                 (mount.target, partial(self._show_volume, mount, tree))
                 for mount, tree in trees
-                if cleaned(mount.target) not in IN_PROC
+                if self.proc is not None or cleaned(mount.target) not in IN_PROC
             ),
         ]
         # A volume hides a device that is asked for in its place.
@@ -123,7 +137,7 @@ class Builder:
         self._hide()
         if spec.security.readonly_root:
             self._set(self._root, MOUNT_ATTR_RDONLY)
-        sent = {"root": self._root, "mounts": self._open("/proc/self/ns/mnt", os.O_RDONLY)}
+        sent |= {"root": self._root, "mounts": self._open("/proc/self/ns/mnt", os.O_RDONLY)}
         if self.version == 2:
             sent["cgroup"] = self._open("/proc/self/ns/cgroup", os.O_RDONLY)
         sent["null"] = self._harmless["null"]
@@ -133,6 +147,8 @@ class Builder:
             self._at(Operation.COPY, (sent[path], self._root, accounts.MAX_FILE + 1), path, f"read {path}")
         self._do(Operation.PIVOT, (self._root,), "enter root")
         for what, number in sent.items():
+            if what == "proc":
+                continue  # already
             self._do(Operation.SEND, (number,), f"send {what}")
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if next(self._numbers) > soft:  # ten thousand volumes, say; only the porter has this
@@ -196,6 +212,23 @@ class Builder:
         if self.version == 2:
             self._do(Operation.LEAVE, (kernel.CLONE_NEWCGROUP,), "make cgroup namespace")
         self._at(Operation.OPEN, (_NODE, os.O_PATH | os.O_DIRECTORY), "/", "open the node's root")
+
+    def _take_proc(self, given: int, sent: dict[str, int]) -> int:
+        """A /proc to be attached; the next one's is sent. Before Linux 6.15 only what is mounted can be cloned."""
+        if self.proc == NODE_PROC:
+            return self._filesystem("proc", _HARDENED)
+        place = image_trees.make_place(self.plan.spec.directory)
+        self._attach(given, place, Attach.DIRECTORY | Attach.KEEP, within=_NODE)
+        for number in (tree := next(self._numbers), spare := next(self._numbers)):
+            self._do(Operation.CLONE_OF, (number, given, 0), "clone /proc")
+            self._set(number, 0, kernel.MS_PRIVATE)
+        self._do(Operation.SEND, (spare,), "send proc")
+        sent["proc"] = spare
+        self._at(Operation.UNMOUNT, (kernel.MNT_DETACH,), place, "take away /proc")
+        return tree
+
+    def _hides(self, path: str) -> bool:
+        return self.proc is not None or not is_of_proc(path)
 
     # The root
 
@@ -326,7 +359,7 @@ class Builder:
 
     def _show_volume(self, mount: MountSpec, tree: int | str) -> None:
         number = self._tree(mount, tree)
-        how = Attach.MAKE | Attach.VISIBLE
+        how = Attach.MAKE if cleaned(mount.target) in IN_PROC else Attach.MAKE | Attach.VISIBLE
         if isinstance(tree, int) and (mount.tmpfs or mount.image_layers or os.path.isdir(mount.source)):  # noqa: PTH112
             how |= Attach.DIRECTORY
         if is_image_volume_directory(mount.source, self.plan.spec.directory):
@@ -356,11 +389,11 @@ class Builder:
     def _hide(self) -> None:
         security = self.plan.spec.security
         for path in security.masked_paths:
-            if not is_of_proc(path):
+            if self._hides(path):
                 how = (self._root, self._harmless["null"], _HARDENED | MOUNT_ATTR_RDONLY)
                 self._at(Operation.MASK, how, path, f"mask {path}")
         for path in security.readonly_paths:
-            if not is_of_proc(path):
+            if self._hides(path):
                 self._at(Operation.RESTRICT, (self._root, MOUNT_ATTR_RDONLY), path, f"make read-only {path}")
 
     # Steps

@@ -21,7 +21,7 @@ from cri.sandbox.spec import Credentials, TerminalSize
 _SYS_ADMIN = 1 << 21
 _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 8, 47, 4
 _HARDENED = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV | kernel.MOUNT_ATTR_NOEXEC
-_PTY, _TERMINAL, _ROOT, _PROC, _CONSOLE = (FIRST_DESCRIPTOR + 100 + number for number in range(5))
+_PTY, _TERMINAL, _ROOT, _PROC, _SPARE, _CONSOLE = (FIRST_DESCRIPTOR + 100 + number for number in range(6))
 """Numbers of what the plan opens by itself, above all that come with it."""
 
 
@@ -92,7 +92,7 @@ class _Descriptors:
 
 
 def plan(run: Run) -> tuple[list[Step], list[int]]:
-    """The steps, and the descriptors that go with them."""
+    """The steps, and the descriptors that go with them. What is sent: the pty if there is one, and a /proc if that is new."""
     descriptors = _Descriptors()
     if run.processes is Processes.NEW:
         steps = [
@@ -156,7 +156,16 @@ def _mount_proc(run: Run, descriptors: _Descriptors) -> list[Step]:
     return [
         at_path(Operation.OPEN, (_ROOT, os.O_PATH | os.O_DIRECTORY), "/"),
         Step(Operation.FILESYSTEM, (_PROC, _HARDENED), (b"proc",), "make /proc"),
-        at_path(Operation.ATTACH, (_PROC, _ROOT, Attach.DIRECTORY | Attach.MAKE), "/proc", "mount /proc"),
+        at_path(
+            Operation.ATTACH,
+            (_PROC, _ROOT, Attach.DIRECTORY | Attach.MAKE | Attach.KEEP),
+            "/proc",
+            "mount /proc",
+        ),
+        # For who is to see these processes later: only a member of their namespace can make one.
+        Step(Operation.CLONE_OF, (_SPARE, _PROC, 0), (), "clone /proc"),
+        Step(Operation.ATTRIBUTES, (_SPARE, 0, 0, kernel.MS_PRIVATE), (), "clone /proc"),
+        Step(Operation.SEND, (_SPARE,), (), "send /proc"),
         *(
             at_path(Operation.MASK, (_ROOT, null, _HARDENED | kernel.MOUNT_ATTR_RDONLY), path)
             for path in run.masked_proc

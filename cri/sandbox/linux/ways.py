@@ -33,7 +33,11 @@ class Surroundings:
     hostname: str
     shared_memory: int | str
     pids: int | None
-    """The process namespace to be born into, open: the way's, which closes it. None: the container's own."""
+    """The process namespace to be born into, open: the way's, which closes it. None: the container's own, or the node's."""
+    proc: int | None = None
+    """Its /proc, a mount that is nowhere: the way's, which uses it up. NODE_PROC with the node's processes."""
+    keep_proc: Callable[[int], None] = os.close
+    """Gets the next one, and that of a namespace of the container's own: whose it is from then on."""
 
 
 def start(plan: Plan, stdio: Stdio, pod: Surroundings, reported: Reported) -> Way:
@@ -42,9 +46,12 @@ def start(plan: Plan, stdio: Stdio, pod: Surroundings, reported: Reported) -> Wa
     with contextlib.ExitStack() as opened:
         if pod.pids is not None:
             opened.callback(os.close, pod.pids)
-        found = yield from _build(plan, group, pod.shared_memory)
+        found = yield from _build(plan, group, pod)
         for descriptor in found.values():
             opened.callback(os.close, descriptor)
+        processes = (
+            Processes.NEW if pod.proc is None else Processes.NODE if pod.pids is None else Processes.SHARED
+        )
         files = {path: found[path] for path in ACCOUNT_FILES}
         report = Report(
             *users.resolve(plan.spec.process.user, accounts.read(lambda path: _rewound(files[path])))
@@ -58,7 +65,7 @@ def start(plan: Plan, stdio: Stdio, pod: Surroundings, reported: Reported) -> Wa
             hostname=pod.hostname,
             mounts=found["mounts"],
             cgroup_namespace=found.get("cgroup", -1),
-            processes=Processes.NEW if pod.pids is None else Processes.SHARED,
+            processes=processes,
             pids=-1 if pod.pids is None else pod.pids,
             cgroups=tuple(group.join_files()),
             late_cgroups=tuple(group.late_join_files()),
@@ -68,8 +75,10 @@ def start(plan: Plan, stdio: Stdio, pod: Surroundings, reported: Reported) -> Wa
             masked_proc=tuple(filter(build_plan.is_of_proc, security.masked_paths)),
             readonly_proc=tuple(filter(build_plan.is_of_proc, security.readonly_paths)),
         )
-        pty = yield from _go(run, plan.spec.process, plan)
-    reported(Report(report.credentials, report.home, pty))
+        sent = yield from _go(run, plan.spec.process, plan)
+        if processes is Processes.NEW:
+            pod.keep_proc(sent.pop())
+    reported(Report(report.credentials, report.home, sent[0] if sent else None))
 
 
 def exec_(
@@ -106,25 +115,27 @@ def exec_(
             late_cgroups=tuple(group.late_join_files()),
             oom_score=oom_score,
         )
-        pty = yield from _go(run, process, target.plan)
-    reported(Report(target.report.credentials, target.report.home, pty))
+        sent = yield from _go(run, process, target.plan)
+    reported(Report(target.report.credentials, target.report.home, sent[0] if sent else None))
 
 
-def _build(plan: Plan, group: Group, shared_memory: int | str) -> Generator[Stage, Sent, dict[str, int]]:
+def _build(plan: Plan, group: Group, pod: Surroundings) -> Generator[Stage, Sent, dict[str, int]]:
     """The tree: its descriptors by name."""
-    for volatile in (True, False):
-        builder = Builder(
-            plan,
+    proc, volatile = pod.proc, True
+    while True:
+        given = (
             group.directories,
             group.version,
-            shared_memory,
+            pod.shared_memory,
             tuple(group.join_files()),
-            volatile=volatile,
+            proc,
+            volatile,
         )
-        built = builder.build()
+        built = Builder(plan, *given).build()
         try:
             sent = yield Stage(built.steps, built.descriptors)
         except StepFailedError as error:
+            proc = _next_proc(error.sent, proc)
             step = error.step
             if (
                 volatile
@@ -132,10 +143,23 @@ def _build(plan: Plan, group: Group, shared_memory: int | str) -> Generator[Stag
                 and step.operation is Operation.MOUNT
                 and error.errno == errno.EINVAL
             ):
-                continue  # an overlay of a kernel that cannot leave out syncs: before 5.10
+                volatile = False  # an overlay of a kernel that cannot leave out syncs: before 5.10
+                continue
+            if proc is not None and proc != build_plan.NODE_PROC:
+                pod.keep_proc(proc)
             raise _not_built(error) from error
-        return dict(zip(built.sent, sent, strict=True))
-    raise AssertionError
+        found = dict(zip(built.sent, sent, strict=True))
+        if "proc" in found and (after := _next_proc([found.pop("proc")], proc)) is not None:
+            pod.keep_proc(after)
+        return found
+
+
+def _next_proc(sent: Sent, proc: int | None) -> int | None:
+    """What was sent in place of a /proc that is used up; that itself, if it was not taken."""
+    if not sent or proc is None or proc == build_plan.NODE_PROC:
+        return proc
+    os.close(proc)
+    return sent[0]
 
 
 def _run(
@@ -176,14 +200,16 @@ def _run(
     )
 
 
-def _go(run: Run, process: ProcessSpec, plan: Plan) -> Generator[Stage, Sent, int | None]:
-    """The process: its terminal."""
+def _go(run: Run, process: ProcessSpec, plan: Plan) -> Generator[Stage, Sent, Sent]:
+    """The process: what it has sent."""
     steps, descriptors = run_plan.plan(run)
     try:
         sent = yield Stage(steps, descriptors)
     except StepFailedError as error:
+        for descriptor in error.sent:
+            os.close(descriptor)
         raise _not_started(error, process, plan) from error
-    return sent[0] if sent else None
+    return sent
 
 
 def _not_built(error: StepFailedError) -> HostError:

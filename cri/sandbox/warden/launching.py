@@ -34,11 +34,13 @@ Way = Generator[Stage, Sent, None]
 class StepFailedError(Exception):
     """A step of a stage has failed, and nothing of the stage is left but what it was to change."""
 
-    def __init__(self, step: Step | None, number: int) -> None:
+    def __init__(self, step: Step | None, number: int, sent: Sent) -> None:
         super().__init__(f"{step.subject if step else 'read the plan'}: {os.strerror(number)}")
         self.step = step
         """None: the launcher could not begin."""
         self.errno = number
+        self.sent = sent
+        """What was sent before. The way's."""
 
 
 class Subject(Protocol):
@@ -100,7 +102,7 @@ class _Following:
             elif before.failed is not None:
                 assert stage is not None
                 step = stage.steps[before.failed] if before.failed >= 0 else None
-                following = self._way.throw(StepFailedError(step, before.errno))
+                following = self._way.throw(StepFailedError(step, before.errno, before.sent))
             else:
                 following = self._way.send(before.sent)
             self._launch(following)
@@ -109,6 +111,9 @@ class _Following:
         except HostError as error:
             self._finish(error)
         except (OSError, PlanError, StepFailedError) as error:
+            if isinstance(error, StepFailedError):
+                for descriptor in error.sent:
+                    os.close(descriptor)
             self._way.close()
             self._finish(HostError("start", "the process", str(error), getattr(error, "errno", None)))
 
@@ -146,9 +151,6 @@ class _Following:
             self._loop.unwatch(report)
             report.close()
             self._loop.born()
-            if outcome.failed is not None:
-                for descriptor in outcome.sent:
-                    os.close(descriptor)
             self.advance(outcome, stage)
 
         self._loop.watch(report, READ, hear)

@@ -136,6 +136,7 @@ class Container:
         self.build = build_plan.Builder(plan, {}, 1, "/dev/shm").build()
         self.built = starter.launch(self.build.steps, self.build.descriptors)
         self.sent = dict(zip(self.build.sent, self.built.sent.values(), strict=False))
+        self.given = []
         self.spec = spec
 
     def why(self):

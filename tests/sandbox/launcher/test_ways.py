@@ -79,7 +79,7 @@ def make_plan(directory, *argv, mounts=(), **process):
     for name in ("bin", "etc", "tmp"):
         (layer / name).mkdir(parents=True)
     shutil.copy("/bin/busybox", layer / "bin/busybox")
-    for applet in ("sh", "cat", "id", "sleep", "tty", "true", "stty"):
+    for applet in ("sh", "cat", "id", "ls", "sleep", "tty", "true", "stty"):
         os.link(layer / "bin/busybox", layer / "bin" / applet)
     (layer / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nuser:x:1234:1235::/home:/bin/sh\n")
     (layer / "etc/group").write_text("more:x:77:user\n")
@@ -152,3 +152,54 @@ def test_errors_are_those_that_people_know(loop, starter, tmp_path):
     failure = start(loop, starter, plan, Stdio()).until("started").failure
     assert isinstance(failure, UnfitRequestError)
     assert "mount elsewhere" in str(failure)
+
+
+def test_a_proc_is_passed_from_hand_to_hand(loop, starter, tmp_path):
+    kept = []
+
+    def begin(name, argv, pids=None, proc=None, **changes):
+        ours, theirs = os.pipe()
+        plan = make_plan(tmp_path / name, *argv, **changes)
+        pod = Surroundings("pod", "/dev/shm", pids, proc, kept.append)
+        stdio = Stdio(None, theirs, theirs)
+        subject = Subject(loop, starter.launcher, lambda reported: ways.start(plan, stdio, pod, reported))
+        subject.until("started")
+        os.close(theirs)
+        return subject, os.fdopen(ours, "rb")
+
+    def beside(pid):
+        return os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+
+    first, output = begin("first", ["sleep", "100"])
+    output.close()
+    look = ["sh", "-c", "echo $$; cat /proc/1/cmdline"]
+    for name in ("second", "third"):
+        (proc,) = kept
+        kept.clear()
+        # A failure after it was taken leaves the next one all the same.
+        failed, output = begin(
+            f"{name}-fails", look, beside(first.pid), proc, mounts=(MountSpec("/tmp", "/to-proc"),)
+        )
+        output.close()
+        assert failed.failure is not None
+        (proc,) = kept
+        kept.clear()
+        subject, output = begin(name, look, beside(first.pid), proc)
+        assert subject.failure is None
+        with output:
+            text = output.read()
+        subject.until("status")
+        assert b"sleep\x00100\x00" in text, text
+        assert not text.startswith(b"1\n")
+    os.close(*kept)
+    kept.clear()
+
+    node, output = begin(
+        "node", ["sh", "-c", "echo $$; read x < /proc/$$/comm; echo $x"], None, ways.build_plan.NODE_PROC
+    )
+    with output:
+        assert output.read() == f"{node.pid}\nsh\n".encode()
+    node.until("status")
+    assert not kept
+    os.kill(first.pid, signal.SIGKILL)
+    first.until("status")
