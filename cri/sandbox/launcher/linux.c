@@ -368,6 +368,11 @@ static int is_out_of_bounds(int root, int fd) {
            place[at + 4] == 'c' && (!place[at + 5] || place[at + 5] == '/');
 }
 
+static int is_directory(int tree) {
+    struct statx found;
+    return look_at(tree, &found) == 0 && (found.stx_mode & TYPE) == A_DIRECTORY;
+}
+
 /* Whether a tree's root is a device that a place is a node of, too, and not the very file. */
 static int is_other_node(int tree, const struct statx *place) {
     struct statx own;
@@ -376,8 +381,23 @@ static int is_other_node(int tree, const struct statx *place) {
            (own.stx_ino != place->stx_ino || own.stx_dev_minor != place->stx_dev_minor);
 }
 
+/* Where a volume shows a device that the container has its own of, /dev/null, say: that in its place. */
+static long use_own_device(int tree, int first, int count, uint64_t attributes) {
+    struct statx found;
+    long result = look_at(tree, &found), clone;
+
+    if (result < 0 || (found.stx_mode & TYPE) != A_CHARACTER_DEVICE) return result;
+    for (; count > 0; first++, count--) {
+        if (!is_other_node(first, &found)) continue;
+        if ((clone = clone_tree(first, "", 0)) < 0) return clone;
+        if ((result = set_attributes(clone, 0, attributes, 1 << 18)) < 0) return result; /* MS_PRIVATE */
+        return keep_as(clone, tree);
+    }
+    return 0;
+}
+
 static long attach(int tree, int root, int64_t how, const char *path) {
-    int directory = how & ATTACH_DIRECTORY;
+    int directory = how & ATTACH_DIRECTORY || (how & ATTACH_LIKE && is_directory(tree));
     struct statx found;
     long result, target = open_in(root, path, O_PATH);
     int wanted;
@@ -501,6 +521,7 @@ static long take_own(uint32_t operation, const int64_t *integer, const char *con
         return fd < 0 ? fd : sys_close(fd);
     case OP_WORK_IN: return sys_chdir(text[0]);
     case OP_PIVOT: return pivot(integer[0]);
+    case OP_OWN_DEVICE: return use_own_device(integer[0], integer[1], integer[2], integer[3]);
     case OP_COPY: return keep_as(copy_file(integer[1], text[0], integer[2]), integer[0]);
     default: return -ENOSYS;
     }

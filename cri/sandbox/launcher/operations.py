@@ -67,6 +67,7 @@ class Operation(enum.IntEnum):
     WORK_IN = 80
     PIVOT = 81
     COPY = 82
+    OWN_DEVICE = 83
     # FreeBSD
     UNTRACEABLE = 96
     ROUTING_TABLE = 97
@@ -96,6 +97,7 @@ class Attach(enum.IntFlag):
     VISIBLE = 16
     KEEP = 32
     SAME_DEVICE = 64
+    LIKE = 128
 
 
 SHAPES: dict[Operation, tuple[int, int, int]] = {
@@ -148,6 +150,7 @@ SHAPES: dict[Operation, tuple[int, int, int]] = {
     Operation.WORK_IN: (0, 1, 1),
     Operation.PIVOT: (1, 0, 0),
     Operation.COPY: (3, 1, 1),
+    Operation.OWN_DEVICE: (4, 0, 0),
     Operation.UNTRACEABLE: (0, 0, 0),
     Operation.ROUTING_TABLE: (1, 0, 0),
     Operation.JAIL: (1, 0, 0),

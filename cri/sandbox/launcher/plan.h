@@ -72,6 +72,7 @@
     OPERATION(WORK_IN, 80, 0, 1, 1)         /* path on the node */                                                      \
     OPERATION(PIVOT, 81, 1, 0, 0)           /* root */                                                                  \
     OPERATION(COPY, 82, 3, 1, 1)            /* descriptor to get, root, most bytes; path of a file, or of nothing */    \
+    OPERATION(OWN_DEVICE, 83, 4, 0, 0)      /* mount, first of the container's own devices, how many, attributes */     \
     /* FreeBSD */                                                                                                       \
     OPERATION(UNTRACEABLE, 96, 0, 0, 0)                                                                                 \
     OPERATION(ROUTING_TABLE, 97, 1, 0, 0)   /* number */                                                                \
@@ -96,6 +97,7 @@ enum {
     ATTACH_VISIBLE = 16,        /* refuse the root, and what lies in /proc: links of an image may lead there */
     ATTACH_KEEP = 32,           /* the mount stays open */
     ATTACH_SAME_DEVICE = 64,    /* only over a node of the same device that is another file */
+    ATTACH_LIKE = 128,          /* a directory if the mount's root is one */
 };
 
 struct plan_header {

@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import os
 import resource
-import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -141,7 +140,7 @@ class Builder:
         if self.version == 2:
             sent["cgroup"] = self._open("/proc/self/ns/cgroup", os.O_RDONLY)
         sent["null"] = self._harmless["null"]
-        sent |= {cleaned(mount.target): self._tree(mount, tree) for mount, tree in in_proc}
+        sent |= {cleaned(mount.target): tree for mount, tree in in_proc}
         for path in ACCOUNT_FILES:
             sent[path] = next(self._numbers)
             self._at(Operation.COPY, (sent[path], self._root, accounts.MAX_FILE + 1), path, f"read {path}")
@@ -168,24 +167,15 @@ class Builder:
 
     # What comes from the node
 
-    def _volume(self, mount: MountSpec) -> int | str:
-        """The number of its tree; of /dev/null and the like the name alone, as the container has its own."""
+    def _volume(self, mount: MountSpec) -> int:
+        """The number of its tree. What it is, only the porter looks: a disk may not answer."""
         if mount.image_layers:
             return -1  # its mount comes later
         attributes = self._nodev | _attributes(mount)
         readonly = MOUNT_ATTR_RDONLY if mount.readonly else 0
         if mount.tmpfs:
             return self._filesystem("tmpfs", attributes | readonly)
-        try:
-            found = os.stat(mount.source)  # noqa: PTH116
-        except OSError as error:
-            raise HostError("mount", mount.source, error.strerror or str(error), error.errno) from error
-        if name := device_nodes.harmless_name(device_nodes.of_node(found)):
-            return name
         tree = self._clone(mount.source, recursive=True)
-        # What it was a moment ago decided what is done with it.
-        kind = stat.S_IFMT(found.st_mode)
-        self._do(Operation.EXPECT, (tree, kind, found.st_rdev), f"mount {mount.source}, which has changed")
         self._set(tree, attributes, _PROPAGATION[mount.propagation], recursive=True)
         if readonly:
             self._set(tree, readonly, recursive=mount.recursive_readonly)
@@ -303,17 +293,18 @@ class Builder:
         self._dev = self._filesystem("tmpfs", MOUNT_ATTR_NOSUID | self._nodev, "mode=755", "size=65536k")
         self._attach(self._dev, "/dev", _NEW_DIRECTORY | Attach.KEEP)
         own = set(self._copy_nodes()) if self._privileged else set()
-        for name in device_nodes.HARMLESS:
+        # One after the other: OWN_DEVICE looks through them.
+        self._harmless = {name: next(self._numbers) for name in device_nodes.HARMLESS}
+        for name, number in self._harmless.items():
             if self._nodev:
                 self._attach(
                     self._elsewhere(device_nodes.harmless(name)), name, Attach.MAKE, within=self._dev
                 )
             elif name not in own:
                 self._node(self._dev, name, device_nodes.harmless(name))
-            self._harmless[name] = next(self._numbers)
             self._at(
                 Operation.OPEN_IN,
-                (self._harmless[name], self._dev, os.O_PATH | os.O_NOFOLLOW),
+                (number, self._dev, os.O_PATH | os.O_NOFOLLOW),
                 name,
                 f"/dev/{name}",
             )
@@ -357,24 +348,23 @@ class Builder:
     def _show_device(self, target: str, node: DeviceNode) -> None:
         self._attach(self._elsewhere(node), target, Attach.MAKE)
 
-    def _show_volume(self, mount: MountSpec, tree: int | str) -> None:
-        number = self._tree(mount, tree)
-        how = Attach.MAKE if cleaned(mount.target) in IN_PROC else Attach.MAKE | Attach.VISIBLE
-        if isinstance(tree, int) and (mount.tmpfs or mount.image_layers or os.path.isdir(mount.source)):  # noqa: PTH112
-            how |= Attach.DIRECTORY
+    def _show_volume(self, mount: MountSpec, tree: int) -> None:
+        how = Attach.MAKE | Attach.LIKE
+        if cleaned(mount.target) not in IN_PROC:
+            how |= Attach.VISIBLE
         if is_image_volume_directory(mount.source, self.plan.spec.directory):
             # What the config mounts there by another name, through a link, wins.
             how |= Attach.UNLESS_MOUNTED
-        self._attach(number, mount.target, how)
+        self._use_own_device(mount, tree)
+        self._attach(tree, mount.target, how)
 
-    def _tree(self, mount: MountSpec, tree: int | str) -> int:
-        if isinstance(tree, int):
-            return tree
-        number = next(self._numbers)
-        self._do(Operation.CLONE_OF, (number, self._harmless[tree], 0), f"mount {mount.source}")
-        readonly = MOUNT_ATTR_RDONLY if mount.readonly else 0
-        self._set(number, _attributes(mount) | readonly, kernel.MS_PRIVATE)
-        return number
+    def _use_own_device(self, mount: MountSpec, tree: int) -> None:
+        """Of /dev/null and the like the container has its own."""
+        if mount.tmpfs or mount.image_layers:
+            return
+        attributes = _attributes(mount) | (MOUNT_ATTR_RDONLY if mount.readonly else 0)
+        own = (min(self._harmless.values()), len(self._harmless))
+        self._do(Operation.OWN_DEVICE, (tree, *own, attributes), f"mount {mount.source}")
 
     def _open_harmless(self) -> None:
         """Where a volume with /dev/null and the like lies on /dev, and may not open devices: show the container's own there."""

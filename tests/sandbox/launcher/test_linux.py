@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import shutil
+import stat
 import subprocess
 import time
 from pathlib import Path
@@ -234,6 +235,11 @@ def test_a_volume_follows_links_inside_the_root_only(container, tmp_path):
     assert here.why() is None
     _, text = here.run("cat /not/there/yet/deep/file; stat -c %F /etc/nothing")
     assert text == "of the volumecharacter special file\n"
+    os.mknod(volume / "null", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    here = container(mounts=(MountSpec(str(volume / "null"), "/etc/nothing"),))
+    assert here.why() is None
+    _, text = here.run("stat -c %a /etc/nothing")
+    assert text == "666\n"  # the container's own, not that of the volume
     for hidden in ("/to-proc", "/to-proc/sys", "/tmp/.."):
         other = container(mounts=(MountSpec(str(volume), hidden),))
         assert other.built.error == errno.EXDEV, hidden
