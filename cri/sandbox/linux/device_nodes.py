@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from cri.sandbox.host import HostError, UnfitRequestError
@@ -91,6 +91,24 @@ def look_up(devices: Sequence[DeviceSpec]) -> list[tuple[DeviceSpec, DeviceNode]
             raise UnfitRequestError("use", f"device {device.source}", "it is no device any more")
         found.append((device, of_node(status)))
     return found
+
+
+def list_nodes(
+    directory: str, without: Collection[str] = (), inside: str = ""
+) -> Iterator[tuple[str, str, DeviceNode | None]]:
+    """What `copy_nodes` would make: the directory below `directory` ("" or "sub/"), the name, and the node (None: a directory)."""
+    for entry in sorted(os.listdir(f"{directory}/{inside}")):  # noqa: PTH208
+        if entry in NO_DEVICES or (not inside and entry in without):
+            continue
+        try:
+            found = os.stat(f"{directory}/{inside}{entry}", follow_symlinks=False)  # noqa: PTH116
+        except FileNotFoundError:
+            continue
+        if is_device(found.st_mode):
+            yield inside, entry, of_node(found)
+        elif stat.S_ISDIR(found.st_mode):
+            yield inside, entry, None
+            yield from list_nodes(directory, without, f"{inside}{entry}/")
 
 
 def copy_nodes(source: int, target: int, without: Collection[str] = ()) -> None:

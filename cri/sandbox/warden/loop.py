@@ -22,6 +22,8 @@ READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 
 FileObject = int | socket.socket
+_LOST = 255 << 8
+"""The wait status of a child whose own is not known: exit code 255, as everywhere."""
 
 
 class Watcher(Protocol):
@@ -49,6 +51,31 @@ class Loop:
         self._timer_numbers = itertools.count()
         self.children: dict[int, Callable[[int], None]] = {}
         """What to call with the wait status of each child."""
+        self.births = 0
+        """How many children may come that are not known yet: those of a launcher."""
+        self._unclaimed: dict[int, int] = {}
+        """The wait statuses of children that were not known, while some may come."""
+
+    def adopt(self, pid: int, ended: Callable[[int], None]) -> None:
+        """Call with the wait status of a child that others have made, also if it was reaped already.
+
+        `births` must have counted it from before it was made.
+        """
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            status = self._unclaimed.pop(pid, _LOST)
+            self.later(0, lambda: ended(status))
+        else:
+            # An orphan of this number, if there was one, has been reaped before this one was born.
+            self._unclaimed.pop(pid, None)
+            self.children[pid] = ended
+
+    def born(self) -> None:
+        """One child less to come: it was adopted, or will not come."""
+        self.births -= 1
+        if self.births == 0:
+            self._unclaimed.clear()
 
     def catch_signals(self, handlers: Mapping[int, Callable[[], None]]) -> None:
         """Learn of ended children, and call a handler in its turn for a signal; ignore what ends a process. KILL remains."""
@@ -113,8 +140,10 @@ class Loop:
             if pid == 0:
                 return
             ended = self.children.pop(pid, None)
-            if ended is not None:  # else an orphan that a container left to us
+            if ended is not None:
                 _call(ended, status)
+            elif self.births:
+                self._unclaimed[pid] = status  # else an orphan that a container left to us
 
 
 def _call(action: Callable[..., None], *arguments: object) -> None:

@@ -1,0 +1,113 @@
+"""The plan of a process's way into a jail: the same for a start and for an exec (docs/launch.md). The jail's mounts are there.
+
+Never executed on FreeBSD yet: compiled for it, and its order tested.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cri.sandbox.launcher.operations import FIRST_DESCRIPTOR, Operation, Tolerate
+from cri.sandbox.launcher.plan import Step
+from cri.sandbox.launcher.steps import at_path, execute, groups
+from cri.sandbox.spec import Credentials, TerminalSize
+
+UMASK = 0o022
+_INFINITY = -1
+# setrlimit(2), by number: as the class `default` of login.conf(5) has them. What the kernel bounds, it bounds.
+_LIMITS = dict.fromkeys(range(16), (_INFINITY, _INFINITY)) | {
+    6: (64 << 20, 64 << 20),  # MEMLOCK
+}
+_RTP_PRIO_NORMAL = 3
+# procctl(2): what one sets for itself and hands down. "Neither forced nor forbidden".
+_CONTROLS = (
+    ("address randomisation", 13, 3),  # PROC_ASLR_CTL, PROC_ASLR_NOFORCE
+    ("maximum protection", 15, 3),  # PROC_PROTMAX_CTL, PROC_PROTMAX_NOFORCE
+    ("stack gap", 17, 5),  # PROC_STACKGAP_CTL, PROC_STACKGAP_ENABLE | PROC_STACKGAP_ENABLE_EXEC
+    ("write and execute", 21, 1),  # PROC_WXMAP_CTL, PROC_WX_MAPPINGS_PERMIT
+    ("logging of fatal signals", 23, 1),  # PROC_LOGSIGEXIT_CTL, PROC_LOGSIGEXIT_CTL_NOFORCE
+)
+_PTY, _TERMINAL = FIRST_DESCRIPTOR + 100, FIRST_DESCRIPTOR + 101
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a process on its way is to be. Descriptors are the warden's, and none is a directory's: jail_attach(2)."""
+
+    argv: Sequence[str]
+    candidates: Sequence[str]
+    env: dict[str, str]
+    cwd: str
+    credentials: Credentials
+    jid: int
+    fib: int
+    no_new_privileges: bool
+    stdio: tuple[int, int, int] | None = (-1, -1, -1)
+    """-1 is the container's /dev/null; None: a new terminal."""
+    terminal_size: TerminalSize | None = None
+
+
+def plan(run: Run) -> tuple[list[Step], list[int]]:
+    """The steps, and the descriptors that go with them."""
+    given: list[int] = []
+    user = run.credentials
+    steps = [
+        # First, so that it falls to the warden before it asks for anything: there is no CLONE_PARENT.
+        Step(Operation.FORK, (), (), "fork"),
+        Step(Operation.UNTRACEABLE, (), (), "refuse to be traced"),
+        Step(Operation.SIGNALS, (), (), "reset signals"),
+        Step(Operation.SESSION, (), (), "make session"),
+        *_stated(),
+        Step(Operation.ROUTING_TABLE, (run.fib,), (), f"use routing table {run.fib}"),
+        Step(Operation.JAIL, (run.jid,), (), f"enter jail {run.jid}"),
+        *_streams(run, given),
+        Step(Operation.CLOSE, (-1,), (), "close descriptors"),
+        at_path(Operation.WORKING_DIRECTORY, (1,), run.cwd, "chdir"),
+        # Before FreeBSD 15 the first of them is the effective group: setgroups(2).
+        groups((user.gid, *(one for one in user.groups if one != user.gid))),
+        Step(Operation.IDS, (user.uid, user.gid), (), "set user"),
+    ]
+    if run.no_new_privileges:
+        steps.append(Step(Operation.NO_NEW_PRIVILEGES, (), (), "set no new privileges"))
+    steps.append(Step(Operation.DEATH_SIGNAL, (signal.SIGKILL,), (), "bind to warden"))
+    return [*steps, execute(run.candidates, run.argv, run.env)], given
+
+
+def _stated() -> list[Step]:
+    """What a process inherits by fork and exec, as a container's processes get it. Takes the node's root."""
+    return [
+        *(
+            Step(Operation.RESOURCE_LIMIT, (number, *both), (), f"set resource limit {number}")
+            for number, both in _LIMITS.items()
+        ),
+        Step(Operation.PRIORITY, (0,), (), "set nice"),
+        Step(Operation.REALTIME_PRIORITY, (_RTP_PRIO_NORMAL, 0), (), "set scheduling class"),
+        Step(Operation.UMASK, (UMASK,), (), "set umask"),
+        Step(Operation.LOGIN_CLASS, (), (b"default",), "set login class"),
+        Step(Operation.LOGIN_NAME, (), (b"root",), "set login name"),
+        *(
+            Step(Operation.PROCESS_CONTROL, (command, value, Tolerate.ALL), (), f"set {what}")
+            for what, command, value in _CONTROLS
+        ),
+    ]
+
+
+def _streams(run: Run, given: list[int]) -> list[Step]:
+    owner = run.credentials.uid
+    if run.stdio is not None:
+        numbers = []
+        for descriptor in run.stdio:
+            if descriptor >= 0:
+                given.append(descriptor)
+            numbers.append(FIRST_DESCRIPTOR + len(given) if descriptor >= 0 else -1)
+        return [Step(Operation.STREAMS, (*numbers, owner), (), "use standard streams")]
+    size = run.terminal_size or TerminalSize(0, 0)
+    shape = (_PTY, _TERMINAL, owner, min(size.height, 0xFFFF), min(size.width, 0xFFFF))
+    return [
+        Step(Operation.TERMINAL, shape, (), "make terminal"),
+        Step(Operation.SEND, (_PTY,), (), "pass on the terminal"),
+        Step(Operation.STREAMS, (_TERMINAL, _TERMINAL, _TERMINAL, owner), (), "use standard streams"),
+        Step(Operation.CONTROLLING_TERMINAL, (), (), "take terminal"),
+    ]

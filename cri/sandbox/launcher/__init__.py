@@ -1,0 +1,1 @@
+"""How processes get into containers: plans, and the launcher that executes them (docs/launch.md)."""

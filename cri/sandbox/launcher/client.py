@@ -1,0 +1,157 @@
+"""The warden's side of a launcher: starting it from a copy that nobody can change, and giving it plans.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import array
+import enum
+import fcntl
+import os
+import socket
+import struct
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cri.sandbox.launcher.operations import MAX_DESCRIPTORS
+from cri.sandbox.launcher.plan import PlanError, Step, encode
+
+NAME = "cri-jails-launcher"
+"""What ps shows."""
+PROGRAM = Path(__file__).with_name("launcher")
+"""The executable, compiled at install."""
+_PACKET = (32 if sys.platform == "linux" else 4) * 1024
+"""Bytes of the largest plan that is sent in the message itself: not above PACKET in launcher.c, and what a socket has room for."""
+_LARGE = struct.Struct("=II")
+_LARGE_MAGIC = 0x4C495247
+_RECORD = struct.Struct("=4i")
+
+
+class Kind(enum.IntEnum):
+    """What a process on its way tells."""
+
+    SENT = 1
+    """A descriptor: what the step was to send."""
+    BORN = 2
+    """The newcomer's pid."""
+    FAILED = 3
+    """Which step, and why; step -1 is the plan itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is told of a launch."""
+
+    kind: Kind
+    step: int
+    error: int
+    pid: int
+
+
+class Launcher:
+    """A launcher process, child of this one. It ends with the connection, and with its parent."""
+
+    def __init__(self, program: Path = PROGRAM) -> None:
+        """Start it. Raises OSError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                self.pid = _start(program, theirs.fileno())
+        except BaseException:
+            ours.close()
+            raise
+        self._channel = ours
+
+    def launch(self, steps: Sequence[Step], descriptors: Sequence[int] = ()) -> socket.socket:
+        """Have a plan executed; `descriptors` are FIRST_DESCRIPTOR + 1 and those after it there. Returns the report.
+
+        Raises PlanError and OSError: BrokenPipeError, ConnectionError if there is no launcher any more.
+        """
+        report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                self._send(steps, [theirs.fileno(), *descriptors])
+        except BaseException:
+            report.close()
+            raise
+        return report
+
+    def close(self) -> None:
+        """Let it end."""
+        self._channel.close()
+
+    def _send(self, steps: Sequence[Step], descriptors: list[int]) -> None:
+        data = encode(steps, len(descriptors))
+        if len(data) <= _PACKET:
+            self._send_message(data, descriptors)
+            return
+        large = os.memfd_create("plan", os.MFD_CLOEXEC)
+        try:
+            _write_all(large, data)
+            self._send_message(_LARGE.pack(_LARGE_MAGIC, len(data)), [*descriptors, large])
+        finally:
+            os.close(large)
+
+    def _send_message(self, data: bytes, descriptors: list[int]) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+        self._channel.sendmsg([data], rights, getattr(socket, "MSG_NOSIGNAL", 0) | socket.MSG_EOR)
+
+
+def receive(report: socket.socket) -> tuple[Record, int] | None:
+    """What a launch tells next, with its descriptor (or -1); None at the end.
+
+    Who can trace a newcomer may write there, too: PlanError for what is no record. Raises OSError.
+    """
+    data, ancillary, _, _ = report.recvmsg(
+        _RECORD.size + 1, socket.CMSG_SPACE(4 * MAX_DESCRIPTORS), getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+    )
+    received = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            received.frombytes(content[: len(content) - len(content) % received.itemsize])
+    if not data and not received:
+        return None
+    try:
+        number, step, error, pid = _RECORD.unpack(data)
+        record = Record(Kind(number), step, error, pid)
+        if len(received) != (record.kind is Kind.SENT):
+            raise PlanError(f"{record} with {len(received)} descriptors")
+    except (struct.error, ValueError) as error:
+        for descriptor in received:
+            os.close(descriptor)
+        raise PlanError(f"no record of a launch: {error}") from None
+    return record, received[0] if received else -1
+
+
+def _start(program: Path, channel: int) -> int:
+    actions = [(os.POSIX_SPAWN_DUP2, channel, 3)]
+    if sys.platform != "linux":
+        # What /proc has there of an executable is a path, and a jail looks it up in its own root.
+        return os.posix_spawn(program, [NAME], {}, file_actions=actions)
+    copy = _sealed_copy(program)
+    try:
+        return os.posix_spawn(f"/proc/self/fd/{copy}", [NAME], {}, file_actions=actions)
+    finally:
+        os.close(copy)
+
+
+def _sealed_copy(program: Path) -> int:
+    """An executable in memory that nobody can change: memfd_create(2), F_ADD_SEALS."""
+    copy = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        _write_all(copy, program.read_bytes())
+        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        fcntl.fcntl(copy, fcntl.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(copy)
+        raise
+    return copy
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

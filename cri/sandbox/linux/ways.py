@@ -1,0 +1,247 @@
+"""How a container's first process, and others beside it, get there: by which plans, one after the other (docs/launch.md).
+
+Not used yet: what `LinuxDriver.start` and `.exec` are to hand to `launching.follow`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Collection, Generator
+from dataclasses import dataclass
+
+from cri.sandbox.host import HostError, StartError, UnfitRequestError
+from cri.sandbox.launcher.operations import Operation
+from cri.sandbox.linux import build_plan, capabilities, run_plan
+from cri.sandbox.linux.build_plan import ACCOUNT_FILES, Builder
+from cri.sandbox.linux.cgroups import Group
+from cri.sandbox.linux.run_plan import Processes, Run
+from cri.sandbox.spec import ProcessSpec
+from cri.sandbox.warden import accounts, launch, users
+from cri.sandbox.warden.driver import Plan, Target
+from cri.sandbox.warden.launch import Report, Stdio
+from cri.sandbox.warden.launching import Sent, Stage, StepFailedError, Way
+
+Reported = Callable[[Report], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a pod's containers share."""
+
+    hostname: str
+    shared_memory: int | str
+    pids: int | None
+    """The process namespace to be born into, open: the way's, which closes it. None: the container's own, or the node's."""
+    proc: int | None = None
+    """Its /proc, a mount that is nowhere: the way's, which uses it up. NODE_PROC with the node's processes."""
+    keep_proc: Callable[[int], None] = os.close
+    """Gets the next one, and that of a namespace of the container's own: whose it is from then on."""
+
+
+def start(plan: Plan, stdio: Stdio, pod: Surroundings, reported: Reported) -> Way:
+    """A container's first process. Raises HostError."""
+    group = _group(plan)
+    with contextlib.ExitStack() as opened:
+        if pod.pids is not None:
+            opened.callback(os.close, pod.pids)
+        found = yield from _build(plan, group, pod)
+        for descriptor in found.values():
+            opened.callback(os.close, descriptor)
+        processes = (
+            Processes.NEW if pod.proc is None else Processes.NODE if pod.pids is None else Processes.SHARED
+        )
+        files = {path: found[path] for path in ACCOUNT_FILES}
+        report = Report(
+            *users.resolve(plan.spec.process.user, accounts.read(lambda path: _rewound(files[path])))
+        )
+        security = plan.spec.security
+        run = _run(
+            plan,
+            plan.spec.process,
+            stdio,
+            report,
+            hostname=pod.hostname,
+            mounts=found["mounts"],
+            cgroup_namespace=found.get("cgroup", -1),
+            processes=processes,
+            pids=-1 if pod.pids is None else pod.pids,
+            cgroups=tuple(group.join_files()),
+            late_cgroups=tuple(group.late_join_files()),
+            oom_score=plan.spec.resources.oom_score_adj or 0,  # the warden's own must not be inherited
+            console=stdio.tty,
+            null=found["null"],
+            masked_proc=tuple(filter(build_plan.is_of_proc, security.masked_paths)),
+            readonly_proc=tuple(filter(build_plan.is_of_proc, security.readonly_paths)),
+        )
+        sent = yield from _go(run, plan.spec.process, plan)
+        if processes is Processes.NEW:
+            pod.keep_proc(sent.pop())
+    reported(Report(report.credentials, report.home, sent[0] if sent else None))
+
+
+def exec_(
+    target: Target,
+    process: ProcessSpec,
+    stdio: Stdio,
+    cgroups: Collection[str],
+    *,
+    hostname: str,
+    oom_score: int | None,
+    reported: Reported,
+) -> Way:
+    """A process beside a container's first. `cgroups` are files to write 0 to. Raises HostError."""
+    group = _group(target.plan)
+    namespaces = f"/proc/{target.first}/ns"
+    with contextlib.ExitStack() as opened:
+
+        def enter(kind: str) -> int:
+            fd = os.open(f"{namespaces}/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+            opened.callback(os.close, fd)
+            return fd
+
+        run = _run(
+            target.plan,
+            process,
+            stdio,
+            target.report,
+            hostname=hostname,
+            mounts=enter("mnt"),
+            pids=enter("pid"),
+            cgroup_namespace=enter("cgroup") if group.version == 2 else -1,
+            processes=Processes.SHARED,
+            cgroups=tuple(cgroups),
+            late_cgroups=tuple(group.late_join_files()),
+            oom_score=oom_score,
+        )
+        sent = yield from _go(run, process, target.plan)
+    reported(Report(target.report.credentials, target.report.home, sent[0] if sent else None))
+
+
+def _build(plan: Plan, group: Group, pod: Surroundings) -> Generator[Stage, Sent, dict[str, int]]:
+    """The tree: its descriptors by name."""
+    proc, volatile = pod.proc, True
+    while True:
+        given = (
+            group.directories,
+            group.version,
+            pod.shared_memory,
+            tuple(group.join_files()),
+            proc,
+            volatile,
+        )
+        built = Builder(plan, *given).build()
+        try:
+            sent = yield Stage(built.steps, built.descriptors)
+        except StepFailedError as error:
+            proc = _next_proc(error.sent, proc)
+            step = error.step
+            if (
+                volatile
+                and step is not None
+                and step.operation is Operation.MOUNT
+                and error.errno == errno.EINVAL
+            ):
+                volatile = False  # an overlay of a kernel that cannot leave out syncs: before 5.10
+                continue
+            if proc is not None and proc != build_plan.NODE_PROC:
+                pod.keep_proc(proc)
+            raise _not_built(error) from error
+        found = dict(zip(built.sent, sent, strict=True))
+        if "proc" in found and (after := _next_proc([found.pop("proc")], proc)) is not None:
+            pod.keep_proc(after)
+        return found
+
+
+def _next_proc(sent: Sent, proc: int | None) -> int | None:
+    """What was sent in place of a /proc that is used up; that itself, if it was not taken."""
+    if not sent or proc is None or proc == build_plan.NODE_PROC:
+        return proc
+    os.close(proc)
+    return sent[0]
+
+
+def _run(
+    plan: Plan,
+    process: ProcessSpec,
+    stdio: Stdio,
+    report: Report,
+    *,
+    hostname: str,
+    mounts: int,
+    processes: Processes,
+    **more: object,
+) -> Run:
+    spec = plan.spec
+    own = process is spec.process
+    env = launch.environment(
+        launch.parse_env(spec.process.env if own else (*spec.process.env, *process.env)),
+        home=report.home,
+        hostname=spec.hostname or hostname,
+        tty=stdio.tty,
+    )
+    keep, drop = capabilities.possible(capabilities.wanted(spec.security))
+    streams = [-1 if fd is None else fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr)]
+    return Run(
+        argv=process.argv,
+        candidates=launch.candidates(process.argv, env),
+        env=env,
+        cwd=spec.process.cwd or "/",  # an exec's too: the CRI gives it none of its own
+        credentials=report.credentials,
+        drop=drop,
+        capabilities=keep,
+        no_new_privileges=spec.security.no_new_privileges,
+        mounts=mounts,
+        processes=processes,
+        stdio=None if stdio.tty else (streams[0], streams[1], streams[2]),
+        terminal_size=process.terminal_size,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def _go(run: Run, process: ProcessSpec, plan: Plan) -> Generator[Stage, Sent, Sent]:
+    """The process: what it has sent."""
+    steps, descriptors = run_plan.plan(run)
+    try:
+        sent = yield Stage(steps, descriptors)
+    except StepFailedError as error:
+        for descriptor in error.sent:
+            os.close(descriptor)
+        raise _not_started(error, process, plan) from error
+    return sent
+
+
+def _not_built(error: StepFailedError) -> HostError:
+    step, reason = error.step, os.strerror(error.errno)
+    if step is None:
+        return HostError("build", "the container's files", reason, error.errno)
+    if step.operation is Operation.ATTACH and error.errno == errno.EXDEV:
+        target = os.fsdecode(step.texts[0] or b"")
+        return UnfitRequestError(
+            "mount on", target, "it leads to the root or into /proc in this image; mount elsewhere"
+        )
+    operation, _, subject = step.subject.partition(" ")
+    kind = UnfitRequestError if step.operation is Operation.OPEN_IN else HostError
+    return kind(operation, subject, reason, error.errno)
+
+
+def _not_started(error: StepFailedError, process: ProcessSpec, plan: Plan) -> StartError:
+    step, reason = error.step, os.strerror(error.errno)
+    if step is not None and step.operation is Operation.EXECUTE:
+        return launch.not_executed(process.argv, error.errno)
+    if step is not None and step.operation is Operation.WORKING_DIRECTORY:
+        return StartError("chdir to", f'"{plan.spec.process.cwd}"', reason.lower(), error.errno)
+    what = step.subject if step is not None else "launch"
+    return StartError("start", f'"{process.argv[0]}"', f"{what}: {reason}", error.errno)
+
+
+def _rewound(descriptor: int) -> int:
+    copy = os.dup(descriptor)
+    os.lseek(copy, 0, os.SEEK_SET)
+    return copy
+
+
+def _group(plan: Plan) -> Group:
+    cgroup = plan.host["cgroup"]
+    return Group(cgroup["version"], cgroup["directories"])
