@@ -17,6 +17,7 @@ import grpc
 import pytest
 
 from cri.api.runtime import v1
+from tests.node.conftest import free_subnets
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(120)]
 
@@ -138,12 +139,13 @@ def test_host_ports_survive_the_daemon_and_somebody_s_flush(daemon):
 def test_the_operator_s_configuration_counts_as_soon_as_it_is_there(daemon):
     directory = daemon.base / "net.d"
     directory.mkdir()
+    subnet, _ = free_subnets()
     plugins = [
         {
             "type": "bridge",
             "bridge": daemon.network,
             "isDefaultGateway": True,
-            "ipam": {"type": "host-local", "subnet": "10.217.0.0/24"},
+            "ipam": {"type": "host-local", "subnet": subnet},
         }
     ]
     (directory / "50-mine.conflist").write_text(
@@ -156,20 +158,21 @@ def test_the_operator_s_configuration_counts_as_soon_as_it_is_there(daemon):
         json.dumps({"name": "mine", "cniVersion": "1.0.0", "plugins": plugins})
     )
     assert network_ready(daemon).status
-    assert sandbox_status(daemon, daemon.pod("p")).network.ip == "10.217.0.2"
+    assert sandbox_status(daemon, daemon.pod("p")).network.ip == str(ipaddress.ip_network(subnet)[2])
 
 
 def test_the_pod_cidr_is_for_the_pods_to_come(daemon):
     old = daemon.pod("old")
     before = sandbox_status(daemon, old).network.ip
-    config = v1.RuntimeConfig(network_config=v1.NetworkConfig(pod_cidr="10.216.3.0/24"))
+    cidr = free_subnets()[0].partition("/")[0]
+    config = v1.RuntimeConfig(network_config=v1.NetworkConfig(pod_cidr=f"{cidr}/24"))
     daemon.client("UpdateRuntimeConfig", v1.UpdateRuntimeConfigRequest(runtime_config=config))
-    assert sandbox_status(daemon, daemon.pod("new")).network.ip == "10.216.3.2"
+    assert sandbox_status(daemon, daemon.pod("new")).network.ip == str(ipaddress.ip_address(cidr) + 2)
     daemon.end(signal.SIGKILL)
     daemon.start()
     assert sandbox_status(daemon, old).network.ip == before
-    assert sandbox_status(daemon, daemon.pod("newer")).network.ip == "10.216.3.3"
-    wrong = v1.RuntimeConfig(network_config=v1.NetworkConfig(pod_cidr="10.216.3.0"))
+    assert sandbox_status(daemon, daemon.pod("newer")).network.ip == str(ipaddress.ip_address(cidr) + 3)
+    wrong = v1.RuntimeConfig(network_config=v1.NetworkConfig(pod_cidr=cidr))
     with pytest.raises(grpc.RpcError, match="pod_cidr") as caught:
         daemon.client("UpdateRuntimeConfig", v1.UpdateRuntimeConfigRequest(runtime_config=wrong))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
