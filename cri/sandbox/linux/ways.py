@@ -192,6 +192,8 @@ def _not_built(error: StepFailedError) -> HostError:
         return UnfitRequestError(
             "mount on", target, "it leads to the root, or into /proc, in this image; mount elsewhere"
         )
+    if step.operation is Operation.NODE and error.errno == errno.EPERM:
+        reason += "; device nodes cannot be made in a user namespace: run cri-jails outside of one"
     operation, _, subject = step.subject.partition(" ")
     kind = UnfitRequestError if step.operation is Operation.OPEN_IN else HostError
     return kind(operation, subject, reason, error.errno)

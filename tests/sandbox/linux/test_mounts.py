@@ -115,7 +115,9 @@ async def test_no_link_of_an_image_leads_a_volume_to_the_kernel(pod, stacked, tm
     spec = replace(
         pod.container("true", mounts=(MountSpec(str(tmp_path), target),)), layers=(CHAIN, *stacked)
     )
-    with pytest.raises(UnfitRequestError, match=f"mount on {target}: it leads to the root, or into /proc, in"):
+    with pytest.raises(
+        UnfitRequestError, match=f"mount on {target}: it leads to the root, or into /proc, in"
+    ):
         await pod.start(spec)
 
 
