@@ -105,22 +105,17 @@ class LinuxDriver:
                 opened.callback(os.close, fd)
                 return fd
 
-            own = group.subgroup(name)
-            joined = [group, own] if own else [group]
-            if group.version == 2:
-                joined = joined[
-                    -1:
-                ]  # the limits above count too, and a group with subgroups takes no processes
+            joined = group.for_exec(name)
             way = _Way(
                 plan=target.plan,
                 process=process,
                 report=target.report,
                 hostname=self._hostname,
-                cgroups=tuple(path for one in joined for path in one.join_files()),
-                late_cgroups=tuple(group.late_join_files()),
+                cgroups=tuple(joined.join_files()),
+                late_cgroups=tuple(joined.late_join_files()),
                 oom_score=_oom_score(target.first),
                 mounts=enter("mnt"),
-                cgroup_namespace=enter("cgroup") if group.version == 2 else -1,
+                cgroup_namespace=enter("cgroup"),
             )
             with _ChildNamespace(enter("pid"), self._own_pids):
                 return launch.fork(lambda channel: self._beside(channel, way, stdio))
@@ -148,10 +143,12 @@ class LinuxDriver:
         """KILL the exec's session, and what it started that has left the session."""
         _kill(-pid)
         _kill(pid)
-        if group := _group(plan).subgroup(name):
+        group = _group(plan)
+        if own := group.subgroup(name):
             for _ in range(_KILL_PASSES):
-                if group.kill():
+                if own.kill():
                     break
+        group.thaw()
 
     def end_exec(self, plan: Plan, name: str) -> None:
         """Remove the exec's cgroup. One that still has processes (they may stay) goes with the container."""
@@ -202,7 +199,7 @@ class LinuxDriver:
         group = _group(plan)
         group.join()
         _set_oom_score(spec.resources.oom_score_adj or 0)  # the warden's own must not be inherited
-        RootBuilder(plan, group.directories, group.version).build(self._shared_memory)
+        RootBuilder(plan, group.shown, group.version).build(self._shared_memory)
         report = Report(*users.resolve(spec.process.user, accounts.read(_open_own)))
         self._become(channel, _Way(plan, spec.process, report, self._hostname), stdio, console=True)
 
@@ -304,8 +301,7 @@ class _ChildNamespace:
 
 
 def _group(plan: Plan) -> Group:
-    cgroup = plan.host["cgroup"]
-    return Group(cgroup["version"], cgroup["directories"])
+    return Group.noted(plan.host["cgroup"])
 
 
 def _start_error(way: _Way, error: kernel.ProgramError) -> StartError:

@@ -82,8 +82,7 @@ class RootBuilder:
         memory = kernel.clone_mount(shared_memory)
         cgroups = self._clone_cgroups()
         image_trees.enter_own_namespace()
-        if self._cgroup_version == 2:
-            kernel.unshare(kernel.CLONE_NEWCGROUP)
+        kernel.unshare(kernel.CLONE_NEWCGROUP)
         self._root_fd = self._mount_root()
         images = {mount.target: self._image(mount) for mount in spec.mounts if mount.image_layers}
         self._mount_kernel(cgroups)

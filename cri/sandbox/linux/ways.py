@@ -64,7 +64,7 @@ def start(plan: Plan, stdio: Stdio, pod: Surroundings, reported: Reported) -> Wa
             report,
             hostname=pod.hostname,
             mounts=found["mounts"],
-            cgroup_namespace=found.get("cgroup", -1),
+            cgroup_namespace=found["cgroup"],
             processes=processes,
             pids=-1 if pod.pids is None else pod.pids,
             cgroups=tuple(group.join_files()),
@@ -109,7 +109,7 @@ def exec_(
             hostname=hostname,
             mounts=enter("mnt"),
             pids=enter("pid"),
-            cgroup_namespace=enter("cgroup") if group.version == 2 else -1,
+            cgroup_namespace=enter("cgroup"),
             processes=Processes.SHARED,
             cgroups=tuple(cgroups),
             late_cgroups=tuple(group.late_join_files()),
@@ -124,7 +124,7 @@ def _build(plan: Plan, group: Group, pod: Surroundings) -> Generator[Stage, Sent
     proc, volatile = pod.proc, True
     while True:
         given = (
-            group.directories,
+            group.shown,
             group.version,
             pod.shared_memory,
             tuple(group.join_files()),
@@ -243,5 +243,4 @@ def _rewound(descriptor: int) -> int:
 
 
 def _group(plan: Plan) -> Group:
-    cgroup = plan.host["cgroup"]
-    return Group(cgroup["version"], cgroup["directories"])
+    return Group.noted(plan.host["cgroup"])
