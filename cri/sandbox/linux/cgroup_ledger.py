@@ -15,7 +15,8 @@ import structlog
 
 from cri.sandbox import durable, small_files
 from cri.sandbox.host import HostError
-from cri.sandbox.linux.cgroups import Group, Hierarchies
+from cri.sandbox.linux.cgroup_hierarchies import Hierarchies
+from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.spec import ContainerSpec
 
 log = structlog.get_logger(__name__)

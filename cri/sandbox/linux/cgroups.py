@@ -37,83 +37,12 @@ INNER = "container"
 """The name of the group that the processes are in. What execs are kept track of by is inside that."""
 LATE = ("cpuset", "hugetlb")
 """Of version 1, where there is no inner group: made when they are used. What runs then is taken in."""
-_FLAGS = frozenset(
-    {"rw", "ro", "all", "none", "noprefix", "clone_children", "xattr", "cpuset_v2_mode", "favordynmods"}
-)
-"""Mount options of version 1 that are no controllers."""
 _MOST_BELOW = "10000"
 """Groups that a container may make of version 2: each takes memory of the kernel's, and time when it is removed."""
 _NOT_YET = (errno.ENOENT, errno.ENODEV, errno.ENOSPC)
 """How a group answers that is not made yet, or has no CPUs yet: whoever makes it takes in what it finds."""
 _MOVES = 100
 """How often it is looked for processes that were forked while others were moved."""
-_HUGEPAGES = Path("/sys/kernel/mm/hugepages")
-"""Has a directory for each size (Documentation/admin-guide/mm/hugetlbpage.rst)."""
-
-
-class Hierarchies:
-    """The mounted hierarchies of this node."""
-
-    def __init__(self, v1: dict[str, str], v2: str | None) -> None:
-        self.v1 = v1
-        """By controller, or by `name=...` where it has none; `UNIFIED` in a hybrid."""
-        self.v2 = v2
-        """Without version 1 beside it."""
-
-    @classmethod
-    def detect(cls, mountinfo: str | None = None) -> Hierarchies:
-        """Read them from /proc/self/mountinfo (proc(5))."""
-        v1: dict[str, str] = {}
-        v2 = None
-        for line in (mountinfo or Path("/proc/self/mountinfo").read_text()).splitlines():
-            before, _, after = line.partition(" - ")
-            where = before.split()[4]
-            kind, _, options = after.split()[:3]
-            if kind == "cgroup2":
-                v2 = where
-            elif kind == "cgroup":
-                v1 |= dict.fromkeys(filter(_names_hierarchy, options.split(",")), where)
-        if v1 and v2:
-            return cls(v1 | {UNIFIED: v2}, None)
-        return cls(v1, v2)
-
-    def missing_controllers(self) -> list[str]:
-        """Controllers that pods need and this node lacks."""
-        if self.v2:
-            present = set(Path(self.v2, "cgroup.controllers").read_text().split()) | {"cpuacct"}
-        else:
-            present = set(self.v1)
-        return [name for name in ("memory", "cpu", "cpuacct", "pids") if name not in present]
-
-    def hugepages(self, sizes: Path = _HUGEPAGES) -> frozenset[str]:
-        """The sizes of large pages that a group can limit, as its files have them in their names: 2MB."""
-        controllers = Path(self.v2, "cgroup.controllers").read_text().split() if self.v2 else self.v1
-        if "hugetlb" not in controllers or not sizes.is_dir():
-            return frozenset()
-        kilobytes = (int(path.name.removeprefix("hugepages-").removesuffix("kB")) for path in sizes.iterdir())
-        return frozenset(map(_page_size, kilobytes))
-
-    def group(self, path: str, own: str | None = None) -> Group:
-        """The group at a path that starts at the root of each hierarchy.
-
-        `own` is another path for the hierarchies that have no limits: where nobody but us makes and removes groups.
-        """
-        relative, beside = path.strip("/"), (path if own is None else own).strip("/")
-        if ".." in (*relative.split("/"), *beside.split("/")):
-            raise HostError("use", f"cgroup {path}", "the path must not contain ..")
-        if self.v2:
-            return Group(2, {"": f"{self.v2}/{relative}"})
-        return Group(
-            1,
-            {
-                name: f"{where}/{relative if name in CONTROLLERS else beside}"
-                for name, where in self.v1.items()
-            },
-        )
-
-    def roots(self) -> list[str]:
-        """The mount points, each once."""
-        return [self.v2] if self.v2 else list(dict.fromkeys(self.v1.values()))
 
 
 class Group:
@@ -122,7 +51,7 @@ class Group:
     def __init__(self, version: int, directories: Mapping[str, str], *, late: Sequence[str] = LATE) -> None:
         self.version = version
         self.directories = dict(directories)
-        """By controller, as `Hierarchies.v1`; version 2 has one, whose key is empty."""
+        """By controller, as `Hierarchies.v1`; with an empty key, and first, that of version 2 if it has the limits."""
         self._late = late
 
     @classmethod
@@ -248,7 +177,7 @@ class Group:
 
     def thaw(self) -> None:
         """Let what the container has frozen of itself (version 1) go on, as it dies of no signal before. Raises HostError."""
-        if self.version == 1 and "freezer" in self.directories:
+        if "freezer" in self.directories:
             cgroup_tree.thaw(self.directories["freezer"])
 
     def kill_and_wait(self, seconds: float) -> bool:
@@ -409,7 +338,7 @@ class Group:
             return
         except OSError as error:
             raise failed("create", directory, error) from error
-        if self.version == 2:
+        if controller == "":
             self._delegate(parent)
         elif controller == "cpuset":
             _inherit_cpuset(directory)
@@ -450,16 +379,3 @@ def _settings(group: Group, given: Resources, whole: Resources) -> Iterator[Sett
     if group.version == 2:
         return cgroup_limits.settings_v2(group.directories[""], given, whole)
     return cgroup_limits.settings_v1(group.directories, given)
-
-
-def _names_hierarchy(option: str) -> bool:
-    """Whether a mount option of version 1 is a controller, also one that is not known here, or a hierarchy's name."""
-    return option.startswith("name=") or (option not in _FLAGS and "=" not in option)
-
-
-def _page_size(kilobytes: int) -> str:
-    """As the kernel writes it (mm/hugetlb_cgroup.c, mem_fmt)."""
-    for unit, size in (("GB", 1 << 20), ("MB", 1 << 10)):
-        if kilobytes >= size:
-            return f"{kilobytes // size}{unit}"
-    return f"{kilobytes}KB"

@@ -15,8 +15,9 @@ from cri.sandbox import wire
 from cri.sandbox.durable import remove_any
 from cri.sandbox.host import Condition, Features, Host, HostError, NetworkStack, Warden, WardenGoneError
 from cri.sandbox.linux import device_access, device_nodes, image_trees, image_volumes, sysctls
+from cri.sandbox.linux.cgroup_hierarchies import Hierarchies
 from cri.sandbox.linux.cgroup_ledger import OWN_PARENT, CgroupLedger, container_group, own_parent
-from cri.sandbox.linux.cgroups import Group, Hierarchies
+from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.linux.snapshots import make_snapshotter
 from cri.sandbox.places import VOLUMES
 from cri.sandbox.snapshots import RootSnapshotter

@@ -10,7 +10,8 @@ import pytest
 
 from cri.sandbox.host import HostError, UnfitRequestError
 from cri.sandbox.linux import capabilities, sysctls
-from cri.sandbox.linux.cgroups import Group, Hierarchies
+from cri.sandbox.linux.cgroup_hierarchies import Hierarchies
+from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.linux.device_access import ALWAYS, Rule, program
 from cri.sandbox.linux.driver import _ready_for
 from cri.sandbox.linux.snapshots import make_snapshotter
