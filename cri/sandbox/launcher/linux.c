@@ -152,7 +152,8 @@ static long sys_fork_porter(void) { return CALL(SYS_clone, CLONE_PARENT | SIGCHL
 static long sys_fork_newcomer(void) { return sys_fork_porter(); }
 /* In a cgroup of version 2: to be moved there would wait for an RCU grace period, some milliseconds. */
 static long sys_fork_porter_in(int group) {
-    struct clone_args arguments = { .flags = CLONE_PARENT | CLONE_INTO_CGROUP, .exit_signal = SIGCHLD_, .cgroup = group };
+    /* The signal at its end is this one's own, SIGCHLD: clone3(2) takes none beside CLONE_PARENT. */
+    struct clone_args arguments = { .flags = CLONE_PARENT | CLONE_INTO_CGROUP, .cgroup = group };
     return CALL(SYS_clone3, &arguments, sizeof arguments);
 }
 static long sys_execute(const char *path, const char *const *argv, const char *const *environment) {
