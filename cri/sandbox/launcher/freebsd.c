@@ -103,6 +103,7 @@ static long sys_begin(void) {
     return result < 0 ? result : CALL(procctl(P_PID, 0, PROC_PDEATHSIG_CTL, &kill));
 }
 static long sys_fork_porter(void) { return CALL(fork()); }
+static long sys_fork_porter_in(int group) { (void)group; return -ENOSYS; }
 /* There is no CLONE_PARENT: the newcomer falls to the reaper, the warden, when its porter ends. Before that it must not ask for
    a death signal, which it would get at once. The pipe ends a moment before the process does. */
 static long sys_fork_newcomer(void) {

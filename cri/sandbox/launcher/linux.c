@@ -150,6 +150,12 @@ static long sys_begin(void) {
 /* Both are the warden's children: it reaps them, and neither misses a launcher that has died. */
 static long sys_fork_porter(void) { return CALL(SYS_clone, CLONE_PARENT | SIGCHLD_, 0, 0, 0, 0); }
 static long sys_fork_newcomer(void) { return sys_fork_porter(); }
+/* In a cgroup of version 2: to be moved there would wait for an RCU grace period, some milliseconds. */
+static long sys_fork_porter_in(int group) {
+    /* The signal at its end is this one's own, SIGCHLD: clone3(2) takes none beside CLONE_PARENT. */
+    struct clone_args arguments = { .flags = CLONE_PARENT | CLONE_INTO_CGROUP, .cgroup = group };
+    return CALL(SYS_clone3, &arguments, sizeof arguments);
+}
 static long sys_execute(const char *path, const char *const *argv, const char *const *environment) {
     return CALL(SYS_execve, path, argv, environment);
 }

@@ -15,8 +15,9 @@ from cri.sandbox import wire
 from cri.sandbox.durable import remove_any
 from cri.sandbox.host import Condition, Features, Host, HostError, NetworkStack, Warden, WardenGoneError
 from cri.sandbox.linux import device_access, device_nodes, image_trees, image_volumes, sysctls
-from cri.sandbox.linux.cgroup_ledger import OWN_PARENT, CgroupLedger, cgroup_path, own_parent
-from cri.sandbox.linux.cgroups import Group, Hierarchies
+from cri.sandbox.linux.cgroup_hierarchies import Hierarchies
+from cri.sandbox.linux.cgroup_ledger import OWN_PARENT, CgroupLedger, container_group, own_parent
+from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.linux.snapshots import make_snapshotter
 from cri.sandbox.places import VOLUMES
 from cri.sandbox.snapshots import RootSnapshotter
@@ -189,7 +190,7 @@ class LinuxHost(Host):
         return removed + await asyncio.to_thread(self.snapshots.remove_unfinished)
 
     def _group(self, spec: ContainerSpec) -> Group:
-        return self._hierarchies.group(cgroup_path(spec))
+        return container_group(self._hierarchies, spec)
 
     def _stop_sandbox(self, spec: SandboxSpec) -> None:
         # Of a pod that has no parent from the kubelet; in one that has, each container's own end has cleared its group.
@@ -227,10 +228,12 @@ class LinuxHost(Host):
         try:
             group.create()
             group.apply(spec.resources)
+            ruled = self._restrict_devices(spec, group)
+            group.create_inner(spec.resources)
             host = {
                 "root": self.snapshots.prepare(spec),
-                "cgroup": {"version": group.version, "directories": group.directories},
-                "device_rules": self._restrict_devices(spec, group),
+                "cgroup": group.inner.note(),
+                "device_rules": ruled,
                 "images": image_volumes.layers_of_mounts(spec, self.snapshots),
             }
             write_plan(Plan(spec, host))
