@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,3 +41,41 @@ def readings(text: str) -> dict[str, str]:
     found = dict(line.split(": ", 1) for line in text.splitlines())
     assert len(found) == len(text.splitlines())
     return found
+
+
+def compile_program(directory: Path, source: str, *flags: str) -> Path:
+    """A program of this directory, without shared libraries: for any tree."""
+    program = directory / Path(source).stem
+    subprocess.run(
+        ["cc", "-static", "-O1", "-Wall", "-Werror", *flags, "-o", program, HERE / source], check=True
+    )
+    return program
+
+
+def printed(*command: str | Path) -> dict[str, str]:
+    """What a program of this directory reads."""
+    return readings(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def stated(system: str, node: dict[str, str], *, may_raise: bool) -> dict[str, str]:
+    """What every process of a container reads, as far as that does not depend on what was asked for.
+
+    `node` is what a process of the node reads. What its kernel has not, nobody gets; and hard limits only fall for who may not raise them.
+    """
+    expected = {name: row.value for name, row in rows(system).items() if row.value is not None}
+    if system == "Linux":
+        threads = int(Path("/proc/sys/kernel/threads-max").read_text()) // 2
+        expected |= dict.fromkeys(("limit NPROC", "limit SIGPENDING"), f"{threads} {threads}")
+    if not may_raise:
+        for name in expected:
+            if name.startswith("limit "):
+                expected[name] = _lowered(expected[name], int(node[name].split()[1]))
+    return expected | {name: "-" for name, value in node.items() if value == "-"}
+
+
+def _lowered(value: str, most: int) -> str:
+    """A soft and a hard limit, none above `most`; -1 is infinity."""
+    numbers = [int(number) for number in value.split()]
+    return " ".join(
+        str(number if most == -1 else most if number == -1 else min(number, most)) for number in numbers
+    )

@@ -2,7 +2,6 @@
 
 import os
 import resource
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -12,11 +11,11 @@ from cri.sandbox.launcher import _build
 from cri.sandbox.linux import kernel, run_plan, stated
 from cri.sandbox.linux.run_plan import Processes, Run
 from cri.sandbox.spec import Credentials
-from tests.inherited.table import HERE, readings, rows
+from tests.inherited.table import compile_program, printed, readings, rows
+from tests.inherited.table import stated as expected_of
 
 pytestmark = pytest.mark.node
 
-LIMITS = [name for name in rows("Linux") if name.startswith("limit ")]
 AS_ASKED = {
     "user ids": "1234 1234 1234 1234",
     "group ids": "1235 1235 1235 1235",
@@ -62,14 +61,6 @@ NEVER_WRONG = {
 """What cannot be made wrong, or not everywhere."""
 
 
-def compile_program(directory, source, *flags):
-    program = directory / Path(source).stem
-    subprocess.run(
-        ["cc", "-static", "-O1", "-Wall", "-Werror", *flags, "-o", program, HERE / source], check=True
-    )
-    return program
-
-
 @pytest.fixture(scope="module")
 def reader():
     with tempfile.TemporaryDirectory() as directory:
@@ -82,18 +73,6 @@ def program(tmp_path):
     """A launcher that begins with all of it wrong."""
     _build.compile_launcher(tmp_path / "launcher")
     return compile_program(tmp_path, "spoil_linux.c", f'-DNEXT="{tmp_path}/launcher"')
-
-
-def printed(*command):
-    return readings(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def lowered(value, most):
-    """A soft and a hard limit, none above `most`; -1 is infinity."""
-    numbers = [int(number) for number in value.split()]
-    return " ".join(
-        str(number if most == -1 else most if number == -1 else min(number, most)) for number in numbers
-    )
 
 
 def test_the_page_has_a_row_for_every_reading(reader):
@@ -124,20 +103,14 @@ def test_what_a_process_gets(starter, program, reader):
     launch, text = starter.output(steps)
     os.close(mounts)
     assert launch.failed is None, (launch.failed, os.strerror(launch.error))
-    found, table = readings(text), rows("Linux")
+    found = readings(text)
     keyrings = {each.pop("session keyring's id") for each in (found, node, wrong)}
     assert len(keyrings) == 3
     # possessor: all; user: view, read, search (keyctl(2), KEYCTL_SETPERM)
     assert found.pop("session keyring") == "keyring;0;0;3f0b0000;_ses, 0 keys"
 
-    threads = int(Path("/proc/sys/kernel/threads-max").read_text()) // 2
-    expected = {name: row.value for name, row in table.items() if row.value is not None}
-    expected |= AS_ASKED | {name: node[name] for name in SAME_AS_THE_NODE}
-    expected |= dict.fromkeys(("limit NPROC", "limit SIGPENDING"), f"{threads} {threads}")
-    if not stated.may_raise():
-        expected |= {name: lowered(expected[name], int(node[name].split()[1])) for name in LIMITS}
-    # What a kernel has not, nobody gets.
-    expected |= {name: "-" for name, value in node.items() if value == "-"}
+    expected = AS_ASKED | {name: node[name] for name in SAME_AS_THE_NODE}
+    expected |= expected_of("Linux", node, may_raise=stated.may_raise())
     assert found == expected
 
     was_right = {name for name, value in expected.items() if wrong[name] == value}
