@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import enum
+import errno
 import fcntl
 import os
 import socket
@@ -52,28 +53,36 @@ class Record:
 
 
 class Launcher:
-    """A launcher process, child of this one. It ends with the connection, and with its parent."""
+    """A launcher process, child of this one. It ends with the connection, and with its parent; one that was killed comes back."""
 
     def __init__(self, program: Path = PROGRAM) -> None:
         """Start it. Raises OSError."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # For as long as there is a pod: its launcher is of this release, whatever becomes of the file.
+        self._program = _sealed_copy(program) if sys.platform == "linux" else -1
+        self._path = program
+        self.pid = 0
+        self._channel: socket.socket | None = None
         try:
-            with theirs:
-                self.pid = _start(program, theirs.fileno())
+            self._start()
         except BaseException:
-            ours.close()
+            self.close()
             raise
-        self._channel = ours
 
     def launch(self, steps: Sequence[Step], descriptors: Sequence[int] = ()) -> socket.socket:
         """Have a plan executed; `descriptors` are FIRST_DESCRIPTOR + 1 and those after it there. Returns the report.
 
-        Raises PlanError and OSError: BrokenPipeError, ConnectionError if there is no launcher any more.
+        Raises PlanError and OSError.
         """
+        data = encode(steps, 1 + len(descriptors))
         report, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
-                self._send(steps, [theirs.fileno(), *descriptors])
+                given = [theirs.fileno(), *descriptors]
+                try:
+                    self._send(data, given)
+                except ConnectionError:  # somebody killed it; what it had begun goes on without it
+                    self._start()
+                    self._send(data, given)
         except BaseException:
             report.close()
             raise
@@ -81,10 +90,29 @@ class Launcher:
 
     def close(self) -> None:
         """Let it end."""
-        self._channel.close()
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self._program >= 0:
+            os.close(self._program)
+            self._program = -1
 
-    def _send(self, steps: Sequence[Step], descriptors: list[int]) -> None:
-        data = encode(steps, len(descriptors))
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)]
+                # What /proc has of an executable is a path on FreeBSD, and a jail looks it up in its own root.
+                path = f"/proc/self/fd/{self._program}" if self._program >= 0 else self._path
+                self.pid = os.posix_spawn(path, [NAME], {}, file_actions=actions)
+        except BaseException:
+            ours.close()
+            raise
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = ours
+
+    def _send(self, data: bytes, descriptors: list[int]) -> None:
         if len(data) <= _PACKET:
             self._send_message(data, descriptors)
             return
@@ -96,6 +124,8 @@ class Launcher:
             os.close(large)
 
     def _send_message(self, data: bytes, descriptors: list[int]) -> None:
+        if self._channel is None:
+            raise OSError(errno.ENOTCONN, "the launcher was closed")
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
         self._channel.sendmsg([data], rights, getattr(socket, "MSG_NOSIGNAL", 0) | socket.MSG_EOR)
 
@@ -124,18 +154,6 @@ def receive(report: socket.socket) -> tuple[Record, int] | None:
             os.close(descriptor)
         raise PlanError(f"no record of a launch: {error}") from None
     return record, received[0] if received else -1
-
-
-def _start(program: Path, channel: int) -> int:
-    actions = [(os.POSIX_SPAWN_DUP2, channel, 3)]
-    if sys.platform != "linux":
-        # What /proc has there of an executable is a path, and a jail looks it up in its own root.
-        return os.posix_spawn(program, [NAME], {}, file_actions=actions)
-    copy = _sealed_copy(program)
-    try:
-        return os.posix_spawn(f"/proc/self/fd/{copy}", [NAME], {}, file_actions=actions)
-    finally:
-        os.close(copy)
 
 
 def _sealed_copy(program: Path) -> int:

@@ -3,8 +3,10 @@
 import errno
 import os
 import signal
+import socket
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +17,7 @@ from cri.sandbox.launcher.operations import Operation
 from cri.sandbox.launcher.plan import Step
 from cri.sandbox.launcher.steps import execute, write
 from cri.sandbox.warden import launching
-from cri.sandbox.warden.launching import Stage, StepFailedError
+from cri.sandbox.warden.launching import Pause, Stage, StepFailedError
 from cri.sandbox.warden.loop import Loop
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="on FreeBSD, porters take a reaper")
@@ -49,9 +51,9 @@ def loop():
 
 
 class Subject:
-    def __init__(self, loop, launcher, way):
+    def __init__(self, loop, launcher, way, kept=()):
         self.failure, self.pid, self.started, self.status = None, 0, False, None
-        launching.follow(loop, launcher, way, self, self._start, self._end)
+        launching.follow(loop, launcher, way, self, self._start, self._end, kept)
 
     def born(self, pid):
         self.pid = pid
@@ -149,13 +151,103 @@ def test_many_ways_at_once_lose_no_end(loop, launcher):
     assert (loop.births, loop.children) == (0, {})
 
 
-def test_a_launcher_that_has_died_is_told(loop, tmp_path):
+def test_a_launcher_that_was_killed_comes_back(loop, tmp_path):
     path = tmp_path / "launcher"
     _build.compile_launcher(path)
-    dead = Launcher(path)
-    os.kill(dead.pid, signal.SIGKILL)
-    os.waitpid(dead.pid, 0)
-    subject = Subject(loop, dead, iter_of(run("/bin/true")))
+    launcher = Launcher(path)
+    path.unlink()
+    killed = launcher.pid
+    os.kill(killed, signal.SIGKILL)
+    os.waitpid(killed, 0)
+    subject = Subject(loop, launcher, iter_of(run("/bin/true")))
+    turn(loop, lambda: subject.status is not None)
+    assert (subject.failure, subject.status) == (None, 0)
+    assert launcher.pid != killed
+    launcher.close()
+    assert "was closed" in Subject(loop, launcher, iter_of(run("/bin/true"))).failure.reason
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), ValueError("x"), OSError(5, "x"), RuntimeError("x")])
+def test_whatever_a_way_raises_it_ends(loop, launcher, error):
+    def way():
+        yield Stage([])
+        raise error
+
+    subject = Subject(loop, launcher, way())
     turn(loop, lambda: subject.started)
-    assert subject.failure is not None
-    dead.close()
+    assert "x" in subject.failure.reason
+
+
+def test_who_is_killed_on_the_way_has_not_started(loop, launcher, tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    sent = Step(Operation.OPEN, (70, os.O_RDONLY), (b"/dev/null",)), Step(Operation.SEND, (70,))
+    # Opening that to write waits for somebody who reads.
+    subject = Subject(loop, launcher, iter_of(Stage([*sent, write(str(fifo), ""), *sent])))
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+
+    def kill_others():
+        for pid in map(int, children.read_text().split()):
+            if pid != launcher.pid:
+                os.kill(pid, signal.SIGKILL)
+        return subject.started
+
+    turn(loop, kill_others)
+    assert subject.failure.reason == "launch: it ended before its program ran"
+
+
+def test_a_report_that_somebody_keeps_open_holds_nobody_up(loop, launcher, monkeypatch):
+    kept = []
+    launch = launcher.launch
+
+    def keeping(steps, descriptors=()):
+        report = launch(steps, descriptors)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        kept.append(theirs)
+        with report:
+            while received := report.recv(100):
+                theirs.send(received)
+        return ours
+
+    monkeypatch.setattr(launcher, "launch", keeping)
+    subject = Subject(loop, launcher, iter_of(run("/bin/sh", "-c", "exit 4")))
+    turn(loop, lambda: subject.status is not None)
+    assert (subject.failure, subject.status) == (None, 4)
+    for one in kept:
+        one.close()
+
+
+def test_a_way_pauses_until_it_is_called(loop, launcher):
+    waiting = []
+
+    def way():
+        yield Pause(waiting.append)
+        yield run("/bin/true")
+
+    subject = Subject(loop, launcher, way())
+    go_on, *none = waiting
+    assert not none
+    loop.later(0.05, go_on)
+    turn(loop, lambda: subject.status is not None)
+    assert subject.failure is None
+
+
+def test_what_a_way_was_given_is_closed_with_it(loop, launcher):
+    ours, theirs = os.pipe()
+    subject = Subject(loop, launcher, iter_of(run("/bin/true")), [theirs])
+    assert not subject.started
+    turn(loop, lambda: subject.started)
+    assert os.read(ours, 1) == b""
+    os.close(ours)
+
+
+def test_the_end_is_told_though_the_start_is_not(loop, launcher):
+    subject, ended = Subject.__new__(Subject), []
+    subject.pid = 0
+
+    def started():
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    launching.follow(loop, launcher, iter_of(run("/bin/sh", "-c", "exit 3")), subject, started, ended.append)
+    turn(loop, lambda: ended)
+    assert ended == [3 << 8]
