@@ -66,7 +66,7 @@ int main(int count, char **argv) {
         uint32_t priority;
         uint64_t runtime, deadline, period;
         uint32_t least, most;
-    } schedule = { 56, SCHED_BATCH, 0x60, 5, 0, 100000000, 0, 0, 100, 200 };
+    } schedule = { 56, SCHED_BATCH, 0x60, 1, 0, 100000000, 0, 0, 100, 200 };
     unsigned long node = 1;
     gid_t group = 4242;
     sigset_t blocked;
@@ -76,7 +76,7 @@ int main(int count, char **argv) {
     spoil_capabilities(&may_raise);
     spoil_limits(may_raise);
     setsid();
-    put("/proc/self/autogroup", "7");
+    put("/proc/self/autogroup", "1");
     if (syscall(SYS_sched_setattr, 0, &schedule, 0) < 0) { /* a kernel without clamps */
         schedule.flags = 0;
         schedule.size = 48;
@@ -95,6 +95,8 @@ int main(int count, char **argv) {
     umask(077);
     signal(SIGHUP, SIG_IGN);
     signal(SIGUSR2, SIG_IGN);
+    signal(SIGCHLD, SIG_IGN);
+    signal(SIGTSTP, SIG_IGN);
     signal(SIGRTMIN + 5, SIG_IGN);
     sigemptyset(&blocked);
     sigaddset(&blocked, SIGUSR1);

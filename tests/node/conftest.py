@@ -160,8 +160,11 @@ class Daemon:
             )
         self.client = Client(self.base / "run/cri-jails.sock")
         try:
-            self.client("Version", v1.VersionRequest(), timeout=30)
+            # What a wrapper does may make it slow.
+            self.client("Version", v1.VersionRequest(), timeout=120 if self.wrapper else 30)
         except grpc.RpcError as error:
+            self.process.kill()
+            self.process.wait()
             raise AssertionError(self.log.read_text()) from error
         return self.client
 
