@@ -11,7 +11,7 @@ import errno
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from cri.sandbox.freebsd import jails, kernel, run_plan, sysctls, ways
 from cri.sandbox.freebsd.launcher import Launcher, open_program
@@ -19,9 +19,9 @@ from cri.sandbox.host import HostError
 from cri.sandbox.launcher.client import Kind, receive
 from cri.sandbox.launcher.plan import PlanError, Step
 from cri.sandbox.spec import ProcessSpec, SandboxSpec, Sharing
-from cri.sandbox.warden.driver import Driver, Plan, Target
+from cri.sandbox.warden.driver import Driver, Plan, Reported, Target
 from cri.sandbox.warden.journal import warn
-from cri.sandbox.warden.launch import Report, Stdio
+from cri.sandbox.warden.launch import Stdio
 from cri.sandbox.warden.launching import Way
 
 _ERRAND_SECONDS = 10.0
@@ -45,15 +45,19 @@ def make_driver() -> Driver:
 class FreeBSDDriver:
     """One pod's jails, seen from outside."""
 
-    launcher: Launcher
-    """From `enter` on."""
-
     def __init__(self) -> None:
+        self._launcher: Launcher | None = None
         self._jid = 0
         """Of the pod's jail; 0 with the node's network, where a socket needs no jail."""
         self._hostname = ""
         self._killed: set[str] = set()
         """The containers that were killed on purpose."""
+
+    @property
+    def launcher(self) -> Launcher:
+        """Each of its processes is the warden's child."""
+        assert self._launcher is not None, "before enter nothing is launched"
+        return self._launcher
 
     def enter(self, sandbox: SandboxSpec) -> Sequence[int]:
         """Become the reaper. The jail is there already: the daemon has made it."""
@@ -67,25 +71,21 @@ class FreeBSDDriver:
         if sandbox.namespaces.network is not Sharing.NODE:
             self._jid = jail.jid
         try:
-            self.launcher = Launcher(_shared[0] if _shared else open_program())
+            self._launcher = Launcher(_shared[0] if _shared else open_program())
         except OSError as error:
             raise HostError("open", "the launcher", error.strerror or str(error), error.errno) from error
         return []
 
-    def start(self, plan: Plan, stdio: Stdio, target: int, reported: Callable[[Report], None]) -> Way:
+    def start(self, plan: Plan, stdio: Stdio, target: int, reported: Reported) -> Way:
         """The way of a container's first process."""
         return ways.start(plan, stdio, self._hostname, reported)
 
-    def exec(
-        self,
-        target: Target,
-        process: ProcessSpec,
-        stdio: Stdio,
-        name: str,
-        reported: Callable[[Report], None],
-    ) -> Way:
+    def exec(self, target: Target, process: ProcessSpec, stdio: Stdio, name: str, reported: Reported) -> Way:
         """The way of a process into a running container's jail."""
         return ways.exec_(target, process, stdio, self._hostname, reported)
+
+    def end(self, plan: Plan) -> None:
+        """Nothing is kept for a container."""
 
     def signal(self, plan: Plan, first: int, number: int, *, again: bool) -> bool:
         """Send a signal to the first process. A jail has no init that could be deaf to it."""
@@ -110,7 +110,10 @@ class FreeBSDDriver:
         return not kernel.processes({plan.host["jid"]})
 
     def kill_exec(self, plan: Plan, pid: int, name: str) -> None:
-        """KILL an exec's process and all that descends from it, whatever session that has gone to."""
+        """KILL an exec's process and all that descends from it, whatever session that has gone to.
+
+        Which process that is, the warden knows soon after it was made, and asks again.
+        """
         if pid:
             kernel.reaper_kill(signal.SIGKILL, pid)
 
@@ -139,7 +142,9 @@ class FreeBSDDriver:
         if not self._jid:
             return socket.socket(family, type_, protocol_number)
         steps = run_plan.send_socket(family, type_, protocol_number)
-        return socket.socket(fileno=self._errand("make a socket of", f"family {family} in the pod's jail", steps))
+        return socket.socket(
+            fileno=self._errand("make a socket of", f"family {family} in the pod's jail", steps)
+        )
 
     def sysctl(self, name: str, value: str | None) -> str:
         """A variable of the pod's vnet: which one is meant depends on who asks, so a process does that enters the jail.

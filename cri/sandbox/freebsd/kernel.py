@@ -305,9 +305,7 @@ def spawn(program: int, title: str, given: int, descriptors: Sequence[int], firs
     The child has `given` as descriptor 3, the others from number `first` on, and no environment; all signals are blocked in it.
     """
     numbers = list(descriptors)
-    return check(
-        lib.cri_spawn(program, encoding.c_string(title), given, numbers, len(numbers), first), title
-    )
+    return check(lib.cri_spawn(program, encoding.c_string(title), given, numbers, len(numbers), first), title)
 
 
 def set_title(text: str) -> None:

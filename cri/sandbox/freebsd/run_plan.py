@@ -1,5 +1,6 @@
-"""The plans of FreeBSD (docs/launch.md): a process's way into a jail, the same for a start and for an exec; and errands, what
-has to be asked from within a jail. The jails and their mounts are there.
+"""The plans of FreeBSD (docs/launch.md): a process's way into a jail, the same for a start and for an exec; and errands.
+
+An errand is something that has to be asked from within a jail. The jails and their mounts are there.
 """
 
 from __future__ import annotations

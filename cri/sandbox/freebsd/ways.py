@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 
 from cri.sandbox.freebsd import run_plan
 from cri.sandbox.freebsd.run_plan import Run
@@ -13,11 +13,10 @@ from cri.sandbox.launcher.operations import Operation
 from cri.sandbox.launcher.plan import Step
 from cri.sandbox.spec import ProcessSpec
 from cri.sandbox.warden import accounts, launch, users
-from cri.sandbox.warden.driver import Plan, Target
+from cri.sandbox.warden.driver import Plan, Reported, Target
 from cri.sandbox.warden.launch import Report, Stdio
 from cri.sandbox.warden.launching import Pause, Sent, Stage, StepFailedError, Way
 
-Reported = Callable[[Report], None]
 _ACCOUNT_FILES = ("/etc/passwd", "/etc/group")
 
 

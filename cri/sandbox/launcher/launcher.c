@@ -1,9 +1,10 @@
 /* The launcher: executes plans (docs/launch.md), and nothing else. On Linux one process per pod, started by its warden; on
    FreeBSD one for each plan, which becomes what the plan says (freebsd.c has the reason).
 
-   Descriptor 3 is a SOCK_SEQPACKET socket, over which the warden sends plans (on FreeBSD a file that is one), each with its descriptors. For each one a porter
+   Descriptor 3 is a SOCK_SEQPACKET socket, over which the warden sends plans, each with its descriptors. For each one a porter
    is forked, which does the steps up to FORK, and forks the newcomer, which does the others and becomes the program. What
    becomes of them, they tell the warden themselves, over the plan's first descriptor. The launcher waits for nobody.
+   (On FreeBSD descriptor 3 is a plan, and the process is porter and newcomer.)
 
    It parses, allocates and decides nothing: plan.h checks a plan once, in the memory that it was received into. Every function
    that asks something of the kernel returns what the kernel returns, or -errno. linux.c and freebsd.c are parts of
@@ -25,10 +26,9 @@ struct large {
     uint32_t magic, size;
 };
 
-static char *title; /* argv[0], in the memory that ps looks at */
-
 #if defined(__linux__)
 #define RESIDENT 1
+static char *title; /* argv[0], in the memory that ps looks at */
 #include "linux.c"
 #elif defined(__FreeBSD__)
 #define RESIDENT 0
