@@ -1,8 +1,10 @@
-/* The launcher: executes plans (docs/launch.md), and nothing else. One process per pod, started by its warden.
+/* The launcher: executes plans (docs/launch.md), and nothing else. On Linux one process per pod, started by its warden; on
+   FreeBSD one for each plan, which becomes what the plan says (freebsd.c has the reason).
 
    Descriptor 3 is a SOCK_SEQPACKET socket, over which the warden sends plans, each with its descriptors. For each one a porter
    is forked, which does the steps up to FORK, and forks the newcomer, which does the others and becomes the program. What
    becomes of them, they tell the warden themselves, over the plan's first descriptor. The launcher waits for nobody.
+   (On FreeBSD descriptor 3 is a plan, and the process is porter and newcomer.)
 
    It parses, allocates and decides nothing: plan.h checks a plan once, in the memory that it was received into. Every function
    that asks something of the kernel returns what the kernel returns, or -errno. linux.c and freebsd.c are parts of
@@ -24,11 +26,12 @@ struct large {
     uint32_t magic, size;
 };
 
-static char *title; /* argv[0], in the memory that ps looks at */
-
 #if defined(__linux__)
+#define RESIDENT 1
+static char *title; /* argv[0], in the memory that ps looks at */
 #include "linux.c"
 #elif defined(__FreeBSD__)
+#define RESIDENT 0
 #include "freebsd.c"
 #endif
 
@@ -116,6 +119,7 @@ static void tell(int kind, int step, long error, long pid, int descriptor) {
     sys_send(REPORT, &record, sizeof record, descriptor);
 }
 
+#if RESIDENT
 /* Go on as the newcomer. The porter has done its part. */
 static long go_on_in_child(int step) {
     long pid = sys_fork_newcomer();
@@ -126,6 +130,13 @@ static long go_on_in_child(int step) {
     }
     return pid;
 }
+#else
+/* It was born for this plan. */
+static long go_on_in_child(int step) {
+    tell(BORN, step, 0, sys_own_pid(), -1);
+    return 0;
+}
+#endif
 
 static long take(const struct plan_step *step, int number) {
     const int64_t *integer = step->integer;
@@ -174,6 +185,7 @@ _Noreturn static void follow_plan(const struct plan_header *plan) {
     sys_exit(0);
 }
 
+#if RESIDENT
 /* In the porter: the plan's descriptors get the numbers by which it calls them, and nothing else stays open. What was received
    has the lowest free numbers, and so do those of a process that never keeps any: all below FIRST_DESCRIPTOR. */
 _Noreturn static void follow_with(const struct plan_header *plan, const int *descriptors, unsigned int count) {
@@ -246,3 +258,17 @@ _Noreturn void launcher_main(char *name) {
     if (sys_begin() < 0) sys_exit(1);
     serve();
 }
+#else
+/* Descriptor 3 is the plan, and what comes with it has its numbers already. */
+_Noreturn void launcher_main(void) {
+    long size = sys_size(CONTROL);
+    struct plan_header *plan = size < (long)sizeof *plan ? NULL : sys_map(size, CONTROL);
+
+    if (plan == NULL || plan->descriptors == 0 || plan_read(plan, size, plan->descriptors) != 0) {
+        tell(FAILED, -1, EINVAL, 0, -1);
+        sys_exit(LOST);
+    }
+    sys_begin(plan->descriptors);
+    follow_plan(plan);
+}
+#endif

@@ -77,6 +77,8 @@ class Operation(enum.IntEnum):
     LOGIN_NAME = 100
     LOGIN_CLASS = 101
     REALTIME_PRIORITY = 102
+    SOCKET = 103
+    SYSCTL = 104
 
 
 class Tolerate(enum.IntEnum):
@@ -160,8 +162,10 @@ SHAPES: dict[Operation, tuple[int, int, int]] = {
     Operation.LOGIN_NAME: (0, 1, 1),
     Operation.LOGIN_CLASS: (0, 1, 1),
     Operation.REALTIME_PRIORITY: (2, 0, 0),
+    Operation.SOCKET: (4, 0, 0),
+    Operation.SYSCTL: (1, 1, 2),
 }
 """How many integers a step has, and how many texts at least and at most."""
 
-BINARY = frozenset({Operation.GROUPS, Operation.AFFINITY, Operation.SECCOMP})
+BINARY = frozenset({Operation.GROUPS, Operation.AFFINITY, Operation.SECCOMP, Operation.SYSCTL})
 """Whose texts may hold a NUL. All others are C's."""

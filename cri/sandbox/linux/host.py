@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import structlog
+
 from baustelle.removal import remove_tree
 from cri.sandbox import wire
 from cri.sandbox.durable import remove_any
 from cri.sandbox.host import Condition, Features, Host, HostError, NetworkStack, Warden, WardenGoneError
-from cri.sandbox.linux import device_access, device_nodes, image_trees, image_volumes, sysctls
+from cri.sandbox.linux import device_access, device_nodes, image_trees, image_volumes, stated, sysctls
 from cri.sandbox.linux.cgroup_hierarchies import Hierarchies
 from cri.sandbox.linux.cgroup_ledger import OWN_PARENT, CgroupLedger, container_group, own_parent
 from cri.sandbox.linux.cgroups import Group
@@ -30,6 +32,8 @@ from cri.sandbox.warden.spawning import Spawner
 from cri.sandbox.warden.supervisor import SOCKET_NAME
 from cri.sandbox.warden.wardens import Wardens
 from cri.threads import in_own_thread
+
+log = structlog.get_logger(__name__)
 
 _KILL_SECONDS = 5.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -66,6 +70,7 @@ class LinuxHost(Host):
 
     async def open(self, lost: Callable[[str], None]) -> None:
         """Start the spawner."""
+        _tell_what_is_kept()
         self._wardens.lost = lost
         self._spawner.start()
 
@@ -257,6 +262,11 @@ class LinuxHost(Host):
         ruled = device_access.restrict(group, device_access.rules(devices))
         device_access.check(devices, ruled=ruled)
         return ruled
+
+
+def _tell_what_is_kept() -> None:
+    for inherited in stated.kept(Path("/proc/self/status").read_text()):
+        log.warning("containers inherit what the daemon was started with", inherited=inherited)
 
 
 class LinuxNetworkStack(WardenNetworkStack):
