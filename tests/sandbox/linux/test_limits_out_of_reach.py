@@ -219,6 +219,33 @@ def root(path: str) -> str:
     return "/".join(path.split("/")[:5])
 
 
+async def test_the_init_of_a_pod_is_not_in_a_group_of_the_node_s(node):
+    """Who may trace it, as SYS_PTRACE in the pod does, is where it is."""
+    made = node.host._hierarchies.group(f"/cri-test-{os.getpid()}")
+    for path in made.directories.values():
+        Path(path).mkdir(exist_ok=True)
+    for parent in ("", f"/cri-test-{os.getpid()}"):
+        pod = await node.pod(namespaces=Namespaces(pid=Sharing.POD), limits_parent=parent)
+        (init,) = [
+            int(path.parent.name)
+            for path in Path("/proc").glob("[0-9]*/comm")
+            if path.read_text() == "cri-jails-init\n"
+            and f"PPid:\t{pod.warden.pid}\n" in (path.parent / "status").read_text()
+        ]
+        groups = {line.split(":", 2)[2] for line in Path(f"/proc/{init}/cgroup").read_text().splitlines()}
+        assert groups == {
+            f"{above or f'/cri-jails/{pod.spec.id}'}/{pod.spec.id}/container" for above in {parent, ""}
+        }
+        assert Path(f"/proc/{init}/ns/cgroup").readlink() != Path("/proc/self/ns/cgroup").readlink()
+        assert (await pod.run("true"))[0].exit_code == 0
+        await pod.remove()
+        for path in node.host._hierarchies.group(
+            parent or "/cri-jails", f"/cri-jails/{pod.spec.id}"
+        ).directories.values():
+            assert not Path(path, pod.spec.id).exists()
+    made.remove()
+
+
 async def test_programs_find_their_limits_where_they_look_for_them(node):
     pod = await node.pod()
     spec = pod.container("sleep", "1000", resources=LIMITS)
