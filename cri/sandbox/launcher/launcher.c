@@ -144,6 +144,7 @@ static long take(const struct plan_step *step, int number) {
 
     switch (step->operation) {
     case OP_FORK: return go_on_in_child(number);
+    case OP_BORN_IN: return number == 0 ? 0 : -EINVAL; /* the launcher has done it */
     case OP_SEND: tell(SENT, number, 0, 0, integer[0]); return 0;
     case OP_CLOSE:
         if (integer[0] >= 0) return sys_close(integer[0]);
@@ -196,26 +197,40 @@ _Noreturn static void follow_with(const struct plan_header *plan, const int *des
     follow_plan(plan);
 }
 
-static void refuse(int report, long error) {
-    struct record record = { FAILED, -1, error, 0 };
+static void refuse(int report, int step, long error) {
+    struct record record = { FAILED, step, error, 0 };
     sys_send(report, &record, sizeof record, -1);
+}
+
+/* Where the porter is to be born: the number of the descriptor among those that came with the plan, or -1. */
+static int birthplace(const struct plan_header *plan, unsigned int count) {
+    const struct plan_step *first = plan_first(plan);
+
+    if (plan->steps == 0 || first->operation != OP_BORN_IN) return -1;
+    return first->integer[0] > FIRST_DESCRIPTOR && first->integer[0] < FIRST_DESCRIPTOR + count ? first->integer[0] - FIRST_DESCRIPTOR : 0;
 }
 
 static void launch(void *message, size_t size, const int *descriptors, unsigned int count) {
     const struct large *large = message;
     size_t mapped = 0;
     void *plan = message;
+    int place;
     long pid;
 
     if (count == 0) return; /* nobody to tell */
     if (size == sizeof *large && large->magic == LARGE && count > 1) {
         size = mapped = large->size;
         plan = sys_map(mapped, descriptors[--count]);
-        if (plan == NULL) return refuse(descriptors[0], ENOMEM);
+        if (plan == NULL) return refuse(descriptors[0], -1, ENOMEM);
     }
-    if (plan_read(plan, size, count) != 0) refuse(descriptors[0], EINVAL);
-    else if ((pid = sys_fork_porter()) == 0) follow_with(plan, descriptors, count);
-    else if (pid < 0) refuse(descriptors[0], -pid);
+    if (plan_read(plan, size, count) != 0) {
+        refuse(descriptors[0], -1, EINVAL);
+    } else {
+        place = birthplace(plan, count);
+        pid = place < 0 ? sys_fork_porter() : sys_fork_porter_in(descriptors[place]);
+        if (pid == 0) follow_with(plan, descriptors, count);
+        if (pid < 0) refuse(descriptors[0], place < 0 ? -1 : 0, -pid);
+    }
     if (mapped) sys_unmap(plan, mapped);
 }
 

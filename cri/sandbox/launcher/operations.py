@@ -48,6 +48,7 @@ class Operation(enum.IntEnum):
     CAPABILITIES = 42
     SECCOMP = 43
     REAP = 44
+    BORN_IN = 48
     # Linux: the tree
     OPEN = 64
     OPEN_IN = 65
@@ -134,6 +135,7 @@ SHAPES: dict[Operation, tuple[int, int, int]] = {
     Operation.CAPABILITIES: (3, 0, 0),
     Operation.SECCOMP: (2, 1, 1),
     Operation.REAP: (0, 1, 1),
+    Operation.BORN_IN: (1, 0, 0),
     Operation.OPEN: (2, 1, 1),
     Operation.OPEN_IN: (3, 1, 1),
     Operation.CLONE: (2, 1, 1),

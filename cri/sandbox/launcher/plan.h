@@ -53,6 +53,7 @@
     OPERATION(CAPABILITIES, 42, 3, 0, 0)    /* effective, permitted, inheritable */                                     \
     OPERATION(SECCOMP, 43, 2, 1, 1)         /* flags, instructions; program */                                          \
     OPERATION(REAP, 44, 0, 1, 1)            /* name: be the init of a process namespace, and nothing else any more */   \
+    OPERATION(BORN_IN, 48, 1, 0, 0)         /* cgroup of version 2: the first step, which the launcher takes by its fork */  \
     /* Linux: the tree */                                                                                               \
     OPERATION(OPEN, 64, 2, 1, 1)            /* descriptor to get, flags; path on the node */                            \
     OPERATION(OPEN_IN, 65, 3, 1, 1)         /* descriptor to get, root, flags; path */                                  \

@@ -38,7 +38,7 @@ def mount_overlay(lower: Sequence[str], target: str) -> None:
     opened = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in lower]
     try:
         layers = [str(fd) for fd in opened][::-1]
-        if len(layers) < 2:  # noqa: PLR2004
+        if len(layers) < 2:
             layers.append(target)  # as an overlay without an upper directory needs two
         # By descriptor numbers: the options fit one page with any number of layers and any path.
         os.chdir("/proc/self/fd")

@@ -321,4 +321,4 @@ async def test_a_plan_of_an_older_daemon(pod, tmp_path):
     await pod.warden.start(spec)
     await pod.exit_of(spec)
     assert pod.output(spec).splitlines()[0] == "2"
-    assert pod.output(spec).splitlines()[-1] == "kept"
+    assert "kept" in pod.output(spec).splitlines()  # another pipe than the error
