@@ -7,6 +7,7 @@
 
 #include <sys/param.h>
 #include <sys/cpuset.h>
+#include <sys/domainset.h>
 #include <sys/ioctl.h>
 #include <sys/jail.h>
 #include <sys/mman.h>
@@ -150,8 +151,24 @@ static long sys_terminal(int64_t pty, int64_t terminal, int64_t owner, int64_t r
 }
 static long sys_take_terminal(int fd) { return CALL(ioctl(fd, TIOCSCTTY, 0)); }
 
+/* The CPUs of the mask that the set has: no others may be asked for. */
 static long run_on(const char *mask) {
-    return CALL(cpuset_setaffinity(CPU_LEVEL_WHICH, CPU_WHICH_PID, -1, plan_length(mask), (const cpuset_t *)mask));
+    cpuset_t all, wanted;
+    uint64_t size = plan_length(mask);
+
+    if (cpuset_getaffinity(CPU_LEVEL_CPUSET, CPU_WHICH_PID, -1, sizeof all, &all) < 0) return -errno;
+    CPU_ZERO(&wanted);
+    memcpy(&wanted, mask, size < sizeof wanted ? size : sizeof wanted);
+    CPU_AND(&wanted, &wanted, &all);
+    return CALL(cpuset_setaffinity(CPU_LEVEL_WHICH, CPU_WHICH_PID, -1, sizeof wanted, &wanted));
+}
+/* Memory as the set has it. */
+static long use_any_memory(void) {
+    domainset_t all;
+    int policy;
+
+    if (cpuset_getdomain(CPU_LEVEL_CPUSET, CPU_WHICH_PID, -1, sizeof all, &all, &policy) < 0) return -errno;
+    return CALL(cpuset_setdomain(CPU_LEVEL_WHICH, CPU_WHICH_PID, -1, sizeof all, &all, policy));
 }
 static long set_realtime(int64_t class_, int64_t level) {
     struct rtprio priority = { class_, level };
@@ -203,6 +220,7 @@ static long exchange(const char *name, const char *value) {
 static long take_own(uint32_t operation, const int64_t *integer, const char *const *text, uint32_t texts) {
     switch (operation) {
     case OP_AFFINITY: return run_on(text[0]);
+    case OP_MEMORY_POLICY: return use_any_memory();
     case OP_UNTRACEABLE: return untraceable();
     case OP_ROUTING_TABLE: return CALL(setfib(integer[0]));
     case OP_JAIL: return CALL(jail_attach(integer[0]));
