@@ -73,8 +73,7 @@ class CgroupLedger:
 
     def remove_entry(self, entry: Entry) -> None:
         """The same, where no more is known."""
-        if entry.path:
-            group = self._hierarchies.group(entry.path)
+        if entry.path and (group := self._hierarchies.group(entry.path)).is_there():
             if not group.kill_and_wait(_KILL_SECONDS):
                 pids = ", ".join(map(str, sorted(group.processes())))
                 raise HostError(
