@@ -423,10 +423,11 @@ class Host(abc.ABC):
         """Give back what an ended container no longer needs (mounts, limits)."""
 
     @abc.abstractmethod
-    async def remove_container(self, spec: ContainerSpec) -> None:
+    async def remove_container(self, spec: ContainerSpec, then: Callable[[], None] | None = None) -> None:
         """Give back whatever of the container is not plain files below its directory, which is the caller's to remove.
 
-        No process of it is left. A directory that is kept can be given to `create_container` again.
+        No process of it is left. A directory that is kept can be given to `create_container` again. Calls `then`, which
+        may block, when that is done, and raises what it raises: a second visit to a thread would take longer than both.
         """
 
     @abc.abstractmethod

@@ -158,6 +158,10 @@ class Group:
         # takes: 0.1 ms instead of the 7 ms of an RCU grace period.
         return "cgroup.procs" if directory == self.unified else "tasks"
 
+    def is_there(self) -> bool:
+        """Whether any of the directories is."""
+        return any(self._present())
+
     def processes(self) -> set[int]:
         """The processes in the group and below it. In all hierarchies: one may have failed to join one of them."""
         return {pid for directory in self._distinct() for pid in cgroup_tree.processes(directory)}

@@ -147,9 +147,9 @@ class LinuxHost(Host):
         """Remove the cgroups; whatever still is in there is killed."""
         await asyncio.to_thread(self._ledger.remove, spec)
 
-    async def remove_container(self, spec: ContainerSpec) -> None:
+    async def remove_container(self, spec: ContainerSpec, then: Callable[[], None] | None = None) -> None:
         """Remove the cgroups; all else is files in the container's directory."""
-        await asyncio.to_thread(self._ledger.remove, spec)
+        await asyncio.to_thread(self._remove_container, spec, then)
 
     async def update_container(self, spec: ContainerSpec, resources: Resources) -> None:
         """Apply new limits, to what runs too."""
@@ -217,6 +217,11 @@ class LinuxHost(Host):
                 path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty: somebody else's files
             Path(spec.runtime_directory).rmdir()
+
+    def _remove_container(self, spec: ContainerSpec, then: Callable[[], None] | None) -> None:
+        self._ledger.remove(spec)
+        if then is not None:
+            then()
 
     def _update_container(self, spec: ContainerSpec, resources: Resources) -> None:
         whole = wire.merged(spec.resources, resources)
