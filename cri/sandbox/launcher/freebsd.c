@@ -7,6 +7,7 @@
 
 #include <sys/param.h>
 #include <sys/cpuset.h>
+#include <sys/domainset.h>
 #include <sys/ioctl.h>
 #include <sys/jail.h>
 #include <sys/mman.h>
@@ -17,6 +18,7 @@
 #include <sys/stat.h>
 #include <sys/sysctl.h>
 #include <sys/uio.h>
+#include <bsm/audit.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -150,8 +152,27 @@ static long sys_terminal(int64_t pty, int64_t terminal, int64_t owner, int64_t r
 }
 static long sys_take_terminal(int fd) { return CALL(ioctl(fd, TIOCSCTTY, 0)); }
 
-static long run_on(const char *mask) {
-    return CALL(cpuset_setaffinity(CPU_LEVEL_WHICH, CPU_WHICH_PID, -1, plan_length(mask), (const cpuset_t *)mask));
+/* All CPUs, and all memory domains, as the node's first processes have them. Of what a process has less, a jail's set is cut down
+   to that, and may have nothing left (EDEADLK): so before the jail, which then gives its own. */
+static long use_all_cpus(void) {
+    cpusetid_t root;
+    cpuset_t cpus;
+    long result = CALL(cpuset_getid(CPU_LEVEL_ROOT, CPU_WHICH_PID, -1, &root));
+    if (result >= 0) result = CALL(cpuset_setid(CPU_WHICH_PID, -1, root));
+    if (result >= 0) result = CALL(cpuset_getaffinity(CPU_LEVEL_ROOT, CPU_WHICH_PID, -1, sizeof cpus, &cpus));
+    return result < 0 ? result : CALL(cpuset_setaffinity(CPU_LEVEL_WHICH, CPU_WHICH_PID, -1, sizeof cpus, &cpus));
+}
+static long use_all_memory(void) {
+    domainset_t domains;
+    int policy;
+    long result = CALL(cpuset_getdomain(CPU_LEVEL_ROOT, CPU_WHICH_PID, -1, sizeof domains, &domains, &policy));
+    return result < 0 ? result : CALL(cpuset_setdomain(CPU_LEVEL_WHICH, CPU_WHICH_PID, -1, sizeof domains, &domains, policy));
+}
+/* Of the session of whoever started the daemon. A kernel without audit has none. */
+static long leave_audit_session(void) {
+    struct auditinfo_addr nobody = { .ai_auid = AU_DEFAUDITID, .ai_termid = { .at_type = AU_IPv4 } };
+    long result = CALL(setaudit_addr(&nobody, sizeof nobody));
+    return result == -ENOSYS ? 0 : result;
 }
 static long set_realtime(int64_t class_, int64_t level) {
     struct rtprio priority = { class_, level };
@@ -202,7 +223,9 @@ static long exchange(const char *name, const char *value) {
 
 static long take_own(uint32_t operation, const int64_t *integer, const char *const *text, uint32_t texts) {
     switch (operation) {
-    case OP_AFFINITY: return run_on(text[0]);
+    case OP_AFFINITY: return use_all_cpus();
+    case OP_MEMORY_POLICY: return use_all_memory();
+    case OP_AUDIT: return leave_audit_session();
     case OP_UNTRACEABLE: return untraceable();
     case OP_ROUTING_TABLE: return CALL(setfib(integer[0]));
     case OP_JAIL: return CALL(jail_attach(integer[0]));
