@@ -127,7 +127,7 @@ class Group:
     def subgroup(self, name: str) -> Group | None:
         """A group inside for keeping track of processes, in one hierarchy; no limits of its own. Made at once."""
         # Of `pids` if that is there: it costs the least, and shares nothing out.
-        for controller in sorted(self.directories, key=lambda controller: controller != "pids"):
+        for controller in sorted(self.directories, key=lambda controller: controller not in ("", "pids")):
             directory = self.directories[controller]
             if controller in (*LATE, UNIFIED) or not os.path.isdir(directory):  # noqa: PTH112
                 continue  # a new cpuset would have no CPUs
