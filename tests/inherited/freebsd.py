@@ -100,7 +100,7 @@ def spoil() -> None:
     """Make all of it wrong, as far as that can be taken back."""
     os.setgroups([0, 4242])
     os.setpriority(os.PRIO_PROCESS, 0, 5)
-    _libc.rtprio(1, 0, struct.pack("=HH", 2, 31))  # RTP_SET, RTP_PRIO_REALTIME
+    _libc.rtprio(1, 0, struct.pack("=HH", 4, 0))  # RTP_SET, RTP_PRIO_IDLE
     os.umask(0o077)
     os.setsid()
     _libc.setlogin(b"somebody")
