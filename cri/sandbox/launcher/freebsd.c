@@ -64,6 +64,7 @@ static long sys_send(int fd, void *data, size_t size, int descriptor) {
     /* POSIX has the sender say where a record ends; FreeBSD 15 joins what is not ended. */
     return CALL(sendmsg(fd, &message, MSG_NOSIGNAL | MSG_EOR));
 }
+static long sys_tell(int fd, void *data, size_t size) { return sys_send(fd, data, size, -1); }
 static long sys_receive(int fd, void *data, size_t size, int *descriptors, unsigned int room, unsigned int *count) {
     union { struct cmsghdr header; char room[CMSG_SPACE(sizeof(int) * (PLAN_DESCRIPTORS + 1))]; } rights;
     struct iovec part = { data, size };
