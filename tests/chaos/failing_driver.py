@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 ONE_IN = 40
-METHODS = ("start", "exec", "signal", "kill", "kill_exec", "end_exec", "make_socket")
+METHODS = ("start", "exec", "signal", "kill", "kill_exec", "end", "end_exec", "make_socket")
 
 
 class FailingDriver:

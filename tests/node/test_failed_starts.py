@@ -119,7 +119,7 @@ def image(module_daemon):
 
 
 WAYS = {
-    "memory of 1 MiB": lambda volume: resources(memory_limit_in_bytes=1024 * 1024),
+    "memory of one page": lambda volume: resources(memory_limit_in_bytes=4096),
     "directory on a file": lambda volume: {
         "mounts": [v1.Mount(host_path=str(volume), container_path="/etc/passwd")]
     },

@@ -26,6 +26,8 @@ PROGRAM = Path(__file__).with_name("launcher")
 """The executable, compiled at install."""
 _PACKET = (32 if sys.platform == "linux" else 4) * 1024
 """Bytes of the largest plan that is sent in the message itself: not above PACKET in launcher.c, and what a socket has room for."""
+_CONTROL = 3
+"""Where a launcher has its socket."""
 _LARGE = struct.Struct("=II")
 _LARGE_MAGIC = 0x4C495247
 _RECORD = struct.Struct("=4i")
@@ -101,7 +103,7 @@ class Launcher:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
-                actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)]
+                actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), _CONTROL)]
                 # What /proc has of an executable is a path on FreeBSD, and a jail looks it up in its own root.
                 path = f"/proc/self/fd/{self._program}" if self._program >= 0 else self._path
                 self.pid = os.posix_spawn(path, [NAME], {}, file_actions=actions)
@@ -158,7 +160,11 @@ def receive(report: socket.socket) -> tuple[Record, int] | None:
 
 def _sealed_copy(program: Path) -> int:
     """An executable in memory that nobody can change: memfd_create(2), F_ADD_SEALS."""
-    copy = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    made = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        copy = fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, _CONTROL + 1)  # not where the launcher gets its socket
+    finally:
+        os.close(made)
     try:
         _write_all(copy, program.read_bytes())
         seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE

@@ -196,5 +196,5 @@ static long take_own(uint32_t operation, const int64_t *integer, const char *con
     }
 }
 
-_Noreturn void launcher_main(void);
-int main(void) { launcher_main(); }
+_Noreturn void launcher_main(char *name);
+int main(int count, char **arguments) { launcher_main(count > 0 ? arguments[0] : NULL); }

@@ -24,6 +24,8 @@ struct large {
     uint32_t magic, size;
 };
 
+static char *title; /* argv[0], in the memory that ps looks at */
+
 #if defined(__linux__)
 #include "linux.c"
 #elif defined(__FreeBSD__)
@@ -225,7 +227,8 @@ _Noreturn static void serve(void) {
     }
 }
 
-_Noreturn void launcher_main(void) {
+_Noreturn void launcher_main(char *name) {
+    title = name;
     if (sys_begin() < 0) sys_exit(1);
     serve();
 }

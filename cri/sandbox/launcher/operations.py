@@ -47,6 +47,7 @@ class Operation(enum.IntEnum):
     BOUNDING = 41
     CAPABILITIES = 42
     SECCOMP = 43
+    REAP = 44
     # Linux: the tree
     OPEN = 64
     OPEN_IN = 65
@@ -56,7 +57,6 @@ class Operation(enum.IntEnum):
     ATTRIBUTES = 69
     MOUNT = 70
     UNMOUNT = 71
-    EXPECT = 72
     ATTACH = 73
     DIRECTORY = 74
     NODE = 75
@@ -131,6 +131,7 @@ SHAPES: dict[Operation, tuple[int, int, int]] = {
     Operation.BOUNDING: (1, 0, 0),
     Operation.CAPABILITIES: (3, 0, 0),
     Operation.SECCOMP: (2, 1, 1),
+    Operation.REAP: (0, 1, 1),
     Operation.OPEN: (2, 1, 1),
     Operation.OPEN_IN: (3, 1, 1),
     Operation.CLONE: (2, 1, 1),
@@ -139,7 +140,6 @@ SHAPES: dict[Operation, tuple[int, int, int]] = {
     Operation.ATTRIBUTES: (4, 0, 0),
     Operation.MOUNT: (2, 4, 4),
     Operation.UNMOUNT: (1, 1, 1),
-    Operation.EXPECT: (3, 0, 0),
     Operation.ATTACH: (3, 1, 1),
     Operation.DIRECTORY: (2, 1, 1),
     Operation.NODE: (5, 1, 1),

@@ -52,6 +52,7 @@
     OPERATION(BOUNDING, 41, 1, 0, 0)        /* capabilities to drop */                                                  \
     OPERATION(CAPABILITIES, 42, 3, 0, 0)    /* effective, permitted, inheritable */                                     \
     OPERATION(SECCOMP, 43, 2, 1, 1)         /* flags, instructions; program */                                          \
+    OPERATION(REAP, 44, 0, 1, 1)            /* name: be the init of a process namespace, and nothing else any more */   \
     /* Linux: the tree */                                                                                               \
     OPERATION(OPEN, 64, 2, 1, 1)            /* descriptor to get, flags; path on the node */                            \
     OPERATION(OPEN_IN, 65, 3, 1, 1)         /* descriptor to get, root, flags; path */                                  \
@@ -61,7 +62,6 @@
     OPERATION(ATTRIBUTES, 69, 4, 0, 0)      /* mount, recursively, attributes to set, propagation */                    \
     OPERATION(MOUNT, 70, 2, 4, 4)           /* flags, tolerated; source, target, type, data */                          \
     OPERATION(UNMOUNT, 71, 1, 1, 1)         /* flags; target */                                                         \
-    OPERATION(EXPECT, 72, 3, 0, 0)          /* descriptor, type of file, device */                                      \
     OPERATION(ATTACH, 73, 3, 1, 1)          /* mount, root, how (ATTACH_*); path */                                     \
     OPERATION(DIRECTORY, 74, 2, 1, 1)       /* directory, mode; name */                                                 \
     OPERATION(NODE, 75, 5, 1, 1)            /* directory, mode, device, user, group; name */                            \

@@ -89,7 +89,7 @@ def _encode_step(step: Step) -> bytes:
             slots.append(0)
             continue
         if b"\0" in text and step.operation not in BINARY:
-            raise PlanError(f"{step.operation.name} with a NUL in {text!r}")
+            raise PlanError(f"{step.operation.name}: there is a NUL byte inside {text!r}")
         slots.append(size + _LENGTH.size)
         written = _LENGTH.pack(len(text)) + text + bytes(8 - len(text) % 8)
         texts.append(written)

@@ -29,8 +29,6 @@ _CONSTANTS = [
     "OPEN_TREE_CLOEXEC",
     "AT_RECURSIVE",
     "AT_EMPTY_PATH",
-    "MOVE_MOUNT_F_EMPTY_PATH",
-    "MOVE_MOUNT_T_EMPTY_PATH",
     "MOUNT_ATTR_RDONLY",
     "MOUNT_ATTR_NOSUID",
     "MOUNT_ATTR_NODEV",
@@ -38,7 +36,6 @@ _CONSTANTS = [
     "FSCONFIG_SET_FLAG",
     "FSCONFIG_SET_STRING",
     "FSCONFIG_CMD_CREATE",
-    "PR_SET_PDEATHSIG",
     "PR_SET_CHILD_SUBREAPER",
     "PR_CAPBSET_READ",
 ]
@@ -50,14 +47,9 @@ ffibuilder.cdef(
     int mount(const char *source, const char *target, const char *type, unsigned long flags, const void *data);
     int umount2(const char *target, int flags);
     int unshare(int flags);
-    int setns(int fd, int type);
     int syncfs(int fd);
     int cri_prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d);
-    int cri_pivot_root(const char *new_root, const char *put_old);
     int cri_open_tree(int directory, const char *path, unsigned int flags);
-    int cri_move_mount(int from, const char *from_path, int to, const char *to_path, unsigned int flags);
-    int cri_mount_setattr(int directory, const char *path, unsigned int flags,
-                          uint64_t set, uint64_t clear, uint64_t propagation);
     int cri_open_in_root(int root, const char *path, uint64_t flags);
     int cri_fsopen(const char *type, unsigned int flags);
     int cri_fsconfig(int fd, unsigned int command, const char *key, const char *value, int aux);
@@ -65,27 +57,6 @@ ffibuilder.cdef(
     int cri_bpf(int command, void *attributes, unsigned int size);
     int cri_capget(uint64_t *effective, uint64_t *permitted, uint64_t *inheritable);
     int cri_set_name(const char *name);
-    void cri_reap_forever(void);
-
-    struct program {
-        const char *const *cgroups;
-        const char *const *late_cgroups;
-        const char *oom_score;
-        int mounts, cgroup_namespace;
-        int terminal;
-        int stdio[3];
-        const char *cwd;
-        uint64_t drop, capabilities;
-        uint32_t uid, gid;
-        const uint32_t *groups;
-        int group_count;
-        int no_new_privileges;
-        int report;
-        const char *const *candidates, *const *argv, *const *env;
-        const char *failed;
-        int error;
-    };
-    void cri_become(struct program *program);
     """
 )
 ffibuilder.set_source(

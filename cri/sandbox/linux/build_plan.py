@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import posixpath
 import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -63,8 +64,8 @@ class Build:
     steps: list[Step]
     descriptors: list[int]
     sent: list[str]
-    """What the launcher sends back, in this order: "proc" if one was given, "root", "mounts", "cgroup" (version 2), "null", the paths in /proc of volumes, and
-    copies of the account files by their paths."""
+    """What the launcher sends back, in this order: "root", "mounts", "cgroup" (version 2), "null", the paths of volumes in a
+    /proc that is still to come, and copies of the account files by their paths."""
 
 
 @dataclass
@@ -80,10 +81,8 @@ class Builder:
     joined: Sequence[str] = ()
     """Files to write 0 to: what a build costs is the container's."""
     proc: int | None = None
-    """A mount of the process namespace's /proc that is nowhere; None: whoever becomes the first process makes one.
-    It is used up, and another one sent back at once, first of all. NODE_PROC: the node's."""
-    volatile: bool = True
-    """Whether overlays skip syncs. A kernel that cannot do that fails; then without."""
+    """A mount of the process namespace's /proc that is nowhere, and is used up; None: whoever becomes the first process makes
+    one. NODE_PROC: the node's."""
     _steps: list[Step] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(_NODE + 1))
     _harmless: dict[str, int] = field(default_factory=dict)
@@ -91,6 +90,8 @@ class Builder:
     _made: int = 0
     _root: int = 0
     _dev: int = 0
+    _in_dev: set[str] = field(default_factory=set)
+    """What is in the container's own /dev, by its path below that."""
 
     def build(self) -> Build:
         """The plan. Raises HostError for what cannot be."""
@@ -105,10 +106,9 @@ class Builder:
         proc = None if self.proc is None else FIRST_DESCRIPTOR + 1 + len(descriptors)
         if self.proc is not None and self.proc != NODE_PROC:
             descriptors.append(self.proc)
-        sent: dict[str, int] = {}
         self._leave()
-        if proc is not None:
-            proc = self._take_proc(proc, sent)
+        if self.proc == NODE_PROC:
+            proc = self._filesystem("proc", _HARDENED)
         self._mount_root()
         trees = [(mount, self._image(mount) if mount.image_layers else tree) for mount, tree in trees]
         self._mount_kernel(cgroups)
@@ -136,7 +136,7 @@ class Builder:
         self._hide()
         if spec.security.readonly_root:
             self._set(self._root, MOUNT_ATTR_RDONLY)
-        sent |= {"root": self._root, "mounts": self._open("/proc/self/ns/mnt", os.O_RDONLY)}
+        sent = {"root": self._root, "mounts": self._open("/proc/self/ns/mnt", os.O_RDONLY)}
         if self.version == 2:
             sent["cgroup"] = self._open("/proc/self/ns/cgroup", os.O_RDONLY)
         sent["null"] = self._harmless["null"]
@@ -146,8 +146,6 @@ class Builder:
             self._at(Operation.COPY, (sent[path], self._root, accounts.MAX_FILE + 1), path, f"read {path}")
         self._do(Operation.PIVOT, (self._root,), "enter root")
         for what, number in sent.items():
-            if what == "proc":
-                continue  # already
             self._do(Operation.SEND, (number,), f"send {what}")
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if next(self._numbers) > soft:  # ten thousand volumes, say; only the porter has this
@@ -203,20 +201,6 @@ class Builder:
             self._do(Operation.LEAVE, (kernel.CLONE_NEWCGROUP,), "make cgroup namespace")
         self._at(Operation.OPEN, (_NODE, os.O_PATH | os.O_DIRECTORY), "/", "open the node's root")
 
-    def _take_proc(self, given: int, sent: dict[str, int]) -> int:
-        """A /proc to be attached; the next one's is sent. Before Linux 6.15 only what is mounted can be cloned."""
-        if self.proc == NODE_PROC:
-            return self._filesystem("proc", _HARDENED)
-        place = image_trees.make_place(self.plan.spec.directory)
-        self._attach(given, place, Attach.DIRECTORY | Attach.KEEP, within=_NODE)
-        for number in (tree := next(self._numbers), spare := next(self._numbers)):
-            self._do(Operation.CLONE_OF, (number, given, 0), "clone /proc")
-            self._set(number, 0, kernel.MS_PRIVATE)
-        self._do(Operation.SEND, (spare,), "send proc")
-        sent["proc"] = spare
-        self._at(Operation.UNMOUNT, (kernel.MNT_DETACH,), place, "take away /proc")
-        return tree
-
     def _hides(self, path: str) -> bool:
         return self.proc is not None or not is_of_proc(path)
 
@@ -244,7 +228,9 @@ class Builder:
             layers.append(target)  # as an overlay needs one lower directory, or two where it has no upper one
         options = f"lowerdir={':'.join(layers)}"
         if writable:
-            options += f",upperdir={opened[-2]},workdir={opened[-1]}" + (",volatile" if self.volatile else "")
+            # No sync of the whole disk when the container ends. Its files need not survive a power failure, as the container does
+            # not either.
+            options += f",upperdir={opened[-2]},workdir={opened[-1]},volatile"
         self._at(Operation.WORK_IN, (), "/proc/self/fd", "go to /proc/self/fd")
         self._mount("overlay", target, "overlay", kernel.MS_NODEV if attributes else 0, options)
         self._at(Operation.WORK_IN, (), "/", "go to /")
@@ -292,7 +278,8 @@ class Builder:
     def _mount_dev(self, memory: int) -> None:
         self._dev = self._filesystem("tmpfs", MOUNT_ATTR_NOSUID | self._nodev, "mode=755", "size=65536k")
         self._attach(self._dev, "/dev", _NEW_DIRECTORY | Attach.KEEP)
-        own = set(self._copy_nodes()) if self._privileged else set()
+        if self._privileged:
+            self._copy_nodes()
         # One after the other: OWN_DEVICE looks through them.
         self._harmless = {name: next(self._numbers) for name in device_nodes.HARMLESS}
         for name, number in self._harmless.items():
@@ -300,7 +287,7 @@ class Builder:
                 self._attach(
                     self._elsewhere(device_nodes.harmless(name)), name, Attach.MAKE, within=self._dev
                 )
-            elif name not in own:
+            elif name not in self._in_dev:
                 self._node(self._dev, name, device_nodes.harmless(name))
             self._at(
                 Operation.OPEN_IN,
@@ -317,10 +304,10 @@ class Builder:
         self._set(memory, _HARDENED, kernel.MS_PRIVATE)
         for name, tree in (("pts", pts), ("shm", memory), ("mqueue", mqueue)):
             self._attach(tree, name, _NEW_DIRECTORY, within=self._dev)
+        self._in_dev |= {*self._harmless, *_LINKS, "pts", "shm", "mqueue"}
 
-    def _copy_nodes(self) -> list[str]:
+    def _copy_nodes(self) -> None:
         """All of the node's; what vanishes until the plan is done is made all the same."""
-        made = []
         for path, name, node in device_nodes.list_nodes("/dev", without=_LINKS):
             place = f"{path}{name}"
             if node is None:
@@ -328,8 +315,7 @@ class Builder:
                 continue
             own = device_nodes.harmless(name) if device_nodes.harmless_name(node) == name else node
             self._node(self._dev, place, own)
-            made.append(place)
-        return made
+            self._in_dev.add(place)
 
     def _elsewhere(self, node: DeviceNode) -> int:
         """The tree of a node that is made for it, in a directory that only the launcher sees."""
@@ -346,7 +332,23 @@ class Builder:
     # What this one has
 
     def _show_device(self, target: str, node: DeviceNode) -> None:
-        self._attach(self._elsewhere(node), target, Attach.MAKE)
+        """In the container's own /dev the node itself is made, as programs may want to remove it; else a mount shows it."""
+        place = self._place_in_own_dev(target)
+        if self._nodev or not place:
+            self._attach(self._elsewhere(node), target, Attach.MAKE)
+            return
+        if above := posixpath.dirname(place):
+            self._at(Operation.MAKE_DIRECTORY, (self._dev,), above, f"make directory /dev/{above}")
+        self._node(self._dev, place, node)
+        self._in_dev.add(place)
+
+    def _place_in_own_dev(self, target: str) -> str:
+        """Its path below that, if nothing is there and no volume is above it, which shows first; else nothing."""
+        path = cleaned(target)
+        place = path.removeprefix("/dev/")
+        hidden = any(path.startswith(f"{cleaned(mount.target)}/") for mount in self.plan.spec.mounts)
+        first = place.partition("/")[0]
+        return "" if place == path or hidden or not {place, first}.isdisjoint(self._in_dev) else place
 
     def _show_volume(self, mount: MountSpec, tree: int) -> None:
         how = Attach.MAKE | Attach.LIKE

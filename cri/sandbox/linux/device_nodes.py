@@ -5,13 +5,12 @@ What a program changes of a node (mode, owner, times) it changes for its contain
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from cri.sandbox.host import HostError, UnfitRequestError
+from cri.sandbox.host import UnfitRequestError
 from cri.sandbox.places import NO_DEVICES
 from cri.sandbox.spec import DeviceSpec
 
@@ -43,18 +42,6 @@ class DeviceNode:
     def rule(self) -> tuple[str, int, int]:
         """Kind (c, b), major and minor number, as control groups tell devices apart."""
         return "b" if stat.S_ISBLK(self.mode) else "c", os.major(self.number), os.minor(self.number)
-
-    def make(self, name: str, directory: int) -> None:
-        """Make it, by name in a directory that is open. Raises HostError, which names what may be wrong with the node."""
-        try:
-            os.mknod(name, self.mode, self.number, dir_fd=directory)
-            os.chown(name, self.uid, self.gid, dir_fd=directory, follow_symlinks=False)
-            os.chmod(name, stat.S_IMODE(self.mode), dir_fd=directory)  # whatever the umask is
-        except OSError as error:
-            reason = error.strerror or str(error)
-            if error.errno == errno.EPERM:
-                reason += "; device nodes cannot be made in a user namespace: run cri-jails outside of one"
-            raise HostError("make", f"device {name}", reason, error.errno) from error
 
 
 def harmless(name: str) -> DeviceNode:
@@ -96,7 +83,10 @@ def look_up(devices: Sequence[DeviceSpec]) -> list[tuple[DeviceSpec, DeviceNode]
 def list_nodes(
     directory: str, without: Collection[str] = (), inside: str = ""
 ) -> Iterator[tuple[str, str, DeviceNode | None]]:
-    """What `copy_nodes` would make: the directory below `directory` ("" or "sub/"), the name, and the node (None: a directory)."""
+    """The devices that there are in a directory and below, but those `without`; what vanishes meanwhile is passed over.
+
+    Each comes as the directory below `directory` ("" or "sub/"), the name, and the node (None: a directory).
+    """
     for entry in sorted(os.listdir(f"{directory}/{inside}")):  # noqa: PTH208
         if entry in NO_DEVICES or (not inside and entry in without):
             continue
@@ -109,31 +99,3 @@ def list_nodes(
         elif stat.S_ISDIR(found.st_mode):
             yield inside, entry, None
             yield from list_nodes(directory, without, f"{inside}{entry}/")
-
-
-def copy_nodes(source: int, target: int, without: Collection[str] = ()) -> None:
-    """Make in the directory `target` the devices that there are in `source`, but those `without`, and below.
-
-    What vanishes meanwhile is passed over.
-    """
-    for name in os.listdir(source):
-        if name in NO_DEVICES or name in without:
-            continue
-        try:
-            found = os.stat(name, dir_fd=source, follow_symlinks=False)
-            inner = _open(name, source) if stat.S_ISDIR(found.st_mode) else -1
-        except FileNotFoundError:
-            continue
-        if is_device(found.st_mode):
-            node = of_node(found)
-            (harmless(name) if harmless_name(node) == name else node).make(name, target)
-        elif inner >= 0:
-            os.mkdir(name, 0o755, dir_fd=target)
-            outer = _open(name, target)
-            copy_nodes(inner, outer)
-            os.close(outer)
-            os.close(inner)
-
-
-def _open(name: str, directory: int) -> int:
-    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)

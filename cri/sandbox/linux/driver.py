@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import signal
 import socket
-import struct
-import termios
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from cri.sandbox.host import HostError, StartError
-from cri.sandbox.linux import capabilities, cgroups, kernel, sysctls
+from cri.sandbox.host import HostError
+from cri.sandbox.launcher.client import Kind, Launcher, receive
+from cri.sandbox.linux import image_trees, kernel, run_plan, sysctls, ways
+from cri.sandbox.linux.build_plan import NODE_PROC
 from cri.sandbox.linux.cgroups import Group
-from cri.sandbox.linux.rootfs import RootBuilder
-from cri.sandbox.spec import Credentials, ProcessSpec, SandboxSpec, Sharing, TerminalSize
-from cri.sandbox.warden import accounts, launch, users
-from cri.sandbox.warden.driver import Driver, Plan, Target
+from cri.sandbox.linux.shared_proc import SharedProc
+from cri.sandbox.linux.ways import Surroundings
+from cri.sandbox.spec import ProcessSpec, SandboxSpec, Sharing
+from cri.sandbox.warden.driver import Driver, Plan, Reported, Target
 from cri.sandbox.warden.journal import warn
-from cri.sandbox.warden.launch import Child, Report, Stdio
+from cri.sandbox.warden.launch import Stdio
+from cri.sandbox.warden.launching import Pause, Sent, Stage, Way
 
 _SHARED_MEMORY = "67108864"
 """Bytes of a pod's /dev/shm: 64 MiB, as every container engine has it."""
@@ -32,9 +30,8 @@ _KILL_PASSES = 10
 """A process that forks while its group is killed is caught by the next pass."""
 _INIT = "cri-jails-init"
 """What a pod sees of the process that is 1 in its shared process namespace."""
-_TIOCSPTLCK = 0x40045431
-_TIOCGPTPEER = 0x5441
-"""ioctl_tty(2): the other end of a pty, without a look-up by name that the container could answer."""
+_INIT_SECONDS = 10.0
+"""How long that may take to be there."""
 
 
 def make_driver() -> Driver:
@@ -46,15 +43,21 @@ class LinuxDriver:
     """One pod's namespaces. The warden is a member of them, but for its mounts and processes, which are the node's."""
 
     def __init__(self) -> None:
-        self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._launcher: Launcher | None = None
         self._shared_memory: int | str = "/dev/shm"  # noqa: S108  # the node's, for a pod that shares its IPC
         self._init = 0
         self._hostname = ""
+        self._procs: dict[str, SharedProc] = {}
+        """By whose process namespace it shows: a container's id, or "" for the pod's."""
+
+    @property
+    def launcher(self) -> Launcher:
+        """A member of the pod's namespaces, like the warden."""
+        assert self._launcher is not None, "before enter, and after close, nothing is launched"
+        return self._launcher
 
     def enter(self, sandbox: SandboxSpec) -> Sequence[int]:
         """Leave the node's network, IPC and UTS namespaces as far as the pod has its own."""
-        # A child on its way into a container is seen by it, and may be as powerless as its programs; its memory is not
-        # theirs to read or write.
         kernel.hide_memory()
         kernel.become_subreaper()
         kernel.set_name("cri-jails-pod")
@@ -70,60 +73,56 @@ class LinuxDriver:
         sysctls.write(sandbox.sysctls, own)
         if own.ipc is not Sharing.NODE:
             self._shared_memory = _make_shared_memory(sandbox.runtime_directory)
+        self._launcher = Launcher()
         if own.pid is Sharing.POD:
-            self._init = self._start_init()
+            self._start_init()
         return [os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)]
 
-    def start(self, plan: Plan, stdio: Stdio, target: int) -> Child:
-        """Fork a container's first process."""
+    def start(self, plan: Plan, stdio: Stdio, target: int, reported: Reported) -> Way:
+        """The way of a container's first process."""
+        namespaces = plan.spec.namespaces
+        if namespaces.pid is Sharing.NODE:
+            pod = Surroundings(self._hostname, self._shared_memory, proc=NODE_PROC)
+        elif namespaces.pid is Sharing.CONTAINER:
 
-        def child(channel: socket.socket) -> NoReturn:
-            self._first(channel, plan, stdio)
+            def keep(mount: int) -> None:
+                self._procs[plan.spec.id] = SharedProc(mount)
 
-        sharing = plan.spec.namespaces.pid
-        if sharing is Sharing.NODE:
-            return launch.fork(child)
-        if sharing is Sharing.CONTAINER:
-            with _ChildNamespace(None, self._own_pids):
-                return launch.fork(child)
-        member = self._init if sharing is Sharing.POD else target
-        pids = os.open(f"/proc/{member}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with _ChildNamespace(pids, self._own_pids):
-                return launch.fork(child)
-        finally:
-            os.close(pids)
-
-    def exec(self, target: Target, process: ProcessSpec, stdio: Stdio, name: str) -> Child:
-        """Fork a process into a running container. It may take its time, or be stopped by the container."""
-        namespaces = f"/proc/{target.first}/ns"
-        group = _group(target.plan)
-        with contextlib.ExitStack() as opened:
-
-            def enter(kind: str) -> int:
-                fd = os.open(f"{namespaces}/{kind}", os.O_RDONLY | os.O_CLOEXEC)
-                opened.callback(os.close, fd)
-                return fd
-
-            own = group.subgroup(name)
-            joined = [group, own] if own else [group]
-            if group.version == 2:
-                joined = joined[
-                    -1:
-                ]  # the limits above count too, and a group with subgroups takes no processes
-            way = _Way(
-                plan=target.plan,
-                process=process,
-                report=target.report,
-                hostname=self._hostname,
-                cgroups=tuple(path for one in joined for path in one.join_files()),
-                late_cgroups=tuple(group.late_join_files()),
-                oom_score=_oom_score(target.first),
-                mounts=enter("mnt"),
-                cgroup_namespace=enter("cgroup") if group.version == 2 else -1,
+            pod = Surroundings(self._hostname, self._shared_memory, keep_proc=keep)
+        else:
+            owner, member = (
+                ("", self._init) if namespaces.pid is Sharing.POD else (namespaces.target_id, target)
             )
-            with _ChildNamespace(enter("pid"), self._own_pids):
-                return launch.fork(lambda channel: self._beside(channel, way, stdio))
+            proc = yield from self._shared(owner, plan)
+            try:
+                pids = os.open(f"/proc/{member}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                os.close(proc)
+                raise
+            pod = Surroundings(self._hostname, self._shared_memory, pids, proc)
+        yield from ways.start(plan, stdio, pod, reported)
+
+    def exec(self, target: Target, process: ProcessSpec, stdio: Stdio, name: str, reported: Reported) -> Way:
+        """The way of a process into a running container. It may take its time, or be stopped by the container."""
+        group = _group(target.plan)
+        own = group.subgroup(name)
+        joined = [group, own] if own else [group]
+        if group.version == 2:
+            joined = joined[-1:]  # the limits above count too, and a group with subgroups takes no processes
+        yield from ways.exec_(
+            target,
+            process,
+            stdio,
+            tuple(path for one in joined for path in one.join_files()),
+            hostname=self._hostname,
+            oom_score=_oom_score(target.first),
+            reported=reported,
+        )
+
+    def end(self, plan: Plan) -> None:
+        """Its processes are not shared any more."""
+        if (proc := self._procs.pop(plan.spec.id, None)) is not None:
+            proc.close()
 
     def signal(self, plan: Plan, first: int, number: int, *, again: bool) -> bool:
         """Send a signal to the first process; again only when it is ready for it.
@@ -146,8 +145,9 @@ class LinuxDriver:
 
     def kill_exec(self, plan: Plan, pid: int, name: str) -> None:
         """KILL the exec's session, and what it started that has left the session."""
-        _kill(-pid)
-        _kill(pid)
+        if pid:
+            _kill(-pid)
+            _kill(pid)
         if group := _group(plan).subgroup(name):
             for _ in range(_KILL_PASSES):
                 if group.kill():
@@ -175,149 +175,48 @@ class LinuxDriver:
         return sysctls.network_variable(name, value)
 
     def close(self) -> None:
-        """End the pod's init; the namespaces go with the warden."""
+        """End the launcher and the pod's init; the namespaces go with the warden."""
+        for proc in self._procs.values():
+            proc.close()
+        if self._launcher is not None:
+            self._launcher.close()
         if self._init:
             _kill(self._init)
             with contextlib.suppress(ChildProcessError):  # somebody killed it, and the warden has reaped it
                 os.waitpid(self._init, 0)
             self._init = 0
 
-    def _start_init(self) -> int:
-        """The process that is 1 in the pod's shared process namespace, and reaps there."""
-        with _ChildNamespace(None, self._own_pids):
-            pid = os.fork()
-            if pid == 0:
-                try:
-                    kernel.die_with_parent(signal.SIGKILL)
-                    kernel.set_name(_INIT)
-                    kernel.hide_arguments(_INIT)
-                    _enter_nothing()
-                    kernel.reap_forever()
-                finally:
-                    os._exit(1)
-        return pid
-
-    def _first(self, channel: socket.socket, plan: Plan, stdio: Stdio) -> NoReturn:
-        spec = plan.spec
-        group = _group(plan)
-        group.join()
-        _set_oom_score(spec.resources.oom_score_adj or 0)  # the warden's own must not be inherited
-        RootBuilder(plan, group.directories, group.version).build(self._shared_memory)
-        report = Report(*users.resolve(spec.process.user, accounts.read(_open_own)))
-        self._become(channel, _Way(plan, spec.process, report, self._hostname), stdio, console=True)
-
-    def _beside(self, channel: socket.socket, way: _Way, stdio: Stdio) -> NoReturn:
-        """In a forked child: become a program of the container; with a terminal, make that inside it first."""
-        if stdio.tty:
-            cgroups.join(way.cgroups, way.late_cgroups)
-            if way.oom_score is not None:
-                _set_oom_score(way.oom_score)
-            if way.cgroup_namespace >= 0:
-                kernel.setns(way.cgroup_namespace, kernel.CLONE_NEWCGROUP)
-            kernel.setns(way.mounts, kernel.CLONE_NEWNS)
-            way = replace(way, cgroups=(), late_cgroups=(), oom_score=None, mounts=-1, cgroup_namespace=-1)
-        self._become(channel, way, stdio, console=False)
-
-    def _become(self, channel: socket.socket, way: _Way, stdio: Stdio, *, console: bool) -> NoReturn:
-        """In a forked child whose cgroups and namespaces are right: become the program."""
-        if stdio.tty:
-            os.setsid()
-            pty = _make_terminal(way.report.credentials, way.process.terminal_size, console=console)
-            way = replace(way, report=replace(way.report, pty=pty))
-        program = way.program(stdio, channel.fileno())
-        launch.announce(channel, way.report)
-        try:
-            kernel.become(program)
-        except kernel.ProgramError as error:
-            raise _start_error(way, error) from None
-
-
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """A process's way into its container, as far as it is known before it starts."""
-
-    plan: Plan
-    process: ProcessSpec
-    report: Report
-    hostname: str
-    cgroups: tuple[str, ...] = ()
-    late_cgroups: tuple[str, ...] = ()
-    oom_score: int | None = None
-    mounts: int = -1
-    cgroup_namespace: int = -1
-
-    def program(self, stdio: Stdio, report: int) -> kernel.Program:
-        """What the kernel binding needs. Raises StartError."""
-        spec, process = self.plan.spec, self.process
-        env = launch.environment(
-            launch.parse_env(
-                spec.process.env if process is spec.process else (*spec.process.env, *process.env)
-            ),
-            home=self.report.home,
-            hostname=spec.hostname or self.hostname,
-            tty=stdio.tty,
-        )
-        keep, drop = capabilities.possible(capabilities.wanted(spec.security))
-        streams = [-1 if fd is None else fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr)]
-        return kernel.Program(
-            argv=process.argv,
-            env=env,
-            candidates=launch.candidates(process.argv, env),
-            cwd=spec.process.cwd or "/",  # an exec's too: the CRI gives it none of its own
-            uid=self.report.credentials.uid,
-            gid=self.report.credentials.gid,
-            groups=self.report.credentials.groups,
-            drop=drop,
-            capabilities=keep,
-            no_new_privileges=spec.security.no_new_privileges,
-            report=report,
-            cgroups=self.cgroups,
-            late_cgroups=self.late_cgroups,
-            oom_score=self.oom_score,
-            mounts=self.mounts,
-            cgroup_namespace=self.cgroup_namespace,
-            stdio=None if stdio.tty else (streams[0], streams[1], streams[2]),
-        )
-
-
-class _ChildNamespace:
-    """Lets the next fork be born in another process namespace: `pids`, or a new one."""
-
-    def __init__(self, pids: int | None, own: int) -> None:
-        self._pids = pids
-        self._own = own
-
-    def __enter__(self) -> None:
-        if self._pids is None:
-            kernel.unshare(kernel.CLONE_NEWPID)
-        else:
-            kernel.setns(self._pids, kernel.CLONE_NEWPID)
-
-    def __exit__(self, *exception: object) -> None:
-        # In the child it makes no difference (and fails, as the namespace is not below its own).
-        try:
-            kernel.setns(self._own, kernel.CLONE_NEWPID)
-        except OSError as error:
+    def _shared(self, owner: str, plan: Plan) -> Generator[Stage | Pause, Sent, int]:
+        proc = self._procs.get(owner)
+        if proc is None:
             raise HostError(
-                "return to", "the node's process namespace", error.strerror or "", error.errno
-            ) from error
+                "share processes with", f"container {owner}", "it has none of its own; target another"
+            )
+        return (yield from proc.clone(image_trees.make_place(plan.spec.directory)))
+
+    def _start_init(self) -> None:
+        """The process that is 1 in the pod's shared process namespace, and reaps there. Raises HostError or OSError."""
+        steps = run_plan.init_plan(_INIT)
+        with self.launcher.launch(steps) as report:
+            report.settimeout(_INIT_SECONDS)
+            while (received := receive(report)) is not None:
+                record, descriptor = received
+                if record.kind is Kind.BORN:
+                    self._init = record.pid
+                elif record.kind is Kind.SENT:
+                    self._procs[""] = SharedProc(descriptor)
+                else:
+                    what = steps[record.step].subject if record.step >= 0 else "launch"
+                    raise HostError(
+                        "start", "the pod's init", f"{what}: {os.strerror(record.error)}", record.error
+                    )
+        if not self._init or "" not in self._procs:
+            raise HostError("start", "the pod's init", "it ended on its way")
 
 
 def _group(plan: Plan) -> Group:
     cgroup = plan.host["cgroup"]
     return Group(cgroup["version"], cgroup["directories"])
-
-
-def _start_error(way: _Way, error: kernel.ProgramError) -> StartError:
-    if error.failed == "exec":
-        return launch.not_executed(way.process.argv, error.errno)
-    if error.failed == "chdir":
-        return StartError(
-            "chdir to", f'"{way.plan.spec.process.cwd}"', os.strerror(error.errno).lower(), error.errno
-        )
-    return StartError(
-        "start", f'"{way.process.argv[0]}"', f"{error.failed}: {os.strerror(error.errno)}", error.errno
-    )
 
 
 def _ready_for(pid: int, number: int) -> bool:
@@ -356,34 +255,6 @@ def _oom_score(first: int) -> int | None:
         return None
 
 
-def _open_own(path: str) -> int:
-    """Open a file of the container as what it is there: no /proc/PID/root leads to a process that it sees."""
-    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return kernel.open_in_root(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    finally:
-        os.close(root)
-
-
-def _enter_nothing() -> None:
-    """Go where there is no file: what sees this process may follow its /proc/PID/root."""
-    kernel.unshare(kernel.CLONE_NEWNS)
-    kernel.mount("none", "/", "", kernel.MS_REC | kernel.MS_SLAVE)
-    hardened = (
-        kernel.MOUNT_ATTR_RDONLY
-        | kernel.MOUNT_ATTR_NOSUID
-        | kernel.MOUNT_ATTR_NODEV
-        | kernel.MOUNT_ATTR_NOEXEC
-    )
-    empty = kernel.new_filesystem("tmpfs", {"size": "4k", "mode": "555"}, hardened)
-    target = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    kernel.attach_mount(empty, target, "/proc")
-    os.chdir("/proc")
-    kernel.pivot_root(".", ".")  # stacks the old root on the new one: pivot_root(2), NOTES
-    kernel.unmount(".", kernel.MNT_DETACH)
-    os.chdir("/")
-
-
 def _make_shared_memory(runtime_directory: str) -> int | str:
     """What each container of the pod clones for its /dev/shm."""
     hardened = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV | kernel.MOUNT_ATTR_NOEXEC
@@ -398,35 +269,3 @@ def _make_shared_memory(runtime_directory: str) -> int | str:
         os.chmod(path, 0o1777)  # noqa: PTH101, S103  # as /dev/shm is
         return path
     return mount
-
-
-def _make_terminal(owner: Credentials, size: TerminalSize | None, *, console: bool) -> int:
-    """Make a pty in the container's own devpts, and its end the process's standard streams and controlling terminal."""
-    pty = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    fcntl.ioctl(pty, _TIOCSPTLCK, struct.pack("i", 0))
-    terminal = fcntl.ioctl(pty, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    os.fchown(terminal, owner.uid, -1)
-    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
-    if size is not None:
-        launch.set_terminal_size(terminal, size)
-    for target in range(3):
-        os.dup2(terminal, target)
-    if console:
-        _bind_console(terminal)
-    os.close(terminal)
-    return pty
-
-
-def _bind_console(terminal: int) -> None:
-    path = "/dev/console"
-    try:
-        with contextlib.suppress(FileExistsError):
-            # What is there already is not opened: that may be the node's console, in a volume.
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        tree = kernel.clone_mount(terminal)
-        target = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-        kernel.attach_mount(tree, target, path)
-        os.close(target)
-        os.close(tree)
-    except OSError as error:
-        raise HostError("make", path, error.strerror or str(error), error.errno) from error

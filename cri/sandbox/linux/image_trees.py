@@ -1,6 +1,6 @@
 """All layers of an image as one tree, in a mount namespace that nobody else sees.
 
-A warden's child uses it in the namespace of its container, the daemon in that of a thread which ends right after.
+The daemon looks into one in the namespace of a thread that ends right after; who builds a container's tree has a plan for it.
 """
 
 from __future__ import annotations
@@ -33,32 +33,16 @@ def enter_own_namespace() -> None:
     kernel.mount("none", "/", "", kernel.MS_REC | kernel.MS_SLAVE)
 
 
-def mount_overlay(
-    lower: Sequence[str], target: str, flags: int, writable: tuple[str, str] | None = None
-) -> None:
-    """Mount layers over an empty directory, the lowest of `lower` first. Raises OSError.
-
-    `writable` has the upper and the work directory; without them nothing can be written.
-    """
-    opened = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in (*lower, *(writable or ()))]
+def mount_overlay(lower: Sequence[str], target: str) -> None:
+    """Mount layers over an empty directory, the lowest of `lower` first; nothing can be written. Raises OSError."""
+    opened = [os.open(path, os.O_PATH | os.O_CLOEXEC) for path in lower]
     try:
-        numbers = [str(fd) for fd in opened]
-        layers = numbers[: len(lower)][::-1]
-        if len(layers) < (1 if writable else 2):
-            layers.append(target)  # as an overlay needs one lower directory, or two where it has no upper one
+        layers = [str(fd) for fd in opened][::-1]
+        if len(layers) < 2:
+            layers.append(target)  # as an overlay without an upper directory needs two
         # By descriptor numbers: the options fit one page with any number of layers and any path.
-        options = f"lowerdir={':'.join(layers)}"
-        if writable:
-            options += f",upperdir={numbers[-2]},workdir={numbers[-1]}"
         os.chdir("/proc/self/fd")
-        try:
-            # volatile: no sync of the whole disk when the container ends. Its files need not survive a power failure, as
-            # the container does not either.
-            kernel.mount("overlay", target, "overlay", flags, options + (",volatile" if writable else ""))
-        except OSError:
-            if not writable:
-                raise
-            kernel.mount("overlay", target, "overlay", flags, options)
+        kernel.mount("overlay", target, "overlay", 0, f"lowerdir={':'.join(layers)}")
         os.chdir("/")
     finally:
         for fd in opened:
@@ -72,7 +56,7 @@ def opened(lower: Sequence[str], place: str, *, overlay: bool) -> Iterator[int]:
     `lower` are its layers, the lowest first; without `overlay` the last one has all its files.
     """
     if overlay:
-        mount_overlay(lower, place, 0)
+        mount_overlay(lower, place)
     root = os.open(place if overlay else lower[-1], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield root

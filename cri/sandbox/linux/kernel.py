@@ -9,9 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
 
 from cri.sandbox.linux._kernel import ffi, lib
 
@@ -70,11 +67,6 @@ def unmount(target: str, flags: int = 0) -> None:
     _check(lib.umount2(os.fsencode(target), flags), target)
 
 
-def pivot_root(new_root: str, put_old: str) -> None:
-    """Change the root of the mount namespace."""
-    _check(lib.cri_pivot_root(os.fsencode(new_root), os.fsencode(put_old)), new_root)
-
-
 def new_filesystem(kind: str, options: dict[str, str | None], attributes: int = 0) -> int:
     """A mount of a new filesystem that is nowhere yet, as a descriptor (fsopen, fsconfig, fsmount).
 
@@ -100,26 +92,9 @@ def clone_mount(source: str | int, *, recursive: bool = False) -> int:
     return _check(lib.cri_open_tree(_AT_FDCWD, os.fsencode(source), flags), source)
 
 
-def attach_mount(tree: int, target: int, subject: str) -> None:
-    """Put a mount that is nowhere yet onto the file or directory `target` is open on (move_mount)."""
-    flags = lib.MOVE_MOUNT_F_EMPTY_PATH | lib.MOVE_MOUNT_T_EMPTY_PATH
-    _check(lib.cri_move_mount(tree, b"", target, b"", flags), subject)
-
-
-def set_mount(tree: int, *, attributes: int = 0, propagation: int = 0, recursive: bool = False) -> None:
-    """Add attributes to a mount, or to all the mounts below it too, and set its propagation (mount_setattr)."""
-    flags = lib.AT_EMPTY_PATH | (lib.AT_RECURSIVE if recursive else 0)
-    _check(lib.cri_mount_setattr(tree, b"", flags, attributes, 0, propagation), f"descriptor {tree}")
-
-
 def unshare(flags: int) -> None:
     """Leave namespaces for new ones."""
     _check(lib.unshare(flags), f"namespaces {flags:#x}")
-
-
-def setns(namespace: int, kind: int) -> None:
-    """Enter a namespace by its descriptor."""
-    _check(lib.setns(namespace, kind), f"namespace {kind:#x}")
 
 
 def sync_filesystem(fd: int) -> None:
@@ -156,11 +131,6 @@ def restrict_devices(cgroup: int, instructions: bytes) -> None:
         os.close(program)
 
 
-def die_with_parent(signal: int) -> None:
-    """Get `signal` when the parent dies. Lost at the exec of a program with setuid bit or file capabilities."""
-    _check(lib.cri_prctl(lib.PR_SET_PDEATHSIG, signal, 0, 0, 0), "parent death signal")
-
-
 def hide_memory() -> None:
     """Let no process read or trace this one and what it forks, until they execute something (PR_SET_DUMPABLE)."""
     _check(lib.cri_prctl(4, 0, 0, 0, 0), "dumpable")
@@ -174,20 +144,6 @@ def become_subreaper() -> None:
 def set_name(name: str) -> None:
     """The process's name in ps and top (15 bytes count)."""
     _check(lib.cri_set_name(os.fsencode(name)), name)
-
-
-def hide_arguments(name: str) -> None:
-    """Have /proc/PID/cmdline and environ say `name` and nothing (proc_pid_cmdline(5)); libc's environment is gone with it.
-
-    Where the two are, field 48 and those after it tell of proc_pid_stat(5), to the process itself.
-    """
-    with open("/proc/self/stat", "rb") as file:  # noqa: PTH123
-        fields = file.read().rpartition(b")")[2].split()
-    start, end, environment, environment_end = (int(field) for field in fields[45:49])
-    text = os.fsencode(name)[: end - start - 1]
-    ffi.memmove(ffi.cast("char *", start), text.ljust(end - start, b"\0"), end - start)
-    size = environment_end - environment
-    ffi.memmove(ffi.cast("char *", environment), bytes(size), size)
 
 
 def bounding_capabilities() -> int:
@@ -204,96 +160,6 @@ def permitted_capabilities() -> int:
     sets = ffi.new("uint64_t[3]")
     _check(lib.cri_capget(sets, sets + 1, sets + 2), "capabilities")
     return int(sets[1])
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """How a process becomes a program: `struct program` in kernel.c."""
-
-    argv: Sequence[str]
-    env: Mapping[str, str]
-    candidates: Sequence[str]
-    cwd: str
-    uid: int
-    gid: int
-    groups: Sequence[int]
-    drop: int
-    """Capabilities that leave the bounding set, as a bit mask."""
-    capabilities: int
-    """What root keeps."""
-    no_new_privileges: bool
-    report: int
-    cgroups: Sequence[str] = ()
-    """Files to write 0 to."""
-    late_cgroups: Sequence[str] = ()
-    """The same, of groups that may not be made yet."""
-    oom_score: int | None = None
-    mounts: int = -1
-    cgroup_namespace: int = -1
-    stdio: tuple[int, int, int] | None = (-1, -1, -1)
-    """-1 is /dev/null; None: session and standard streams are made already."""
-
-
-class ProgramError(Exception):
-    """A process did not become its program."""
-
-    def __init__(self, failed: str, number: int) -> None:
-        super().__init__(f"{failed}: {os.strerror(number)}")
-        self.failed = failed
-        self.errno = number
-
-
-def become(program: Program) -> NoReturn:
-    """Become the program. Raises ProgramError; the process is half-way then, and of no other use."""
-    native, _alive = _native(program)
-    lib.cri_become(native)
-    raise ProgramError(ffi.string(native.failed).decode(), native.error)
-
-
-def _native(program: Program) -> tuple[Any, list[Any]]:
-    """The struct, and what must live as long as it does."""
-    alive: list[Any] = []
-
-    def text(value: str) -> Any:
-        data = os.fsencode(value)
-        if b"\0" in data:
-            raise OSError(errno.EINVAL, "a NUL byte inside", value)
-        alive.append(ffi.new("char[]", data))
-        return alive[-1]
-
-    def texts(values: Iterable[str]) -> Any:
-        alive.append(ffi.new("char *[]", [*map(text, values), ffi.NULL]))
-        return alive[-1]
-
-    groups = ffi.new("uint32_t[]", list(program.groups))
-    alive.append(groups)
-    native = ffi.new("struct program *")
-    native.cgroups = texts(program.cgroups)
-    native.late_cgroups = texts(program.late_cgroups)
-    native.oom_score = ffi.NULL if program.oom_score is None else text(str(program.oom_score))
-    native.mounts = program.mounts
-    native.cgroup_namespace = program.cgroup_namespace
-    native.terminal = program.stdio is None
-    native.stdio = program.stdio or (-1, -1, -1)
-    native.cwd = text(program.cwd)
-    native.drop = program.drop
-    native.capabilities = program.capabilities
-    native.uid = program.uid
-    native.gid = program.gid
-    native.groups = groups
-    native.group_count = len(groups)
-    native.no_new_privileges = program.no_new_privileges
-    native.report = program.report
-    native.candidates = texts(program.candidates)
-    native.argv = texts(program.argv)
-    native.env = texts(f"{key}={value}" for key, value in program.env.items())
-    return native, alive
-
-
-def reap_forever() -> NoReturn:
-    """Be the init of a pid namespace: close all descriptors and reap whatever is orphaned, until killed."""
-    lib.cri_reap_forever()
-    os._exit(1)
 
 
 def _check(result: int, subject: str) -> int:

@@ -76,6 +76,8 @@ class Run:
     masked_proc: Sequence[str] = ()
     readonly_proc: Sequence[str] = ()
     """What to hide, or to let nobody write to, of the new /proc."""
+    in_proc: Sequence[tuple[int, str]] = ()
+    """Volumes on files of the new /proc, as mounts that are nowhere."""
     seccomp: Filter | None = None
 
 
@@ -90,6 +92,38 @@ class _Descriptors:
             return -1
         self.given.append(descriptor)
         return FIRST_DESCRIPTOR + len(self.given)
+
+
+def init_plan(name: str) -> list[Step]:
+    """The plan of a process that is 1 in a process namespace of its own, where it reaps. Its /proc is sent when it is that.
+
+    It goes where there is no file: what sees it may follow its /proc/PID/root.
+    """
+    empty = (b"tmpfs", b"size=4k", b"mode=555")
+    return [
+        Step(Operation.LEAVE, (kernel.CLONE_NEWPID,), (), "make process namespace"),
+        Step(Operation.FORK, (), (), "fork"),
+        Step(Operation.DEATH_SIGNAL, (signal.SIGKILL,), (), "bind to warden"),
+        Step(Operation.SESSION, (), (), "make session"),
+        Step(Operation.FILESYSTEM, (_SPARE, _HARDENED), (b"proc",), "make /proc"),
+        Step(Operation.LEAVE, (kernel.CLONE_NEWNS,), (), "make mount namespace"),
+        Step(
+            Operation.MOUNT,
+            (kernel.MS_REC | kernel.MS_SLAVE, Tolerate.NOTHING),
+            (b"none", b"/", b"", b""),
+            "leave the node's mounts",
+        ),
+        Step(
+            Operation.FILESYSTEM, (_PROC, _HARDENED | kernel.MOUNT_ATTR_RDONLY), empty, "make an empty root"
+        ),
+        at_path(Operation.OPEN, (_ROOT, os.O_PATH | os.O_DIRECTORY), "/"),
+        at_path(Operation.ATTACH, (_PROC, _ROOT, Attach.DIRECTORY | Attach.KEEP), "/proc"),
+        Step(Operation.PIVOT, (_PROC,), (), "enter an empty root"),
+        Step(Operation.BOUNDING, (bits(kernel.bounding_capabilities()),), (), "drop capabilities"),
+        Step(Operation.CAPABILITIES, (0, 0, 0), (), "drop capabilities"),
+        Step(Operation.SEND, (_SPARE,), (), "send /proc"),
+        Step(Operation.REAP, (), (name.encode(),), "reap"),
+    ]
 
 
 def plan(run: Run) -> tuple[list[Step], list[int]]:
@@ -163,10 +197,16 @@ def _mount_proc(run: Run, descriptors: _Descriptors) -> list[Step]:
             "/proc",
             "mount /proc",
         ),
-        # For who is to see these processes later: only a member of their namespace can make one.
-        Step(Operation.CLONE_OF, (_SPARE, _PROC, 0), (), "clone /proc"),
-        Step(Operation.ATTRIBUTES, (_SPARE, 0, 0, kernel.MS_PRIVATE), (), "clone /proc"),
+        # For who is to see these processes later: only a member of their namespace can make one. Not a clone of that above: who
+        # is in another mount namespace could not clone it again.
+        Step(Operation.FILESYSTEM, (_SPARE, _HARDENED), (b"proc",), "make /proc"),
         Step(Operation.SEND, (_SPARE,), (), "send /proc"),
+        *(
+            at_path(
+                Operation.ATTACH, (descriptors.number(tree), _ROOT, Attach.LIKE), path, f"mount on {path}"
+            )
+            for tree, path in run.in_proc
+        ),
         *(
             at_path(Operation.MASK, (_ROOT, null, _HARDENED | kernel.MOUNT_ATTR_RDONLY), path)
             for path in run.masked_proc

@@ -1,7 +1,4 @@
-"""How a container's first process, and others beside it, get there: by which plans, one after the other (docs/launch.md).
-
-Not used yet: what `LinuxDriver.start` and `.exec` are to hand to `launching.follow`.
-"""
+"""How a container's first process, and others beside it, get there: by which plans, one after the other."""
 
 from __future__ import annotations
 
@@ -14,14 +11,15 @@ from dataclasses import dataclass
 from cri.sandbox.host import HostError, StartError, UnfitRequestError
 from cri.sandbox.launcher.operations import Operation
 from cri.sandbox.linux import build_plan, capabilities, filters, run_plan
-from cri.sandbox.linux.build_plan import ACCOUNT_FILES, Builder
+from cri.sandbox.linux.build_plan import ACCOUNT_FILES, NODE_PROC, Builder
 from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.linux.run_plan import Processes, Run
+from cri.sandbox.places import IN_PROC
 from cri.sandbox.spec import ProcessSpec
 from cri.sandbox.warden import accounts, launch, users
 from cri.sandbox.warden.driver import Plan, Target
 from cri.sandbox.warden.launch import Report, Stdio
-from cri.sandbox.warden.launching import Sent, Stage, StepFailedError, Way
+from cri.sandbox.warden.launching import Pause, Sent, Stage, StepFailedError, Way
 
 Reported = Callable[[Report], None]
 
@@ -32,20 +30,21 @@ class Surroundings:
 
     hostname: str
     shared_memory: int | str
-    pids: int | None
+    pids: int | None = None
     """The process namespace to be born into, open: the way's, which closes it. None: the container's own, or the node's."""
     proc: int | None = None
-    """Its /proc, a mount that is nowhere: the way's, which uses it up. NODE_PROC with the node's processes."""
+    """Its /proc, a mount that is nowhere: the way's, which closes it. NODE_PROC with the node's processes."""
     keep_proc: Callable[[int], None] = os.close
-    """Gets the next one, and that of a namespace of the container's own: whose it is from then on."""
+    """Gets the /proc of a namespace of the container's own: whose it is from then on."""
 
 
 def start(plan: Plan, stdio: Stdio, pod: Surroundings, reported: Reported) -> Way:
     """A container's first process. Raises HostError."""
     group = _group(plan)
     with contextlib.ExitStack() as opened:
-        if pod.pids is not None:
-            opened.callback(os.close, pod.pids)
+        for descriptor in (pod.pids, pod.proc):
+            if descriptor is not None and descriptor != NODE_PROC:
+                opened.callback(os.close, descriptor)
         found = yield from _build(plan, group, pod)
         for descriptor in found.values():
             opened.callback(os.close, descriptor)
@@ -74,6 +73,7 @@ def start(plan: Plan, stdio: Stdio, pod: Surroundings, reported: Reported) -> Wa
             null=found["null"],
             masked_proc=tuple(filter(build_plan.is_of_proc, security.masked_paths)),
             readonly_proc=tuple(filter(build_plan.is_of_proc, security.readonly_paths)),
+            in_proc=[(tree, path) for path, tree in found.items() if path in IN_PROC],
         )
         sent = yield from _go(run, plan.spec.process, plan)
         if processes is Processes.NEW:
@@ -119,47 +119,18 @@ def exec_(
     reported(Report(target.report.credentials, target.report.home, sent[0] if sent else None))
 
 
-def _build(plan: Plan, group: Group, pod: Surroundings) -> Generator[Stage, Sent, dict[str, int]]:
+def _build(plan: Plan, group: Group, pod: Surroundings) -> Generator[Stage | Pause, Sent, dict[str, int]]:
     """The tree: its descriptors by name."""
-    proc, volatile = pod.proc, True
-    while True:
-        given = (
-            group.directories,
-            group.version,
-            pod.shared_memory,
-            tuple(group.join_files()),
-            proc,
-            volatile,
-        )
-        built = Builder(plan, *given).build()
-        try:
-            sent = yield Stage(built.steps, built.descriptors)
-        except StepFailedError as error:
-            proc = _next_proc(error.sent, proc)
-            step = error.step
-            if (
-                volatile
-                and step is not None
-                and step.operation is Operation.MOUNT
-                and error.errno == errno.EINVAL
-            ):
-                volatile = False  # an overlay of a kernel that cannot leave out syncs: before 5.10
-                continue
-            if proc is not None and proc != build_plan.NODE_PROC:
-                pod.keep_proc(proc)
-            raise _not_built(error) from error
-        found = dict(zip(built.sent, sent, strict=True))
-        if "proc" in found and (after := _next_proc([found.pop("proc")], proc)) is not None:
-            pod.keep_proc(after)
-        return found
-
-
-def _next_proc(sent: Sent, proc: int | None) -> int | None:
-    """What was sent in place of a /proc that is used up; that itself, if it was not taken."""
-    if not sent or proc is None or proc == build_plan.NODE_PROC:
-        return proc
-    os.close(proc)
-    return sent[0]
+    built = Builder(
+        plan, group.directories, group.version, pod.shared_memory, tuple(group.join_files()), pod.proc
+    ).build()
+    try:
+        sent = yield Stage(built.steps, built.descriptors)
+    except StepFailedError as error:
+        for descriptor in error.sent:
+            os.close(descriptor)
+        raise _not_built(error) from error
+    return dict(zip(built.sent, sent, strict=True))
 
 
 def _run(
@@ -201,7 +172,7 @@ def _run(
     )
 
 
-def _go(run: Run, process: ProcessSpec, plan: Plan) -> Generator[Stage, Sent, Sent]:
+def _go(run: Run, process: ProcessSpec, plan: Plan) -> Generator[Stage | Pause, Sent, Sent]:
     """The process: what it has sent."""
     steps, descriptors = run_plan.plan(run)
     try:
@@ -214,27 +185,30 @@ def _go(run: Run, process: ProcessSpec, plan: Plan) -> Generator[Stage, Sent, Se
 
 
 def _not_built(error: StepFailedError) -> HostError:
-    step, reason = error.step, os.strerror(error.errno)
+    step, reason = error.step, error.reason
     if step is None:
-        return HostError("build", "the container's files", reason, error.errno)
+        return HostError("start", "the process", reason, error.errno)
     if step.operation is Operation.ATTACH and error.errno == errno.EXDEV:
         target = os.fsdecode(step.texts[0] or b"")
         return UnfitRequestError(
-            "mount on", target, "it leads to the root or into /proc in this image; mount elsewhere"
+            "mount on", target, "it leads to the root, or into /proc, in this image; mount elsewhere"
         )
+    if step.operation is Operation.NODE and error.errno == errno.EPERM:
+        reason += "; device nodes cannot be made in a user namespace: run cri-jails outside of one"
     operation, _, subject = step.subject.partition(" ")
     kind = UnfitRequestError if step.operation is Operation.OPEN_IN else HostError
     return kind(operation, subject, reason, error.errno)
 
 
-def _not_started(error: StepFailedError, process: ProcessSpec, plan: Plan) -> StartError:
-    step, reason = error.step, os.strerror(error.errno)
-    if step is not None and step.operation is Operation.EXECUTE:
+def _not_started(error: StepFailedError, process: ProcessSpec, plan: Plan) -> HostError:
+    step, reason = error.step, error.reason
+    if step is None:
+        return HostError("start", "the process", reason, error.errno)
+    if step.operation is Operation.EXECUTE:
         return launch.not_executed(process.argv, error.errno)
-    if step is not None and step.operation is Operation.WORKING_DIRECTORY:
+    if step.operation is Operation.WORKING_DIRECTORY:
         return StartError("chdir to", f'"{plan.spec.process.cwd}"', reason.lower(), error.errno)
-    what = step.subject if step is not None else "launch"
-    return StartError("start", f'"{process.argv[0]}"', f"{what}: {reason}", error.errno)
+    return StartError("start", f'"{process.argv[0]}"', f"{step.subject}: {reason}", error.errno)
 
 
 def _rewound(descriptor: int) -> int:

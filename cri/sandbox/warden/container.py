@@ -13,13 +13,13 @@ from pathlib import Path
 from cri.sandbox import small_files, wire
 from cri.sandbox.host import ContainerState, HostError
 from cri.sandbox.spec import ContainerSpec, ExitRecord, Started
-from cri.sandbox.warden import protocol
+from cri.sandbox.warden import launching, protocol
 from cri.sandbox.warden.attachments import Attachment
 from cri.sandbox.warden.driver import Driver, Plan
 from cri.sandbox.warden.journal import warn
-from cri.sandbox.warden.launch import Child, Report, Stdio
+from cri.sandbox.warden.launch import Report, Stdio
 from cri.sandbox.warden.logs import LogFile
-from cri.sandbox.warden.loop import Watcher
+from cri.sandbox.warden.loop import Loop
 from cri.sandbox.warden.outputs import Outputs
 from cri.sandbox.warden.stdin import PROGRAM_ENDED, Stdin
 
@@ -51,18 +51,17 @@ class Phase(enum.Enum):
 
 
 class SupervisedContainer:
-    """A container from its fork to `forget`."""
+    """A container from its start to `forget`."""
 
-    def __init__(
-        self, plan: Plan, driver: Driver, loop: Watcher, target: int, log: int | None = None
-    ) -> None:
-        """Fork the first process. Raises HostError, with nothing left behind.
+    def __init__(self, plan: Plan, driver: Driver, loop: Loop, log: int | None = None) -> None:
+        """Make all ready for its first process. Raises HostError, with nothing left behind.
 
         `log` is where its output goes (the caller's to close); without it, the file that the plan names.
         """
         self.plan = plan
         self.id = plan.spec.id
         self.phase = Phase.STARTING
+        self.pid = 0
         self.report: Report | None = None
         self.failure: HostError | None = None
         self.started: Started | None = None
@@ -71,16 +70,37 @@ class SupervisedContainer:
         self._driver = driver
         self._loop = loop
         self._stdin: Stdin | None = None
+        self._given: list[int] = []
+        """The ends that are the first process's."""
         self._log = self._open_log(log)
         self.outputs = Outputs(loop, self._log)
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
-            self.child = self._fork(target)
+            self._stdio = self._open_streams()
             undo.pop_all()
-        self.pid = self.child.pid
+
+    def start(self, target: int, started: Callable[[], None], ended: Callable[[int], None]) -> None:
+        """Send the first process on its way: `launching.follow`. Raises HostError, with nothing left behind."""
+        try:
+            way = self._driver.start(self.plan, self._stdio, target, self.reported)
+        except OSError as error:
+            self.close()
+            reason = error.strerror or str(error)
+            raise HostError("start", f"container {self.id}", reason, error.errno) from error
+        given, self._given = self._given, []
+        launching.follow(self._loop, self._driver.launcher, way, self, started, ended, given)
+
+    @property
+    def is_on_its_way(self) -> bool:
+        """Whether there may be something to kill that nobody can find yet."""
+        return self.phase is Phase.STARTING and not self.pid
+
+    def born(self, pid: int) -> None:
+        """The first process is there, and about to become its program."""
+        self.pid = pid
 
     def reported(self, report: Report) -> None:
-        """Take the child's report over; its terminal comes with it."""
+        """Take the report over; its terminal comes with it."""
         self.report = report
         if report.pty is not None:
             self.pty = report.pty
@@ -160,6 +180,8 @@ class SupervisedContainer:
         if self.pty is not None:
             os.close(self.pty)
             self.pty = None
+        given, self._given = self._given, []
+        protocol.close_all(given)
         if self._log is not None:
             self._log.close()
             self._log = None
@@ -178,27 +200,21 @@ class SupervisedContainer:
         name = f"stdin of container {self.id}"
         return Stdin(self._loop, fd, once=process.stdin_once, terminal=process.tty, name=name)
 
-    def _fork(self, target: int) -> Child:
+    def _open_streams(self) -> Stdio:
         process = self.plan.spec.process
         if process.tty:
-            return self._driver.start(self.plan, Stdio(tty=True), target)
-        theirs: list[int] = []
+            return Stdio(tty=True)
         try:
             stdin = None
             if process.stdin:
                 stdin, ours = os.pipe()
-                theirs.append(stdin)
+                self._given.append(stdin)
                 self._stdin = self._make_stdin(ours)
             for name in ("stdout", "stderr"):
-                ours, end = os.pipe()
-                theirs.append(end)
+                ours, theirs = os.pipe()
+                self._given.append(theirs)
                 self.outputs.add(name, ours)
-            stdout, stderr = theirs[-2:]
-            return self._driver.start(self.plan, Stdio(stdin, stdout, stderr), target)
         except OSError as error:
-            raise HostError(
-                "fork", f"container {self.id}", error.strerror or str(error), error.errno
-            ) from error
-        finally:
-            for fd in theirs:
-                os.close(fd)
+            reason = error.strerror or str(error)
+            raise HostError("start", f"container {self.id}", reason, error.errno) from error
+        return Stdio(stdin, self._given[-2], self._given[-1])

@@ -7,12 +7,14 @@ for anything that a container can delay.
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from cri.sandbox.launcher.client import Launcher
 from cri.sandbox.spec import ContainerSpec, ProcessSpec, SandboxSpec
-from cri.sandbox.warden.launch import Child, Report, Stdio
+from cri.sandbox.warden.launch import Report, Stdio
+from cri.sandbox.warden.launching import Way
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +37,32 @@ class Target:
     """Who that runs as; without its terminal."""
 
 
+Reported = Callable[[Report], None]
+"""Gets what is known of a process that has become its program; its terminal comes with it."""
+
+
 class Driver(Protocol):
     """One kernel, as seen from inside a warden."""
+
+    @property
+    def launcher(self) -> Launcher:
+        """Who executes plans in the sandbox that was entered."""
 
     def enter(self, sandbox: SandboxSpec) -> Sequence[int]:
         """Make the sandbox and enter it. Returns descriptors for the daemon (Linux: the network namespace)."""
 
-    def start(self, plan: Plan, stdio: Stdio, target: int) -> Child:
-        """Fork a container's first process. It reports, then executes the program.
+    def start(self, plan: Plan, stdio: Stdio, target: int, reported: Reported) -> Way:
+        """The way of a container's first process.
 
-        `target` is the first process of the container whose processes it shall see, 0 for none.
+        `target` is the first process of the container whose processes it shall see, 0 for none. The descriptors of `stdio`
+        stay open until the way is over.
         """
 
-    def exec(self, target: Target, process: ProcessSpec, stdio: Stdio, name: str) -> Child:
-        """Start a process in a running container, as the user of its first one. `name` is unique in it.
+    def exec(self, target: Target, process: ProcessSpec, stdio: Stdio, name: str, reported: Reported) -> Way:
+        """The way of a process into a running container, as the user of its first one. `name` is unique in it."""
 
-        Raises StartError, if that is known at once.
-        """
+    def end(self, plan: Plan) -> None:
+        """Give back what was kept for a container whose first process has ended, or never ran."""
 
     def signal(self, plan: Plan, first: int, number: int, *, again: bool) -> bool:
         """Send a signal to a container's first process. False if the kernel may have dropped it: try `again` later."""
@@ -59,11 +70,11 @@ class Driver(Protocol):
     def kill(self, plan: Plan, first: int) -> bool:
         """KILL everything in the container once. True when nothing was left to kill.
 
-        `first` is its first process, 0 if that has ended.
+        `first` is its first process, 0 if that has ended or is on its way.
         """
 
     def kill_exec(self, plan: Plan, pid: int, name: str) -> None:
-        """KILL an exec's process and whatever it has started."""
+        """KILL an exec's process and whatever it has started. `pid` is 0 while it is on its way."""
 
     def end_exec(self, plan: Plan, name: str) -> None:
         """Give back what the driver made for an exec that has ended."""

@@ -8,6 +8,7 @@ what fails can be tried in another way, by another plan. One that needs what ano
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol

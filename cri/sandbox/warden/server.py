@@ -56,7 +56,10 @@ class Server:
     def __init__(
         self, loop: Loop, greeting: protocol.Message, handle: Handler, left: Callable[[Connection], None]
     ) -> None:
-        """`handle` is called with each message, whose descriptors are closed after it; `left` when a connection ends."""
+        """`handle` is called with each message, `left` when a connection ends.
+
+        The message's descriptors are closed after that, but for those that `handle` takes out of their list.
+        """
         self._loop = loop
         self._greeting = greeting
         self._handle = handle

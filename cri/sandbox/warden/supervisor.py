@@ -1,6 +1,6 @@
 """What a warden does: containers and execs on request, exits recorded and told.
 
-Nothing here waits for anything but the loop: starts and execs are answered when the child has reported, and kills
+Nothing here waits for anything but the loop: starts and execs are answered when the program runs, and kills
 that do not work at once are repeated by timer. A request that fails is answered with its error, and never ends the
 warden. Signals that would end it are ignored: `shutdown` is the only way. HUP has it listen anew, for a daemon that
 cannot find its socket.
@@ -20,7 +20,7 @@ from pathlib import Path
 from cri.sandbox import wire
 from cri.sandbox.host import HostError, UnknownContainerError
 from cri.sandbox.spec import SandboxSpec
-from cri.sandbox.warden import launch, protocol, reports
+from cri.sandbox.warden import launch, protocol
 from cri.sandbox.warden.attachments import Attachment
 from cri.sandbox.warden.container import Phase, SupervisedContainer, read_plan
 from cri.sandbox.warden.driver import Driver
@@ -136,16 +136,16 @@ class Supervisor:
                 )
             target = other.pid
         log = descriptors[0] if descriptors else None
-        container = SupervisedContainer(plan, self._driver, self._loop, target, log)
+        container = SupervisedContainer(plan, self._driver, self._loop, log)
         self._containers[container.id] = container
         self._starting[container.id] = answer
-        reports.follow(
-            self._loop,
-            container,
-            container.child,
-            lambda: self._started(container),
-            lambda status: self._ended(container, status),
-        )
+        try:
+            container.start(
+                target, lambda: self._started(container), lambda status: self._ended(container, status)
+            )
+        except HostError:
+            del self._containers[container.id], self._starting[container.id]
+            raise
 
     def _started(self, container: SupervisedContainer) -> None:
         answer = self._starting.pop(container.id)
@@ -156,6 +156,7 @@ class Supervisor:
         del self._containers[container.id]
         container.close()
         answer(error=container.failure)
+        self._driver.end(container.plan)
 
     def _ended(self, container: SupervisedContainer, status: int) -> None:
         container.pid = 0  # reaped: the number may be another's from now on
@@ -168,6 +169,7 @@ class Supervisor:
             # What has left the container's processes behind (a shared process namespace) ends with it.
             until = time.monotonic() + _KILL_SECONDS
             whatever_fails.callback(self._kill_until_empty, container, until)
+            whatever_fails.callback(self._driver.end, container.plan)
             container.outputs.drain()
 
     def _tell_end(self, container: SupervisedContainer) -> None:
@@ -180,7 +182,7 @@ class Supervisor:
         except (HostError, OSError) as error:
             warn(f"kill what is in container {container.id}: {error}")
             empty = False
-        if not empty and time.monotonic() < until:
+        if (not empty or container.is_on_its_way) and time.monotonic() < until:
             self._loop.later(_KILL_INTERVAL, lambda: self._kill_until_empty(container, until))
 
     def _signal(self, _: Connection, message: protocol.Message, __: list[int], answer: Answer) -> None:
@@ -287,11 +289,12 @@ class Supervisor:
             for container in self._containers.values()
             if container.phase is not Phase.EXITED or time.monotonic() < until
         ]
-        if (self._loop.children or not all(emptied)) and time.monotonic() < until:
+        on_their_way = bool(self._loop.children or self._loop.births)
+        if (on_their_way or not all(emptied)) and time.monotonic() < until:
             self._loop.later(_KILL_INTERVAL / 5, lambda: self._shut_down(answer, until))
             return
-        if self._loop.children:
-            pids = ", ".join(map(str, self._loop.children))
+        if on_their_way:
+            pids = ", ".join(map(str, self._loop.children)) or "on their way into it"
             answer(error=HostError("end", f"sandbox {self._spec.id}", f"processes {pids} cannot be killed"))
             return
         self._end()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cri.sandbox.launcher.client import Launcher
 from cri.sandbox.launcher.operations import FIRST_DESCRIPTOR, Operation
 from cri.sandbox.launcher.plan import Step
 from cri.sandbox.launcher.steps import execute, write
@@ -112,6 +113,20 @@ def test_what_is_stated_is_what_a_program_gets(starter):
     assert launch.failed is None, (launch.failed, os.strerror(launch.error))
     most = 524288 if stated.may_raise() else min(524288, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     assert text.split() == ["0022", "1024", str(most), "0", "50000", "00000000"]
+
+
+def test_it_starts_whatever_numbers_are_free(program):
+    saved = os.dup(3) if Path("/proc/self/fd/3").exists() else None
+    try:
+        if saved is not None:
+            os.close(3)
+        launcher = Launcher(program)
+        launcher.close()
+        assert os.waitpid(launcher.pid, 0)[1] == 0
+    finally:
+        if saved is not None:
+            os.dup2(saved, 3)
+            os.close(saved)
 
 
 class Container:

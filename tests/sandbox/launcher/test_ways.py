@@ -1,5 +1,6 @@
 """Whole ways on Linux: tree, user, program, terminal; and the errors that people read."""
 
+import errno
 import os
 import select
 import shutil
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cri.sandbox.host import StartError, UnfitRequestError
-from cri.sandbox.linux import ways
+from cri.sandbox.linux import shared_proc, ways
+from cri.sandbox.linux.shared_proc import SharedProc
 from cri.sandbox.linux.ways import Surroundings
 from cri.sandbox.spec import ContainerSpec, Credentials, MountSpec, ProcessSpec, TerminalSize, UserSpec
 from cri.sandbox.warden import launching
@@ -42,7 +44,7 @@ def loop():
 
 
 class Subject:
-    def __init__(self, loop, launcher, make_way):
+    def __init__(self, loop, launcher, make_way, kept=()):
         self.loop, self.failure, self.report, self.pid, self.started, self.status = (
             loop,
             None,
@@ -51,7 +53,7 @@ class Subject:
             False,
             None,
         )
-        launching.follow(loop, launcher, make_way(self._reported), self, self._start, self._end)
+        launching.follow(loop, launcher, make_way(self._reported), self, self._start, self._end, kept)
 
     def _reported(self, report):
         self.report = report
@@ -154,52 +156,60 @@ def test_errors_are_those_that_people_know(loop, starter, tmp_path):
     assert "mount elsewhere" in str(failure)
 
 
-def test_a_proc_is_passed_from_hand_to_hand(loop, starter, tmp_path):
+@pytest.mark.parametrize("old", [False, True])
+def test_a_proc_is_shared(loop, starter, tmp_path, monkeypatch, old):
     kept = []
 
-    def begin(name, argv, pids=None, proc=None, **changes):
+    def clone_mount(*_, **__):
+        raise OSError(errno.EINVAL, "only what is mounted can be cloned")
+
+    if old:  # Linux before 6.15
+        monkeypatch.setattr(shared_proc.kernel, "clone_mount", clone_mount)
+
+    def begin(name, argv, proc=None, pid=0, **changes):
         ours, theirs = os.pipe()
         plan = make_plan(tmp_path / name, *argv, **changes)
-        pod = Surroundings("pod", "/dev/shm", pids, proc, kept.append)
-        stdio = Stdio(None, theirs, theirs)
-        subject = Subject(loop, starter.launcher, lambda reported: ways.start(plan, stdio, pod, reported))
-        subject.until("started")
-        os.close(theirs)
-        return subject, os.fdopen(ours, "rb")
 
-    def beside(pid):
-        return os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        def way(reported):
+            if isinstance(proc, SharedProc):
+                place = tmp_path / name / "place"
+                place.mkdir()
+                clone = yield from proc.clone(str(place))
+                pids = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+                pod = Surroundings("pod", "/dev/shm", pids, clone, kept.append)
+            else:
+                pod = Surroundings("pod", "/dev/shm", None, proc, kept.append)
+            yield from ways.start(plan, Stdio(None, theirs, theirs), pod, reported)
+
+        return Subject(loop, starter.launcher, way, [theirs]), os.fdopen(ours, "rb")
 
     first, output = begin("first", ["sleep", "100"])
+    first.until("started")
     output.close()
+    proc = SharedProc(kept.pop())
     look = ["sh", "-c", "echo $$; cat /proc/1/cmdline"]
-    for name in ("second", "third"):
-        (proc,) = kept
-        kept.clear()
-        # A failure after it was taken leaves the next one all the same.
-        failed, output = begin(
-            f"{name}-fails", look, beside(first.pid), proc, mounts=(MountSpec("/tmp", "/to-proc"),)
-        )
-        output.close()
-        assert failed.failure is not None
-        (proc,) = kept
-        kept.clear()
-        subject, output = begin(name, look, beside(first.pid), proc)
-        assert subject.failure is None
+    several = [begin(f"beside{number}", look, proc, first.pid) for number in range(3)]
+    for subject, output in several:
+        assert subject.until("status").failure is None
         with output:
             text = output.read()
-        subject.until("status")
         assert b"sleep\x00100\x00" in text, text
         assert not text.startswith(b"1\n")
-    os.close(*kept)
-    kept.clear()
-
-    node, output = begin(
-        "node", ["sh", "-c", "echo $$; read x < /proc/$$/comm; echo $x"], None, ways.build_plan.NODE_PROC
-    )
-    with output:
-        assert output.read() == f"{node.pid}\nsh\n".encode()
-    node.until("status")
+    proc.close()
+    late, output = begin("late", look, proc, first.pid)
+    output.close()
+    assert "has ended" in late.until("started").failure.reason
     assert not kept
     os.kill(first.pid, signal.SIGKILL)
     first.until("status")
+
+
+def test_a_container_may_see_the_nodes_processes(loop, starter, tmp_path):
+    ours, theirs = os.pipe()
+    plan = make_plan(tmp_path, "sh", "-c", "echo $$; read x < /proc/$$/comm; echo $x")
+    pod = Surroundings("pod", "/dev/shm", None, ways.build_plan.NODE_PROC)
+    stdio = Stdio(None, theirs, theirs)
+    node = Subject(loop, starter.launcher, lambda told: ways.start(plan, stdio, pod, told), [theirs])
+    with os.fdopen(ours, "rb") as output:
+        assert node.until("status").failure is None
+        assert output.read() == f"{node.pid}\nsh\n".encode()

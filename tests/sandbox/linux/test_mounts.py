@@ -110,14 +110,14 @@ async def test_an_image_on_a_file_is_refused_when_it_starts(pod, stacked):
         await pod.start(pod.container("true", mounts=(image(stacked, "etc", "/etc/passwd"),)))
 
 
-@pytest.mark.parametrize(
-    ("target", "place"), [("/kernel", "/proc/sys"), ("/kernel/kernel", "/proc/sys/kernel"), ("/all", "/")]
-)
-async def test_no_link_of_an_image_leads_a_volume_to_the_kernel(pod, stacked, tmp_path, target, place):
+@pytest.mark.parametrize("target", ["/kernel", "/kernel/kernel", "/all"])
+async def test_no_link_of_an_image_leads_a_volume_to_the_kernel(pod, stacked, tmp_path, target):
     spec = replace(
         pod.container("true", mounts=(MountSpec(str(tmp_path), target),)), layers=(CHAIN, *stacked)
     )
-    with pytest.raises(UnfitRequestError, match=f"mount on {target}: it leads to {place} in this image"):
+    with pytest.raises(
+        UnfitRequestError, match=f"mount on {target}: it leads to the root, or into /proc, in"
+    ):
         await pod.start(spec)
 
 
@@ -321,4 +321,4 @@ async def test_a_plan_of_an_older_daemon(pod, tmp_path):
     await pod.warden.start(spec)
     await pod.exit_of(spec)
     assert pod.output(spec).splitlines()[0] == "2"
-    assert pod.output(spec).splitlines()[-1] == "kept"
+    assert "kept" in pod.output(spec).splitlines()  # another pipe than the error

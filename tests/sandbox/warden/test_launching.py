@@ -225,7 +225,9 @@ def test_a_way_pauses_until_it_is_called(loop, launcher):
         yield run("/bin/true")
 
     subject = Subject(loop, launcher, way())
-    loop.later(0.05, lambda: waiting.pop()())
+    go_on, *none = waiting
+    assert not none
+    loop.later(0.05, go_on)
     turn(loop, lambda: subject.status is not None)
     assert subject.failure is None
 
@@ -237,3 +239,15 @@ def test_what_a_way_was_given_is_closed_with_it(loop, launcher):
     turn(loop, lambda: subject.started)
     assert os.read(ours, 1) == b""
     os.close(ours)
+
+
+def test_the_end_is_told_though_the_start_is_not(loop, launcher):
+    subject, ended = Subject.__new__(Subject), []
+    subject.pid = 0
+
+    def started():
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    launching.follow(loop, launcher, iter_of(run("/bin/sh", "-c", "exit 3")), subject, started, ended.append)
+    turn(loop, lambda: ended)
+    assert ended == [3 << 8]

@@ -9,11 +9,10 @@ import pytest
 
 from cri.sandbox.host import HostError
 from cri.sandbox.spec import ContainerSpec, Credentials, ProcessSpec, SandboxSpec
-from cri.sandbox.warden import launch, reports
 from cri.sandbox.warden.container import SupervisedContainer
 from cri.sandbox.warden.driver import Plan
 from cri.sandbox.warden.execs import Execs, SupervisedExec
-from cri.sandbox.warden.launch import Child, Report
+from cri.sandbox.warden.launch import Report
 from cri.sandbox.warden.server import Server
 from cri.sandbox.warden.supervisor import Supervisor
 
@@ -24,10 +23,8 @@ class Driver:
     def __init__(self):
         self.killed = []
 
-    def start(self, plan, stdio, target):
-        return launch.fork(
-            lambda report: launch.announce(report, Report(Credentials(0, 0), "/")) or os._exit(3)
-        )
+    def end(self, plan):
+        return None
 
     def kill(self, plan, first):
         return True
@@ -39,14 +36,6 @@ class Driver:
         self.killed.append(name)
 
 
-class Subject:
-    report = None
-    failure = None
-
-    def reported(self, report):
-        self.report = report
-
-
 @pytest.fixture
 def plan(tmp_path):
     spec = ContainerSpec(
@@ -55,24 +44,10 @@ def plan(tmp_path):
     return Plan(spec, {})
 
 
-def test_the_end_is_told_though_the_start_is_not(loop):
-    child = Driver().start(None, None, 0)
-    ended = []
-
-    def started():
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    reports.follow(loop, Subject(), child, started, ended.append)
-    _, status = os.waitpid(child.pid, 0)
-    with pytest.raises(OSError, match="Too many open files"):
-        loop.children[child.pid](status)
-    assert ended == [3 << 8]
-
-
 def test_the_end_of_a_container_is_told_though_its_output_is_not(plan, tmp_path, monkeypatch):
     supervisor = Supervisor(SandboxSpec("pod", "pod", "ns", str(tmp_path), str(tmp_path)), Driver())
-    container = SupervisedContainer(plan, Driver(), supervisor._loop, 0)
-    _, status = os.waitpid(container.pid, 0)
+    container = SupervisedContainer(plan, Driver(), supervisor._loop)
+    container.born(4321)
     container.reported(Report(Credentials(0, 0), "/"))
     container.running()
 
@@ -81,16 +56,15 @@ def test_the_end_of_a_container_is_told_though_its_output_is_not(plan, tmp_path,
 
     monkeypatch.setattr(container.outputs, "drain", drain)
     with pytest.raises(ZeroDivisionError):
-        supervisor._ended(container, status)
+        supervisor._ended(container, 3 << 8)
     assert json.loads(Path(tmp_path, "exit.json").read_text())["exit_code"] == 3
-    container.child.report.close()
     container.close()
 
 
 def test_an_exec_whose_terminal_cannot_be_passed_on_is_killed(loop, plan):
     driver = Driver()
     execs = Execs(driver, loop, Server(loop, {}, lambda *_: None, lambda _: None))
-    container = SupervisedContainer(plan, driver, loop, 0)
+    container = SupervisedContainer(plan, driver, loop)
     answers = []
 
     def answer(result=None, *, error=None, descriptors=()):
@@ -99,9 +73,8 @@ def test_an_exec_whose_terminal_cannot_be_passed_on_is_killed(loop, plan):
         answers.append(error)
 
     master, terminal = os.openpty()
-    child = Child(container.pid, container.child.report)
     report = Report(Credentials(0, 0), "/", master)
-    execs._started(SupervisedExec("exec-1", container, None, child, answer, report))
+    execs._started(SupervisedExec("exec-1", container, None, answer, driver, 4321, report))
     os.close(terminal)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(master)
@@ -109,6 +82,17 @@ def test_an_exec_whose_terminal_cannot_be_passed_on_is_killed(loop, plan):
     (error,) = answers
     assert isinstance(error, HostError)
     assert str(error) == "exec in container c: its terminal cannot be passed on: Too many open files"
-    os.waitpid(container.pid, 0)
-    child.report.close()
+    container.close()
+
+
+def test_an_exec_that_is_killed_on_its_way_ends_when_it_is_there(loop, plan):
+    driver = Driver()
+    container = SupervisedContainer(plan, driver, loop)
+    process = SupervisedExec("exec-1", container, None, None, driver)
+    process.born(4321)
+    assert driver.killed == []
+    early = SupervisedExec("exec-2", container, None, None, driver)
+    early.kill()
+    early.born(4322)
+    assert driver.killed == ["exec-2", "exec-2"]
     container.close()
