@@ -56,7 +56,9 @@ def _wanted(profile: v1.SecurityProfile | None, old: str) -> SeccompProfile | No
         _check_reference("seccomp", profile)
         if profile.profile_type == _LOCALHOST:
             if not profile.localhost_ref:
-                raise InvalidArgumentError("seccomp.localhost_ref is empty: profile_type Localhost needs a path")
+                raise InvalidArgumentError(
+                    "seccomp.localhost_ref is empty: profile_type Localhost needs a path"
+                )
             return SeccompProfile(profile.localhost_ref)
         unconfined = profile.profile_type == v1.SecurityProfileProfileType.Unconfined
         return None if unconfined else SeccompProfile()

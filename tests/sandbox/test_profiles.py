@@ -18,7 +18,9 @@ WITHOUT = Features(recursive_readonly_mounts=True, seccomp_missing="there is no 
 FREEBSD = Features(recursive_readonly_mounts=True)
 
 
-def context(kind: v1.SecurityProfileProfileType | None = None, ref: str = "", old: str = "", *, privileged=False):
+def context(
+    kind: v1.SecurityProfileProfileType | None = None, ref: str = "", old: str = "", *, privileged=False
+):
     made = v1.LinuxContainerSecurityContext(privileged=privileged)
     if kind is not None:
         made.seccomp = v1.SecurityProfile(profile_type=kind, localhost_ref=ref)
@@ -65,7 +67,9 @@ def test_without_the_library_a_profile_is_refused_and_its_absence_is_not() -> No
     assert profiles.seccomp(context(), WITHOUT) is None
     assert profiles.seccomp(context(KIND.Unconfined), WITHOUT) is None
     assert profiles.seccomp(context(KIND.RuntimeDefault, privileged=True), WITHOUT) is None
-    with pytest.raises(UnsupportedError, match="profile RuntimeDefault: there is no library: install it; or use"):
+    with pytest.raises(
+        UnsupportedError, match="profile RuntimeDefault: there is no library: install it; or use"
+    ):
         profiles.seccomp(context(KIND.RuntimeDefault), WITHOUT)
     with pytest.raises(UnsupportedError, match="profile /p: there is no library"):
         profiles.seccomp(context(old="localhost//p"), WITHOUT)
@@ -73,8 +77,14 @@ def test_without_the_library_a_profile_is_refused_and_its_absence_is_not() -> No
 
 def test_where_jails_confine_a_default_is_that() -> None:
     assert profiles.seccomp(context(KIND.RuntimeDefault), FREEBSD) is None
-    for asked in (context(KIND.Localhost, "/p"), context(KIND.Localhost, "/p", privileged=True), context(old="localhost//p")):
-        with pytest.raises(UnsupportedError, match="seccomp profile /p: localhost profiles are not supported"):
+    for asked in (
+        context(KIND.Localhost, "/p"),
+        context(KIND.Localhost, "/p", privileged=True),
+        context(old="localhost//p"),
+    ):
+        with pytest.raises(
+            UnsupportedError, match="seccomp profile /p: localhost profiles are not supported"
+        ):
             profiles.seccomp(asked, FREEBSD)
 
 

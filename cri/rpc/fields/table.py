@@ -222,9 +222,7 @@ _POD: Mapping[str, Row] = {
     "linux.security_context.supplemental_groups_policy": ignored(_SANDBOX_ONLY),
     "linux.security_context.privileged": done("lets its containers be privileged"),
     "linux.security_context.seccomp": done(_PART),
-    "linux.security_context.seccomp.profile_type": Row(
-        unheeded(_SANDBOX_ONLY), Entry(Fate.DONE, _JAILED)
-    ),
+    "linux.security_context.seccomp.profile_type": Row(unheeded(_SANDBOX_ONLY), Entry(Fate.DONE, _JAILED)),
     "linux.security_context.seccomp.localhost_ref": Row(
         unheeded(f"{_SANDBOX_ONLY}; refused without Localhost"), Entry(Fate.DONE, _NO_SECCOMP)
     ),

@@ -16,7 +16,14 @@ MAX_INSTRUCTIONS = 4096
 
 _INSTRUCTION = struct.Struct("=HBBI")
 _DATA = struct.Struct("=iIQ6Q")
-_LOAD, _JUMP_ALWAYS, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_GREATER_EQUAL, _JUMP_SET = 0x20, 0x05, 0x15, 0x25, 0x35, 0x45
+_LOAD, _JUMP_ALWAYS, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_GREATER_EQUAL, _JUMP_SET = (
+    0x20,
+    0x05,
+    0x15,
+    0x25,
+    0x35,
+    0x45,
+)
 _AND, _RETURN = 0x54, 0x06
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 _X32 = 0x40000000
@@ -42,7 +49,9 @@ def run(program: bytes, architecture: int, number: int, arguments: Sequence[int]
         elif code in _TESTS:
             at += if_true if _TESTS[code](accumulator, operand) else if_false
         else:
-            raise ValueError(f"instruction {at - 1} has the code {code:#x}, which no filter of libseccomp has")
+            raise ValueError(
+                f"instruction {at - 1} has the code {code:#x}, which no filter of libseccomp has"
+            )
     raise ValueError("the program does not end")
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import functools
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,11 +19,14 @@ from cri.sandbox.linux.run_plan import Filter
 from cri.sandbox.linux.seccomp import bpf, library
 from cri.sandbox.linux.seccomp.library import UNKNOWN, LibraryError
 from cri.sandbox.linux.seccomp.machine import Machine
-from cri.sandbox.linux.seccomp.profile import Action, Kind, Profile, ProfileError
+from cri.sandbox.linux.seccomp.profile import Action, Kind, Operator, Profile, ProfileError, Rule
 
 _ENOSYS = Action(Kind.ERRNO, errno.ENOSYS)
 _EPERM = Action(Kind.ERRNO, errno.EPERM)
 _SOCKETCALL, _MAKE_SOCKET = 102, 1  # socketcall(2) of i386, and SYS_SOCKET of include/uapi/linux/net.h
+_MOST_COMPARISONS = 512
+_MOST_WAYS = 512
+"""What libseccomp makes a program of in some seconds at most: beyond, it takes minutes, and cannot be interrupted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +43,18 @@ def compile_profile(profile: Profile, machine: Machine) -> Compiled:
     native = library.architecture(machine.native)
     if not native:
         raise LibraryError(f"libseccomp does not know this processor, {machine.native}")
+    _check_size(profile)
     others = [found for name in profile.architectures if (found := library.architecture(name))]
     names = {name for rule in profile.rules for name in rule.names}
     known = {name for name in names if library.number(native, name) != UNKNOWN}
     with library.Filter(profile.default.number) as building:
         for one in others:
             building.add_architecture(one)
-        for rule in profile.rules:
-            if rule.action == profile.default:  # that is no rule, says libseccomp
-                continue
-            for name in rule.names:
-                if name in known:
-                    building.add(rule.action.number, library.number(native, name), rule.conditions, name)
+        # Each once; and what is the default already is no rule, says libseccomp.
+        wanted = [(name, rule.action, rule.conditions) for rule in profile.rules for name in rule.names]
+        for name, action, conditions in dict.fromkeys(wanted):
+            if name in known and action != profile.default:
+                building.add(action.number, library.number(native, name), conditions, name)
         program = building.program()
     program = b"".join((*_before(profile, known, native, others), program))
     if len(program) > bpf.MAX_INSTRUCTIONS * bpf.SIZE:
@@ -59,6 +63,34 @@ def compile_profile(profile: Profile, machine: Machine) -> Compiled:
             "name fewer calls, or fewer architectures"
         )
     return Compiled(Filter(program, profile.flags), frozenset(names - known))
+
+
+def _check_size(profile: Profile) -> None:
+    """Refuse what would keep a thread busy for long. Raises ProfileError."""
+    by_name: dict[str, list[Rule]] = defaultdict(list)
+    for rule in profile.rules:
+        for name in rule.names if rule.conditions else ():
+            by_name[name].append(rule)
+    count = sum(len(rule.conditions) for rules in by_name.values() for rule in rules)
+    if count > _MOST_COMPARISONS:
+        raise ProfileError(
+            f"it compares {count} arguments, counted by call; {_MOST_COMPARISONS} are the most"
+        )
+    ways = 0
+    for name, rules in by_name.items():
+        if not any(len(rule.conditions) > 1 and _orders(rule) for rule in rules):
+            continue
+        # Where a comparison fails, all that is left to ask stands once more in the program.
+        ways += len(rules) ** max(len(rule.conditions) for rule in rules)
+        if ways > _MOST_WAYS:
+            raise ProfileError(
+                f"the {len(rules)} rules for {name} compare several arguments, not all of them for equality, which makes "
+                "the filter too long; write fewer"
+            )
+
+
+def _orders(rule: Rule) -> bool:
+    return any(one.operator not in (Operator.EQ, Operator.MASKED_EQ) for one in rule.conditions)
 
 
 def _before(profile: Profile, known: Iterable[str], native: int, others: list[int]) -> Iterable[bytes]:
@@ -70,7 +102,7 @@ def _before(profile: Profile, known: Iterable[str], native: int, others: list[in
     x32 = library.architecture("x32")
     for one in (native, *others):
         numbers = [library.number(one, name) for name in known]
-        if one != x32 and (newest := max(numbers, default=UNKNOWN)) > 0:
+        if one != x32 and (newest := max(numbers, default=UNKNOWN)) >= 0:
             yield bpf.answer_above(one, newest, _ENOSYS.number, x32=x32 in others)
 
 

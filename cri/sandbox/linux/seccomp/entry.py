@@ -13,7 +13,11 @@ from cri.sandbox.linux.seccomp import bpf, library
 from cri.sandbox.linux.seccomp.machine import Machine
 from cri.sandbox.linux.seccomp.profile import Kind
 
-ALWAYS: tuple[tuple[str, tuple[int, ...]], ...] = (("execve", ()), ("write", (64, 0, 16)), ("exit_group", (1,)))
+ALWAYS: tuple[tuple[str, tuple[int, ...]], ...] = (
+    ("execve", ()),
+    ("write", (64, 0, 16)),
+    ("exit_group", (1,)),
+)
 WITHOUT_NO_NEW_PRIVILEGES: tuple[tuple[str, tuple[int, ...]], ...] = (
     ("prctl", (8, 0)),  # PR_SET_KEEPCAPS
     ("capset", ()),
@@ -33,6 +37,7 @@ def forbidden(filter_: Filter, machine: Machine, *, no_new_privileges: bool) -> 
     shut = [
         name
         for name, arguments in needed
-        if bpf.run(filter_.instructions, native, library.number(native, name), arguments) & _ANSWER not in _THROUGH
+        if bpf.run(filter_.instructions, native, library.number(native, name), arguments) & _ANSWER
+        not in _THROUGH
     ]
     return list(dict.fromkeys(shut))

@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from cffi import FFI
 
@@ -90,8 +90,10 @@ class Filter:
         if self._context == ffi.NULL:
             raise LibraryError("make a seccomp filter: libseccomp has refused the default action")
 
-    def __enter__(self) -> Filter:
-        self._check(self._library.seccomp_attr_set(self._context, _OPTIMIZE, _BINARY_TREE), "optimise the filter")
+    def __enter__(self) -> Self:
+        self._check(
+            self._library.seccomp_attr_set(self._context, _OPTIMIZE, _BINARY_TREE), "optimise the filter"
+        )
         return self
 
     def __exit__(
@@ -101,7 +103,9 @@ class Filter:
 
     def add_architecture(self, architecture: int) -> None:
         """Know the calls of another architecture too. Before any rule."""
-        self._check(self._library.seccomp_arch_add(self._context, architecture), f"add architecture {architecture:#x}")
+        self._check(
+            self._library.seccomp_arch_add(self._context, architecture), f"add architecture {architecture:#x}"
+        )
 
     def add(self, action: int, number: int, conditions: Sequence[Condition], subject: str) -> None:
         """A rule for a call; without conditions it replaces those that have some."""
@@ -109,7 +113,9 @@ class Filter:
         for comparison, one in zip(comparisons, conditions, strict=False):
             comparison.arg, comparison.op = one.argument, one.operator
             comparison.datum_a, comparison.datum_b = one.value, one.second
-        result = self._library.seccomp_rule_add_array(self._context, action, number, len(conditions), comparisons)
+        result = self._library.seccomp_rule_add_array(
+            self._context, action, number, len(conditions), comparisons
+        )
         # The same rule, or one that is part of another, is there already.
         if result != -errno.EEXIST:
             self._check(result, f"add a rule for {subject}")

@@ -6,10 +6,11 @@ import os
 import re
 from dataclasses import dataclass
 
-ARCHITECTURES = frozenset(
-    "x86 x86_64 x32 arm aarch64 mips mips64 mips64n32 mipsel mipsel64 mipsel64n32 ppc ppc64 ppc64le s390 s390x parisc "
-    "parisc64 riscv64 loongarch64 m68k sh sheb".split()
-)
+_SPELLINGS = """
+    x86 x86_64 x32 arm aarch64 mips mips64 mips64n32 mipsel mipsel64 mipsel64n32 ppc ppc64 ppc64le s390 s390x parisc parisc64
+    riscv64 loongarch64 m68k sh sheb
+"""
+ARCHITECTURES = frozenset(_SPELLINGS.split())
 """SCMP_ARCH_* of the OCI, as libseccomp spells them."""
 
 # What uname(2) calls it: what Go calls it, what libseccomp calls it, and whose programs its kernel runs, too.

@@ -254,9 +254,7 @@ def _applies(entry: Mapping[str, Any], where: str, machine: Machine, capabilitie
     for key in ("includes", "excludes"):
         place = f"{where}.{key}"
         given = entry.get(key)
-        limits = _mapping(
-            {} if given is None else given, place, frozenset({"caps", "arches", "minKernel"})
-        )
+        limits = _mapping({} if given is None else given, place, frozenset({"caps", "arches", "minKernel"}))
         caps = {_text(one, place).upper().removeprefix("CAP_") for one in _list(limits, "caps", place)}
         arches = {_text(one, place) for one in _list(limits, "arches", place)}
         kernel = _kernel(limits.get("minKernel"), f"{place}.minKernel")
@@ -264,9 +262,11 @@ def _applies(entry: Mapping[str, Any], where: str, machine: Machine, capabilitie
             fits = caps <= set(capabilities) and (not arches or machine.go_name in arches)
             if not fits or (kernel is not None and machine.kernel < kernel):
                 return False
-        elif caps & set(capabilities) or machine.go_name in arches:
-            return False
-        elif kernel is not None and machine.kernel >= kernel:
+        elif (
+            caps & set(capabilities)
+            or machine.go_name in arches
+            or (kernel is not None and machine.kernel >= kernel)
+        ):
             return False
     return True
 
@@ -321,7 +321,13 @@ def _at(where: str, key: str) -> str:
 
 def _shown(data: Any) -> str:
     """What is there, for a message: short, and of characters that any log takes."""
-    text = ascii(data) if isinstance(data, str) else f"a {type(data).__name__}" if data is not None else "nothing"
+    text = (
+        ascii(data)
+        if isinstance(data, str)
+        else f"a {type(data).__name__}"
+        if data is not None
+        else "nothing"
+    )
     if type(data) is int and abs(data) <= _MAX_WORD:
         text = str(data)
     return text if len(text) <= 80 else f"{text[:80]}..."

@@ -69,100 +69,104 @@ def _without(argument: int, bits: int) -> tuple[Condition, ...]:
     return (Condition(argument, Operator.MASKED_EQ, bits, 0),)
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 OPEN = (
     Open(
         "Files: opening, reading, writing",
-        tuple(
+        _words(
             "access close close_range copy_file_range creat dup dup2 dup3 faccessat faccessat2 fadvise64 fadvise64_64 "
             "arm_fadvise64_64 fallocate fcntl fcntl64 fdatasync flock fsync ftruncate ftruncate64 ioctl _llseek lseek open "
             "openat openat2 pread64 preadv preadv2 pwrite64 pwritev pwritev2 read readahead readv sendfile sendfile64 splice "
-            "sync sync_file_range arm_sync_file_range syncfs tee truncate truncate64 vmsplice write writev cachestat".split()
+            "sync sync_file_range arm_sync_file_range syncfs tee truncate truncate64 vmsplice write writev cachestat"
         ),
     ),
     Open(
         "Files: names, attributes, directories",
-        tuple(
+        _words(
             "chdir chmod chown chown32 fchdir fchmod fchmodat fchmodat2 fchown fchown32 fchownat fgetxattr "
             "file_getattr file_setattr flistxattr fremovexattr fsetxattr fstat fstat64 fstatat64 fstatfs fstatfs64 futimesat "
             "getcwd getdents getdents64 getxattr getxattrat inotify_add_watch inotify_init inotify_init1 inotify_rm_watch "
             "fanotify_mark lchown lchown32 lgetxattr link linkat listxattr listxattrat llistxattr lremovexattr lsetxattr "
             "lstat lstat64 mkdir mkdirat mknod mknodat name_to_handle_at newfstatat readdir readlink readlinkat removexattr "
             "removexattrat rename renameat renameat2 rmdir setxattr setxattrat stat stat64 statfs statfs64 statx symlink "
-            "symlinkat umask unlink unlinkat utime utimensat utimensat_time64 utimes statmount listmount".split()
+            "symlinkat umask unlink unlinkat utime utimensat utimensat_time64 utimes statmount listmount"
         ),
     ),
     Open(
         "Waiting for files and events",
-        tuple(
+        _words(
             "epoll_create epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 epoll_wait eventfd eventfd2 _newselect "
             "pipe pipe2 poll ppoll ppoll_time64 pselect6 pselect6_time64 select signalfd signalfd4 timerfd_create "
             "timerfd_gettime timerfd_gettime64 timerfd_settime timerfd_settime64 io_cancel io_destroy io_getevents "
-            "io_pgetevents io_pgetevents_time64 io_setup io_submit".split()
+            "io_pgetevents io_pgetevents_time64 io_setup io_submit"
         ),
     ),
     Open(
         "Memory",
-        tuple(
+        _words(
             "brk madvise map_shadow_stack memfd_create memfd_secret membarrier mincore mlock mlock2 mlockall mmap mmap2 "
             "mprotect mremap mseal msync munlock munlockall munmap pkey_alloc pkey_free pkey_mprotect process_madvise "
-            "process_mrelease remap_file_pages get_mempolicy mbind set_mempolicy set_mempolicy_home_node cacheflush".split()
+            "process_mrelease remap_file_pages get_mempolicy mbind set_mempolicy set_mempolicy_home_node cacheflush"
         ),
     ),
     Open(
         "Processes and threads",
-        tuple(
+        _words(
             "arch_prctl execve execveat exit exit_group fork futex futex_requeue futex_time64 futex_wait futex_waitv "
             "futex_wake get_robust_list get_thread_area getcpu getpgid getpgrp getpid getppid getpriority getrlimit "
             "getrusage getsid gettid get_tls ioprio_get ioprio_set nice pidfd_open prctl prlimit64 rseq "
             "sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr sched_getparam "
             "sched_getscheduler sched_rr_get_interval sched_rr_get_interval_time64 sched_setaffinity sched_setattr "
             "sched_setparam sched_setscheduler sched_yield set_robust_list set_thread_area set_tid_address set_tls setpgid "
-            "setpriority setrlimit setsid ugetrlimit uretprobe vfork wait4 waitid waitpid".split()
+            "setpriority setrlimit setsid ugetrlimit uretprobe vfork wait4 waitid waitpid"
         ),
     ),
     Open(
         "Looking into processes of the same container, as far as the kernel lets one (ptrace(2), access mode checking)",
-        tuple("ptrace process_vm_readv process_vm_writev pidfd_getfd".split()),
+        _words("ptrace process_vm_readv process_vm_writev pidfd_getfd"),
     ),
     Open(
         "Signals",
-        tuple(
+        _words(
             "kill pause pidfd_send_signal restart_syscall rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo "
             "rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_sigtimedwait_time64 rt_tgsigqueueinfo sgetmask sigaction "
-            "sigaltstack signal sigpending sigprocmask sigreturn sigsuspend ssetmask tgkill tkill breakpoint".split()
+            "sigaltstack signal sigpending sigprocmask sigreturn sigsuspend ssetmask tgkill tkill breakpoint"
         ),
     ),
     Open(
         "Time",
-        tuple(
+        _words(
             "adjtimex alarm clock_adjtime clock_adjtime64 clock_getres clock_getres_time64 clock_gettime clock_gettime64 "
             "clock_nanosleep clock_nanosleep_time64 getitimer gettimeofday nanosleep setitimer time timer_create "
-            "timer_delete timer_getoverrun timer_gettime timer_gettime64 timer_settime timer_settime64 times".split()
+            "timer_delete timer_getoverrun timer_gettime timer_gettime64 timer_settime timer_settime64 times"
         ),
     ),
     Open(
         "Who one is",
-        tuple(
+        _words(
             "capget capset getegid getegid32 geteuid geteuid32 getgid getgid32 getgroups getgroups32 getresgid getresgid32 "
             "getresuid getresuid32 getuid getuid32 setfsgid setfsgid32 setfsuid setfsuid32 setgid setgid32 setgroups "
             "setgroups32 setregid setregid32 setresgid setresgid32 setresuid setresuid32 setreuid setreuid32 setuid "
-            "setuid32".split()
+            "setuid32"
         ),
     ),
     Open(
         "Sockets, pipes of System V, message queues",
-        tuple(
+        _words(
             "accept accept4 bind connect getpeername getsockname getsockopt listen recv recvfrom recvmmsg recvmmsg_time64 "
             "recvmsg send sendmmsg sendmsg sendto setsockopt shutdown socketcall socketpair ipc mq_getsetattr mq_notify "
             "mq_open mq_timedreceive mq_timedreceive_time64 mq_timedsend mq_timedsend_time64 mq_unlink msgctl msgget msgrcv "
-            "msgsnd semctl semget semop semtimedop semtimedop_time64 shmat shmctl shmdt shmget".split()
+            "msgsnd semctl semget semop semtimedop semtimedop_time64 shmat shmctl shmdt shmget"
         ),
     ),
     Open(
         "Giving up rights, and what one may know of the system",
-        tuple(
+        _words(
             "seccomp landlock_add_rule landlock_create_ruleset landlock_restrict_self lsm_get_self_attr lsm_list_modules "
-            "lsm_set_self_attr getrandom sysinfo uname olduname oldolduname".split()
+            "lsm_set_self_attr getrandom sysinfo uname olduname oldolduname"
         ),
     ),
 )
@@ -210,9 +214,9 @@ SHUT = (
     ),
     Shut(
         "Mounts and namespaces",
-        tuple(
+        _words(
             "fsconfig fsmount fsopen fspick mount mount_setattr move_mount open_tree open_tree_attr pivot_root setns umount "
-            "umount2".split()
+            "umount2"
         ),
         "A container's files are what the runtime made of them: what is masked, or read-only, stays so. In a user namespace these "
         "would need no rights of the node.",
@@ -333,14 +337,14 @@ SHUT = (
     ),
     Shut(
         "What is left over",
-        tuple("bdflush nfsservctl _sysctl sysfs uselib ustat".split()),
+        _words("bdflush nfsservctl _sysctl sysfs uselib ustat"),
         "Nothing new uses them.",
     ),
     Shut(
         "Numbers without a call",
-        tuple(
+        _words(
             "afs_syscall break create_module epoll_ctl_old epoll_wait_old ftime get_kernel_syms getpmsg gtty idle lock mpx "
-            "oldfstat oldlstat oldstat prof profil putpmsg query_module security stty tuxcall ulimit usr26 usr32 vserver".split()
+            "oldfstat oldlstat oldstat prof profil putpmsg query_module security stty tuxcall ulimit usr26 usr32 vserver"
         ),
         "This kernel would say so, too.",
         answer=_ENOSYS,

@@ -53,16 +53,30 @@ def choose(security: Security) -> Filter | None:
         raise HostError("use", subject, str(error)) from None
     except OSError as error:
         # Of a disk or a server that fails, a later attempt may read it.
-        kind = HostError if error.errno in (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE) else UnfitRequestError
-        reason = f"{error.strerror}; put the profile there, on this node, as a file of at most {LIMIT // 1024} KiB"
+        kind = (
+            HostError
+            if error.errno in (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
+            else UnfitRequestError
+        )
+        reason = (
+            f"{error.strerror}; put the profile there, on this node, as a file of at most {LIMIT // 1024} KiB"
+        )
         raise kind("read", subject, reason, error.errno) from error
     if shut:
-        way = "" if security.no_new_privileges else ", or set no_new_privs (allowPrivilegeEscalation: false), which takes fewer"
+        way = (
+            ""
+            if security.no_new_privileges
+            else ", or set no_new_privs (allowPrivilegeEscalation: false), which takes fewer"
+        )
         raise UnfitRequestError(
-            "use", subject, f"it forbids {', '.join(shut)}, without which no process gets into a container; allow that{way}"
+            "use",
+            subject,
+            f"it forbids {', '.join(shut)}, without which no process gets into a container; allow that{way}",
         )
     if path and compiled.unknown:
-        log.warning("a seccomp profile names unknown calls", profile=path, calls=sorted(compiled.unknown)[:20])
+        log.warning(
+            "a seccomp profile names unknown calls", profile=path, calls=sorted(compiled.unknown)[:20]
+        )
     return compiled.filter
 
 

@@ -99,9 +99,9 @@ def holds(one: Condition, value: int) -> bool:
     }[one.operator]
 
 
-WORDS = st.sampled_from([0, 1, 7, 8, 0xFFFFFFFF, 1 << 32, (1 << 32) + 8, 1 << 63, (1 << 64) - 1]) | st.integers(
-    0, (1 << 64) - 1
-)
+WORDS = st.sampled_from(
+    [0, 1, 7, 8, 0xFFFFFFFF, 1 << 32, (1 << 32) + 8, 1 << 63, (1 << 64) - 1]
+) | st.integers(0, (1 << 64) - 1)
 
 
 @st.composite
@@ -128,7 +128,9 @@ def test_arguments_are_compared_as_words(wanted, arguments, near) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.dictionaries(st.sampled_from(sorted(NUMBERS)), st.sampled_from([ALLOW, EPERM, EACCES, Action(Kind.LOG)])),
+    st.dictionaries(
+        st.sampled_from(sorted(NUMBERS)), st.sampled_from([ALLOW, EPERM, EACCES, Action(Kind.LOG)])
+    ),
     st.sampled_from([ALLOW, EPERM, Action(Kind.KILL_PROCESS), Action(Kind.TRAP)]),
     st.sets(st.sampled_from(["x86", "x32"])),
 )
@@ -142,14 +144,35 @@ def test_every_rule_is_kept(rules, default, others) -> None:
         assert answer(profile, name) == expected.number
 
 
+def compared(count: int, operator: Operator, arguments: int) -> Profile:
+    rules = [
+        Rule(("clone",), ALLOW, tuple(Condition(one, operator, value + 1) for one in range(arguments)))
+        for value in range(count)
+    ]
+    return Profile(EPERM, tuple(rules), HERE.others)
+
+
+def test_what_would_take_minutes_is_refused_at_once() -> None:
+    with pytest.raises(ProfileError, match="it compares 513 arguments, counted by call; 512 are the most"):
+        compile_profile(compared(513, Operator.EQ, 1), HERE)
+    for operator in (Operator.NE, Operator.GT, Operator.LE):
+        with pytest.raises(
+            ProfileError, match="the 4 rules for clone compare several arguments, not all of them"
+        ):
+            compile_profile(compared(4, operator, 6), HERE)
+        compile_profile(compared(8, operator, 3), HERE)
+        compile_profile(compared(400, operator, 1), HERE)
+
+
 def test_what_the_kernel_could_not_take_is_refused() -> None:
-    every = Condition(0, Operator.EQ, 1)
-    wide = tuple(
-        Rule(("clone",), ALLOW, (replace(every, value=value << 33), Condition(1, Operator.GT, value)))
-        for value in range(1000)
+    masks = tuple(
+        Rule(
+            ("clone",), ALLOW, (Condition(0, Operator.MASKED_EQ, value * 0x9E3779B97F4A7C15 % (1 << 64), 0),)
+        )
+        for value in range(1, 500)
     )
     with pytest.raises(ProfileError, match="instructions, and the kernel takes 4096; name fewer calls"):
-        compile_profile(Profile(EPERM, wide), HERE)
+        compile_profile(Profile(EPERM, masks, HERE.others), HERE)
 
 
 def test_a_program_that_is_none_of_libseccomp_s() -> None:

@@ -35,7 +35,10 @@ def test_every_call_that_the_library_knows_is_decided_about() -> None:
     found = set()
     for name in ("x86_64", "x86", "aarch64", "arm"):
         architecture = library.architecture(name)
-        for number in (*range(1000), *range(0xF0000, 0xF0010)):  # those of arm alone: include/uapi/asm/unistd.h
+        for number in (
+            *range(1000),
+            *range(0xF0000, 0xF0010),
+        ):  # those of arm alone: include/uapi/asm/unistd.h
             text = loaded.seccomp_syscall_resolve_num_arch(architecture, number)
             if text != ffi.NULL:
                 found.add(ffi.string(text).decode())
@@ -44,7 +47,7 @@ def test_every_call_that_the_library_knows_is_decided_about() -> None:
 
 
 def test_capabilities_that_open_something_are_there() -> None:
-    assert runtime_default.CAPABILITIES <= set(capabilities.NAMES)
+    assert set(capabilities.NAMES) >= runtime_default.CAPABILITIES
 
 
 def test_the_page_is_what_the_data_say() -> None:

@@ -58,7 +58,9 @@ def test_what_is_no_profile_is_named_with_the_remedy(tmp_path, kind) -> None:
         case "below a file":
             path.write_text("")
             path = path / "x"
-    with pytest.raises(UnfitRequestError, match=rf"read seccomp profile {path}: .*; put the profile there, on this node"):
+    with pytest.raises(
+        UnfitRequestError, match=rf"read seccomp profile {path}: .*; put the profile there, on this node"
+    ):
         selection.choose(asking(path))
 
 
@@ -68,20 +70,29 @@ def test_a_torn_one_is_named_with_the_place(tmp_path) -> None:
     with pytest.raises(UnfitRequestError, match=f"use seccomp profile {path}: it is no JSON"):
         selection.choose(asking(path))
     path.write_text(json.dumps({"defaultAction": "SCMP_ACT_NO"}))
-    with pytest.raises(UnfitRequestError, match=f"profile {path}: defaultAction: 'SCMP_ACT_NO' is none of .*; change"):
+    with pytest.raises(
+        UnfitRequestError, match=f"profile {path}: defaultAction: 'SCMP_ACT_NO' is none of .*; change"
+    ):
         selection.choose(asking(path))
 
 
 def test_one_that_lets_nothing_start_is_refused(tmp_path) -> None:
     path = tmp_path / "profile.json"
     open_calls = ["execve", "write", "exit_group"]
-    strict = {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": open_calls, "action": "SCMP_ACT_ALLOW"}]}
+    strict = {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "syscalls": [{"names": open_calls, "action": "SCMP_ACT_ALLOW"}],
+    }
     path.write_text(json.dumps(strict))
     assert selection.choose(asking(path, no_new_privileges=True)) is not None
-    with pytest.raises(UnfitRequestError, match=r"forbids prctl, capset, clone, .*allow that, or set no_new_privs"):
+    with pytest.raises(
+        UnfitRequestError, match=r"forbids prctl, capset, clone, .*allow that, or set no_new_privs"
+    ):
         selection.choose(asking(path))
     path.write_text(json.dumps({"defaultAction": "SCMP_ACT_ERRNO"}))
-    with pytest.raises(UnfitRequestError, match=r"forbids execve, write, exit_group, without .*; allow that$"):
+    with pytest.raises(
+        UnfitRequestError, match=r"forbids execve, write, exit_group, without .*; allow that$"
+    ):
         selection.choose(asking(path, no_new_privileges=True))
 
 
@@ -91,7 +102,9 @@ def test_without_the_library_the_remedy_is_told(monkeypatch) -> None:
     try:
         assert "libseccomp-of-nobody.so.2 cannot be loaded" in selection.missing()
         assert library.REMEDY in selection.missing()
-        with pytest.raises(HostError, match="use seccomp profile RuntimeDefault: .* cannot be loaded .*: install"):
+        with pytest.raises(
+            HostError, match=r"use seccomp profile RuntimeDefault: .* cannot be loaded .*: install"
+        ):
             selection.choose(Security(seccomp=SeccompProfile(), add_capabilities=("SYS_TIME", "SYS_BOOT")))
     finally:
         library._load.cache_clear()
@@ -121,7 +134,7 @@ def test_without_filters_in_the_kernel_that_is_told(monkeypatch, tmp_path) -> No
     ],
 )
 def test_a_damaged_plan_starts_nothing(damage) -> None:
-    with pytest.raises(HostError, match="plan is damaged .*; make the container anew"):
+    with pytest.raises(HostError, match=r"plan is damaged .*; make the container anew"):
         filters.recorded({"seccomp": damage})
 
 
