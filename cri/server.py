@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Coroutine
@@ -57,6 +58,8 @@ def run(config: Config) -> int:
     """Run the daemon until SIGTERM or SIGINT; the exit status. Containers go on without it."""
     sys.setswitchinterval(SWITCH_INTERVAL)
     try:
+        # What began with 077 would make roots that no user of a container can enter. State is guarded by its directory.
+        os.umask(0o022)
         asyncio.run(serve(config))
     except (
         CRIError,

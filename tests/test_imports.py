@@ -11,8 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 WARDEN = ROOT / "cri" / "sandbox" / "warden"
+LAUNCHER = ROOT / "cri" / "sandbox" / "launcher"
 ALLOWED = (
     "cri.sandbox.warden.",
+    "cri.sandbox.launcher.",
     *(f"cri.sandbox.{name}" for name in ("host.", "spec.", "wire", "small_files")),
 )
 """Our own modules that a warden may import; each is checked by the same rules. A driver hands it the kernel.
@@ -56,3 +58,10 @@ def test_a_warden_imports_the_standard_library_only(file: Path) -> None:
         known = top in sys.stdlib_module_names or name.startswith(ALLOWED)
         assert known or (in_daemon and top == "structlog"), f"{file.relative_to(ROOT)} imports {name}"
         assert in_daemon or top != "asyncio", f"{file.relative_to(ROOT)} imports asyncio"
+
+
+@pytest.mark.parametrize("file", sorted(LAUNCHER.glob("*.py")), ids=lambda file: file.name)
+def test_who_speaks_to_a_launcher_knows_nothing_else_of_ours(file: Path) -> None:
+    for name in imported(file):
+        known = name.partition(".")[0] in sys.stdlib_module_names or name.startswith("cri.sandbox.launcher.")
+        assert known, f"{file.relative_to(ROOT)} imports {name}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cri.config import Config
 from cri.doctor.finding import Check, Finding, failure, note, ok, warning
-from cri.sandbox.linux.cgroups import Hierarchies
+from cri.sandbox.linux.cgroup_hierarchies import Hierarchies
 from cri.sandbox.linux.seccomp import library, selection
 
 _SYSCTL = Path("/proc/sys/net")

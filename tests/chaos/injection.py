@@ -17,7 +17,7 @@ ERRORS = (errno.EIO, errno.ENOMEM, errno.EBUSY, errno.EAGAIN, errno.ENOSPC, errn
 DAEMON = {
     "linux": (
         ("cri.sandbox.linux.cgroup_files", "write"),
-        ("cri.sandbox.linux.cgroups", "_rmdir"),
+        ("cri.sandbox.linux.cgroup_tree", "_rmdir"),
         ("cri.sandbox.small_files", "write"),
         ("cri.sandbox.linux.snapshots", "_copy_top"),
         ("cni_plugins.netlink.client", "Client.exchange"),

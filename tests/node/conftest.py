@@ -127,7 +127,12 @@ def free_subnets() -> list[str]:
 class Daemon:
     """`python -m cri serve`, as often as wanted, on the same directories."""
 
-    def __init__(self, registry: str, name: str) -> None:
+    def __init__(
+        self, registry: str, name: str, wrapper: Sequence[str | Path] = (), checkout: Path = REPOSITORY
+    ) -> None:
+        """`wrapper` is a command that executes what follows it; `checkout` is where the daemon's code is."""
+        self.wrapper = wrapper
+        self.checkout = checkout
         self.base = Path(tempfile.mkdtemp(prefix="cri-test-"))
         self.registry = registry
         self.network = name
@@ -148,15 +153,18 @@ class Daemon:
     def start(self) -> Client:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "cri", "serve", "--config", self.config],
+                [*self.wrapper, sys.executable, "-m", "cri", "serve", "--config", self.config],
                 stdout=log,
                 stderr=log,
-                cwd=REPOSITORY,
+                cwd=self.checkout,
             )
         self.client = Client(self.base / "run/cri-jails.sock")
         try:
-            self.client("Version", v1.VersionRequest(), timeout=30)
+            # What a wrapper does may make it slow.
+            self.client("Version", v1.VersionRequest(), timeout=120 if self.wrapper else 30)
         except grpc.RpcError as error:
+            self.process.kill()
+            self.process.wait()
             raise AssertionError(self.log.read_text()) from error
         return self.client
 
@@ -264,9 +272,11 @@ def traces(base: Path, bridge: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def running_daemon(registry: str, bridge: str) -> Iterator[Daemon]:
+def running_daemon(
+    registry: str, bridge: str, wrapper: Sequence[str | Path] = (), checkout: Path = REPOSITORY
+) -> Iterator[Daemon]:
     """A daemon; afterwards it and all its pods are gone without a trace."""
-    node = Daemon(registry, bridge)
+    node = Daemon(registry, bridge, wrapper, checkout)
     others = set(traces(node.base, bridge))  # cgroups of another daemon on the machine
     node.start()
     try:

@@ -91,11 +91,8 @@ ffibuilder.cdef(
     int cri_become_reaper(void);
     int cri_reaper_pids(int *pids, unsigned int room, unsigned int *found);
     int cri_reaper_kill(int signal, int subtree);
-    int cri_no_new_privileges(void);
-    int cri_hide_memory(void);
-    int cri_die_with_parent(int signal);
+    int cri_spawn(int program, const char *title, int input, const int *descriptors, int count, int first);
     void cri_set_title(const char *title);
-    int setfib(int fib);
     """
 )
 ffibuilder.set_source(

@@ -18,7 +18,9 @@
 #include <sys/sysctl.h>
 #include <sys/uio.h>
 #include <sys/user.h>
+#include <sys/wait.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -104,15 +106,41 @@ static int cri_reaper_kill(int signal, pid_t subtree) {
     }
     return procctl(P_PID, getpid(), PROC_REAP_KILL, &request);
 }
-static int cri_no_new_privileges(void) {
-    int how = PROC_NO_NEW_PRIVS_ENABLE;
-    return procctl(P_PID, getpid(), PROC_NO_NEW_PRIVS_CTL, &how);
+/* Execute `program`, a descriptor, in a child that has of this process's descriptors those that are given, from number `first`
+   on, and `input` as 3; besides those that are not close-on-exec. All signals are blocked there. Its pid.
+
+   vfork: nothing of this process is copied, and it waits until the child has executed the program or failed. */
+static int cri_spawn(int program, const char *title, int input, const int *descriptors, int count, int first) {
+    char *const argv[] = { (char *)(uintptr_t)title, NULL }, *const environment[] = { NULL };
+    volatile int error = 0;
+    int moved[64], number, pid, above = first + count;
+    sigset_t all, before;
+
+    if (count < 0 || count > (int)(sizeof moved / sizeof *moved)) {
+        errno = EINVAL;
+        return -1;
+    }
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, &before); /* no handler of this process's in the child, which has its memory */
+    pid = vfork();
+    if (pid == 0) {
+        /* First out of the way of the numbers that they are to have. */
+        program = fcntl(program, F_DUPFD_CLOEXEC, above);
+        input = fcntl(input, F_DUPFD_CLOEXEC, above);
+        for (number = 0; number < count; number++) moved[number] = fcntl(descriptors[number], F_DUPFD_CLOEXEC, above);
+        for (number = 0; number < count; number++)
+            if (moved[number] < 0 || dup2(moved[number], first + number) < 0) break;
+        if (number == count && program >= 0 && dup2(input, 3) >= 0) fexecve(program, argv, environment);
+        error = errno;
+        _exit(127);
+    }
+    if (pid < 0) error = errno;
+    else if (error != 0)
+        while (waitpid(pid, &number, 0) < 0 && errno == EINTR) continue;
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    errno = error;
+    return error != 0 ? -1 : pid;
 }
-static int cri_hide_memory(void) {
-    int how = PROC_TRACE_CTL_DISABLE; /* until the next exec */
-    return procctl(P_PID, getpid(), PROC_TRACE_CTL, &how);
-}
-static int cri_die_with_parent(int signal) { return procctl(P_PID, 0, PROC_PDEATHSIG_CTL, &signal); }
 static void cri_set_title(const char *title) { setproctitle("-%s", title); } /* "-": without the program's name before */
 
 static int cri_jail_cpus(int jid, const int *cpus, int count) {

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from cri.sandbox.freebsd import devfs, encoding
@@ -271,26 +271,6 @@ def close_from(first: int, keep: Collection[int] = ()) -> None:
     check(lib.close_range(first, 0xFFFF_FFFF, 0), f"descriptors from {first}")
 
 
-def no_new_privileges() -> None:
-    """Let neither this process nor what it becomes gain anything by setuid or setgid bits, for good."""
-    check(lib.cri_no_new_privileges(), "no new privileges")
-
-
-def hide_memory() -> None:
-    """Let no process trace this one until it executes something, whatever jail or user it is (PROC_TRACE_CTL)."""
-    check(lib.cri_hide_memory(), "tracing")
-
-
-def die_with_parent(signal: int) -> None:
-    """Get `signal` when the parent dies. Lost at the exec of a program with a setuid or setgid bit, and by fork."""
-    check(lib.cri_die_with_parent(signal), "parent death signal")
-
-
-def set_fib(number: int) -> None:
-    """Use another routing table. EINVAL if there is none of this number (sysctl net.fibs)."""
-    check(lib.setfib(number), f"routing table {number}")
-
-
 # The warden
 
 
@@ -317,6 +297,15 @@ def reaper_kill(signal: int, subtree: int | None = None) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def spawn(program: int, title: str, given: int, descriptors: Sequence[int], first: int) -> int:
+    """Execute an open file in a child, whose pid this returns. Nothing of this process is copied; it waits for that moment.
+
+    The child has `given` as descriptor 3, the others from number `first` on, and no environment; all signals are blocked in it.
+    """
+    numbers = list(descriptors)
+    return check(lib.cri_spawn(program, encoding.c_string(title), given, numbers, len(numbers), first), title)
 
 
 def set_title(text: str) -> None:

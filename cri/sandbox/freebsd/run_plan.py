@@ -1,16 +1,17 @@
-"""The plan of a process's way into a jail: the same for a start and for an exec (docs/launch.md). The jail's mounts are there.
+"""The plans of FreeBSD (docs/launch.md): a process's way into a jail, the same for a start and for an exec; and errands.
 
-Never executed on FreeBSD yet: compiled for it, and its order tested.
+An errand is something that has to be asked from within a jail. The jails and their mounts are there.
 """
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cri.sandbox.launcher.operations import FIRST_DESCRIPTOR, Operation, Tolerate
-from cri.sandbox.launcher.plan import Step
+from cri.sandbox.launcher.plan import Step, ready
 from cri.sandbox.launcher.steps import at_path, execute, groups
 from cri.sandbox.spec import Credentials, TerminalSize
 
@@ -29,7 +30,33 @@ _CONTROLS = (
     ("write and execute", 21, 1),  # PROC_WXMAP_CTL, PROC_WX_MAPPINGS_PERMIT
     ("logging of fatal signals", 23, 1),  # PROC_LOGSIGEXIT_CTL, PROC_LOGSIGEXIT_CTL_NOFORCE
 )
-_PTY, _TERMINAL = FIRST_DESCRIPTOR + 100, FIRST_DESCRIPTOR + 101
+_PTY, _TERMINAL, _OPENED = (FIRST_DESCRIPTOR + 100 + number for number in range(3))
+"""Numbers of what a plan opens by itself, above all that come with it."""
+_UNSEEN = (
+    ready(Step(Operation.UNTRACEABLE, (), (), "refuse to be traced")),
+    ready(Step(Operation.SIGNALS, (), (), "reset signals")),
+)
+_STATED = tuple(
+    map(
+        ready,
+        (
+            *(
+                Step(Operation.RESOURCE_LIMIT, (number, *both), (), f"set resource limit {number}")
+                for number, both in _LIMITS.items()
+            ),
+            Step(Operation.PRIORITY, (0,), (), "set nice"),
+            Step(Operation.REALTIME_PRIORITY, (_RTP_PRIO_NORMAL, 0), (), "set scheduling class"),
+            Step(Operation.UMASK, (UMASK,), (), "set umask"),
+            Step(Operation.LOGIN_CLASS, (), (b"default",), "set login class"),
+            Step(Operation.LOGIN_NAME, (), (b"root",), "set login name"),
+            *(
+                Step(Operation.PROCESS_CONTROL, (command, value, Tolerate.ALL), (), f"set {what}")
+                for what, command, value in _CONTROLS
+            ),
+        ),
+    )
+)
+"""What a process inherits by fork and exec, as a container's processes get it. Takes the node's root."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +81,12 @@ def plan(run: Run) -> tuple[list[Step], list[int]]:
     given: list[int] = []
     user = run.credentials
     steps = [
-        # First, so that it falls to the warden before it asks for anything: there is no CLONE_PARENT.
         Step(Operation.FORK, (), (), "fork"),
-        Step(Operation.UNTRACEABLE, (), (), "refuse to be traced"),
-        Step(Operation.SIGNALS, (), (), "reset signals"),
+        *_UNSEEN,
         Step(Operation.SESSION, (), (), "make session"),
-        *_stated(),
+        *_STATED,
         Step(Operation.ROUTING_TABLE, (run.fib,), (), f"use routing table {run.fib}"),
-        Step(Operation.JAIL, (run.jid,), (), f"enter jail {run.jid}"),
+        _enter(run.jid),
         *_streams(run, given),
         Step(Operation.CLOSE, (-1,), (), "close descriptors"),
         at_path(Operation.WORKING_DIRECTORY, (1,), run.cwd, "chdir"),
@@ -75,23 +100,41 @@ def plan(run: Run) -> tuple[list[Step], list[int]]:
     return [*steps, execute(run.candidates, run.argv, run.env)], given
 
 
-def _stated() -> list[Step]:
-    """What a process inherits by fork and exec, as a container's processes get it. Takes the node's root."""
+def errand(jid: int, steps: Iterable[Step]) -> list[Step]:
+    """Steps to be taken in a jail by a process that then ends; the numbers that they give to what they open are theirs."""
+    return [*_UNSEEN, _enter(jid), *steps]
+
+
+def send_files(paths: Sequence[str], most: int) -> list[Step]:
+    """Copies of these files, up to so many bytes of each; empty for what is no file."""
+    steps = []
+    for number, path in enumerate(paths, _OPENED):
+        steps += [
+            at_path(Operation.COPY, (number, -1, most), path, f"read {path}"),
+            Step(Operation.SEND, (number,), (), f"pass on {path}"),
+        ]
+    return steps
+
+
+def send_socket(family: int, type_: int, protocol: int) -> list[Step]:
+    """A new socket."""
     return [
-        *(
-            Step(Operation.RESOURCE_LIMIT, (number, *both), (), f"set resource limit {number}")
-            for number, both in _LIMITS.items()
-        ),
-        Step(Operation.PRIORITY, (0,), (), "set nice"),
-        Step(Operation.REALTIME_PRIORITY, (_RTP_PRIO_NORMAL, 0), (), "set scheduling class"),
-        Step(Operation.UMASK, (UMASK,), (), "set umask"),
-        Step(Operation.LOGIN_CLASS, (), (b"default",), "set login class"),
-        Step(Operation.LOGIN_NAME, (), (b"root",), "set login name"),
-        *(
-            Step(Operation.PROCESS_CONTROL, (command, value, Tolerate.ALL), (), f"set {what}")
-            for what, command, value in _CONTROLS
-        ),
+        Step(Operation.SOCKET, (_OPENED, family, type_, protocol), (), "make socket"),
+        Step(Operation.SEND, (_OPENED,), (), "pass on the socket"),
     ]
+
+
+def send_variable(name: str, value: bytes | None) -> list[Step]:
+    """What a variable of sysctl(3) is, before it is set to a value."""
+    texts = (os.fsencode(name),) if value is None else (os.fsencode(name), value)
+    return [
+        Step(Operation.SYSCTL, (_OPENED,), texts, f"sysctl {name}"),
+        Step(Operation.SEND, (_OPENED,), (), "pass on the value"),
+    ]
+
+
+def _enter(jid: int) -> Step:
+    return Step(Operation.JAIL, (jid,), (), f"enter jail {jid}")
 
 
 def _streams(run: Run, given: list[int]) -> list[Step]:

@@ -1,7 +1,7 @@
 """Compiles the launcher, beside its source or elsewhere. At install: setup.py; in a checkout: scripts/setup.
 
 On Linux it is a static executable without a C library: small enough for a copy in memory per pod, and with no loader that an
-image could bring. On FreeBSD a plain one.
+image could bring. On FreeBSD a static one, too: it is executed for each plan, and a loader would take ten times as long.
 
     python cri/sandbox/launcher/_build.py [TARGET]
 """
@@ -35,7 +35,7 @@ LINUX = (
 def command(target: Path, compiler: str | None = None) -> list[str]:
     """How `target` is made."""
     words = shlex.split(compiler or os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
-    own = LINUX if sys.platform == "linux" else ()
+    own = LINUX if sys.platform == "linux" else ("-static",)
     return [words[0], *FLAGS, *WARNINGS, *own, "-o", str(target), str(SOURCE)]
 
 

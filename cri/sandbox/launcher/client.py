@@ -162,7 +162,9 @@ def _sealed_copy(program: Path) -> int:
     """An executable in memory that nobody can change: memfd_create(2), F_ADD_SEALS."""
     made = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        copy = fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, _CONTROL + 1)  # not where the launcher gets its socket
+        copy = fcntl.fcntl(
+            made, fcntl.F_DUPFD_CLOEXEC, _CONTROL + 1
+        )  # not where the launcher gets its socket
     finally:
         os.close(made)
     try:

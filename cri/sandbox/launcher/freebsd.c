@@ -1,4 +1,9 @@
-/* FreeBSD's part of the launcher: the calls, by its C library, and the steps that only FreeBSD has. */
+/* FreeBSD's part of the launcher: the calls, by its C library, and the steps that only FreeBSD has.
+
+   The warden executes it for each plan (vfork and fexecve, kernel.c), so what it becomes is the warden's own child. The kernel
+   knows the processes of an exec, wherever they go and whoever their parents are by then, by the child of the reaper that they
+   descend from (p_reapsubtree, which PROC_REAP_KILL takes); those that a resident launcher had forked would be one such tree.
+   There is no CLONE_PARENT to get around that, and a second fork and the wait for the reparenting cost as much as this does. */
 
 #include <sys/param.h>
 #include <sys/cpuset.h>
@@ -10,6 +15,7 @@
 #include <sys/rtprio.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/sysctl.h>
 #include <sys/uio.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -26,11 +32,14 @@
 /* Memory, files, sockets */
 
 _Noreturn static void sys_exit(int status) { _exit(status); }
+static long sys_size(int fd) {
+    struct stat found;
+    return fstat(fd, &found) < 0 ? -errno : found.st_size;
+}
 static void *sys_map(size_t size, int fd) {
-    void *at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | (fd < 0 ? MAP_ANON : 0), fd, 0);
+    void *at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
     return at == MAP_FAILED ? NULL : at;
 }
-static void sys_unmap(void *at, size_t size) { munmap(at, size); }
 static long sys_open(const char *path, int flags, int mode) { return CALL(open(path, flags, mode)); }
 static long sys_close(int fd) { return CALL(close(fd)); }
 static long sys_close_range(unsigned int first, unsigned int last) { return CALL(close_range(first, last, 0)); }
@@ -40,9 +49,10 @@ static long sys_write(int fd, const char *data, size_t size) { return CALL(write
 static long sys_fchown(int fd, int64_t uid) { return CALL(fchown(fd, uid, -1)); }
 static long sys_mkdir(const char *path, int mode) { return CALL(mkdir(path, mode)); }
 static long sys_chdir(const char *path) { return CALL(chdir(path)); }
+/* A pipe without a name belongs to nobody here, and fdescfs opens it for whoever has it. */
 static int sys_is_pipe(int fd) {
-    struct stat found;
-    return fstat(fd, &found) == 0 && S_ISFIFO(found.st_mode);
+    (void)fd;
+    return 0;
 }
 static int sys_is_device(int fd) {
     struct stat found;
@@ -65,21 +75,6 @@ static long sys_send(int fd, void *data, size_t size, int descriptor) {
     return CALL(sendmsg(fd, &message, MSG_NOSIGNAL | MSG_EOR));
 }
 static long sys_tell(int fd, void *data, size_t size) { return sys_send(fd, data, size, -1); }
-static long sys_receive(int fd, void *data, size_t size, int *descriptors, unsigned int room, unsigned int *count) {
-    union { struct cmsghdr header; char room[CMSG_SPACE(sizeof(int) * (PLAN_DESCRIPTORS + 1))]; } rights;
-    struct iovec part = { data, size };
-    struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1, .msg_control = &rights };
-    long result;
-
-    message.msg_controllen = CMSG_SPACE(sizeof(int) * room);
-    result = CALL(recvmsg(fd, &message, MSG_CMSG_CLOEXEC));
-    *count = 0;
-    if (result >= 0 && message.msg_controllen >= CMSG_LEN(0) && rights.header.cmsg_type == SCM_RIGHTS) {
-        *count = (rights.header.cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        memcpy(descriptors, CMSG_DATA(&rights.header), *count * sizeof(int));
-    }
-    return result;
-}
 
 /* The process */
 
@@ -95,37 +90,21 @@ static long untraceable(void) {
     int how = PROC_TRACE_CTL_DISABLE; /* until it executes something, whatever it forks */
     return CALL(procctl(P_PID, getpid(), PROC_TRACE_CTL, &how));
 }
-static long sys_begin(void) {
-    int kill = SIGKILL;
-    long result = untraceable();
-    sys_close_range(0, CONTROL - 1); /* the warden's */
-    sys_close_range(CONTROL + 1, ~0u);
-    signal(SIGCHLD, SIG_IGN); /* porters leave no zombies; newcomers are not ours */
-    return result < 0 ? result : CALL(procctl(P_PID, 0, PROC_PDEATHSIG_CTL, &kill));
+/* What the plan needs stays open, up to its program; nothing else of the warden's has a number that is known. */
+static void sys_begin(unsigned int descriptors) {
+    unsigned int number;
+    for (number = REPORT; number < REPORT + descriptors; number++) fcntl(number, F_SETFD, FD_CLOEXEC);
+    sys_close_range(0, REPORT - 1);
+    sys_close_range(REPORT + descriptors, ~0u);
 }
-static long sys_fork_porter(void) { return CALL(fork()); }
-/* There is no CLONE_PARENT: the newcomer falls to the reaper, the warden, when its porter ends. Before that it must not ask for
-   a death signal, which it would get at once. The pipe ends a moment before the process does. */
-static long sys_fork_newcomer(void) {
-    pid_t porter = getpid(), pid;
-    int ends[2];
-    char byte;
-
-    if (pipe2(ends, O_CLOEXEC) < 0) return -errno;
-    pid = fork();
-    if (pid != 0) return pid < 0 ? -errno : pid;
-    close(ends[1]);
-    while (read(ends[0], &byte, 1) < 0 && errno == EINTR) continue;
-    while (getppid() == porter) sched_yield();
-    close(ends[0]);
-    return 0;
-}
+static long sys_own_pid(void) { return getpid(); }
 static long sys_execute(const char *path, const char *const *argv, const char *const *environment) {
     return CALL(execve(path, (char *const *)argv, (char *const *)environment));
 }
 static long sys_limit(int64_t resource, int64_t soft, int64_t hard) {
     struct rlimit both = { soft < 0 ? RLIM_INFINITY : soft, hard < 0 ? RLIM_INFINITY : hard };
-    return CALL(setrlimit(resource, &both));
+    long result = CALL(setrlimit(resource, &both));
+    return result == -EINVAL && getrlimit(resource, &both) < 0 ? 0 : result; /* one that only a newer kernel has */
 }
 static long sys_priority(int64_t nice) { return CALL(setpriority(PRIO_PROCESS, 0, nice)); }
 static void sys_umask(int64_t mask) { umask(mask); }
@@ -147,7 +126,7 @@ static long sys_reset_signals(void) {
     struct sigaction standard = { .sa_handler = SIG_DFL };
     sigset_t none;
     int number;
-    for (number = 1; number < NSIG; number++) sigaction(number, &standard, NULL);
+    for (number = 1; number <= _SIG_MAXSIG; number++) sigaction(number, &standard, NULL);
     sigemptyset(&none);
     return CALL(sigprocmask(SIG_SETMASK, &none, NULL));
 }
@@ -181,8 +160,49 @@ static long set_realtime(int64_t class_, int64_t level) {
     return CALL(rtprio(RTP_SET, 0, &priority));
 }
 
+/* The descriptor, under the number by which the plan calls it. */
+static long keep_as(long fd, int64_t number) {
+    long result;
+    if (fd < 0 || fd == number) return fd;
+    result = sys_dup_to(fd, number, O_CLOEXEC);
+    sys_close(fd);
+    return result;
+}
+
+/* A copy of a file that nobody else has: of its first bytes, or of none if there is no such file. */
+static long copy_file(const char *path, int64_t most) {
+    char buffer[4096];
+    struct stat found;
+    long copy = CALL(memfd_create("copy", MFD_CLOEXEC)), fd, size = 0;
+
+    if (copy < 0) return copy;
+    fd = sys_open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0);
+    if (fd >= 0 && fstat(fd, &found) == 0 && S_ISREG(found.st_mode))
+        while (most > 0 && (size = CALL(read(fd, buffer, most < (int64_t)sizeof buffer ? (size_t)most : sizeof buffer))) > 0) {
+            most -= size;
+            if ((size = sys_write(copy, buffer, size)) < 0) break;
+        }
+    if (fd >= 0) sys_close(fd);
+    if (size >= 0) return copy;
+    sys_close(copy);
+    return size;
+}
+
+/* Which variable is meant depends on the jail. */
+static long exchange(const char *name, const char *value) {
+    char before[4096];
+    size_t room = sizeof before;
+    long result, copy = CALL(memfd_create("value", MFD_CLOEXEC));
+
+    if (copy < 0) return copy;
+    result = CALL(sysctlbyname(name, before, &room, value, value == NULL ? 0 : plan_length(value)));
+    if (result >= 0) result = sys_write(copy, before, room);
+    if (result >= 0) return copy;
+    sys_close(copy);
+    return result;
+}
+
 static long take_own(uint32_t operation, const int64_t *integer, const char *const *text, uint32_t texts) {
-    (void)texts;
     switch (operation) {
     case OP_AFFINITY: return run_on(text[0]);
     case OP_UNTRACEABLE: return untraceable();
@@ -192,9 +212,12 @@ static long take_own(uint32_t operation, const int64_t *integer, const char *con
     case OP_LOGIN_NAME: return CALL(setlogin(text[0]));
     case OP_LOGIN_CLASS: return CALL(setloginclass(text[0]));
     case OP_REALTIME_PRIORITY: return set_realtime(integer[0], integer[1]);
+    case OP_SOCKET: return keep_as(CALL(socket(integer[1], integer[2] | SOCK_CLOEXEC, integer[3])), integer[0]);
+    case OP_SYSCTL: return keep_as(exchange(text[0], texts > 1 ? text[1] : NULL), integer[0]);
+    case OP_COPY: return keep_as(copy_file(text[0], integer[2]), integer[0]);
     default: return -ENOSYS;
     }
 }
 
-_Noreturn void launcher_main(char *name);
-int main(int count, char **arguments) { launcher_main(count > 0 ? arguments[0] : NULL); }
+_Noreturn void launcher_main(void);
+int main(void) { launcher_main(); }

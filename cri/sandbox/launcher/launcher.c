@@ -1,8 +1,10 @@
-/* The launcher: executes plans (docs/launch.md), and nothing else. One process per pod, started by its warden.
+/* The launcher: executes plans (docs/launch.md), and nothing else. On Linux one process per pod, started by its warden; on
+   FreeBSD one for each plan, which becomes what the plan says (freebsd.c has the reason).
 
    Descriptor 3 is a SOCK_SEQPACKET socket, over which the warden sends plans, each with its descriptors. For each one a porter
    is forked, which does the steps up to FORK, and forks the newcomer, which does the others and becomes the program. What
    becomes of them, they tell the warden themselves, over the plan's first descriptor. The launcher waits for nobody.
+   (On FreeBSD descriptor 3 is a plan, and the process is porter and newcomer.)
 
    It parses, allocates and decides nothing: plan.h checks a plan once, in the memory that it was received into. Every function
    that asks something of the kernel returns what the kernel returns, or -errno. linux.c and freebsd.c are parts of
@@ -24,11 +26,12 @@ struct large {
     uint32_t magic, size;
 };
 
-static char *title; /* argv[0], in the memory that ps looks at */
-
 #if defined(__linux__)
+#define RESIDENT 1
+static char *title; /* argv[0], in the memory that ps looks at */
 #include "linux.c"
 #elif defined(__FreeBSD__)
+#define RESIDENT 0
 #include "freebsd.c"
 #endif
 
@@ -117,6 +120,7 @@ static void tell(int kind, int step, long error, long pid, int descriptor) {
     else sys_send(REPORT, &record, sizeof record, descriptor);
 }
 
+#if RESIDENT
 /* Go on as the newcomer. The porter has done its part. */
 static long go_on_in_child(int step) {
     long pid = sys_fork_newcomer();
@@ -127,6 +131,13 @@ static long go_on_in_child(int step) {
     }
     return pid;
 }
+#else
+/* It was born for this plan. */
+static long go_on_in_child(int step) {
+    tell(BORN, step, 0, sys_own_pid(), -1);
+    return 0;
+}
+#endif
 
 static long take(const struct plan_step *step, int number) {
     const int64_t *integer = step->integer;
@@ -134,6 +145,7 @@ static long take(const struct plan_step *step, int number) {
 
     switch (step->operation) {
     case OP_FORK: return go_on_in_child(number);
+    case OP_BORN_IN: return number == 0 ? 0 : -EINVAL; /* the launcher has done it */
     case OP_SEND: tell(SENT, number, 0, 0, integer[0]); return 0;
     case OP_CLOSE:
         if (integer[0] >= 0) return sys_close(integer[0]);
@@ -174,6 +186,7 @@ _Noreturn static void follow_plan(const struct plan_header *plan) {
     sys_exit(0);
 }
 
+#if RESIDENT
 /* In the porter: the plan's descriptors get the numbers by which it calls them, and nothing else stays open. What was received
    has the lowest free numbers, and so do those of a process that never keeps any: all below FIRST_DESCRIPTOR. */
 _Noreturn static void follow_with(const struct plan_header *plan, const int *descriptors, unsigned int count) {
@@ -185,26 +198,40 @@ _Noreturn static void follow_with(const struct plan_header *plan, const int *des
     follow_plan(plan);
 }
 
-static void refuse(int report, long error) {
-    struct record record = { FAILED, -1, error, 0 };
+static void refuse(int report, int step, long error) {
+    struct record record = { FAILED, step, error, 0 };
     sys_send(report, &record, sizeof record, -1);
+}
+
+/* Where the porter is to be born: the number of the descriptor among those that came with the plan, or -1. */
+static int birthplace(const struct plan_header *plan, unsigned int count) {
+    const struct plan_step *first = plan_first(plan);
+
+    if (plan->steps == 0 || first->operation != OP_BORN_IN) return -1;
+    return first->integer[0] > FIRST_DESCRIPTOR && first->integer[0] < FIRST_DESCRIPTOR + count ? first->integer[0] - FIRST_DESCRIPTOR : 0;
 }
 
 static void launch(void *message, size_t size, const int *descriptors, unsigned int count) {
     const struct large *large = message;
     size_t mapped = 0;
     void *plan = message;
+    int place;
     long pid;
 
     if (count == 0) return; /* nobody to tell */
     if (size == sizeof *large && large->magic == LARGE && count > 1) {
         size = mapped = large->size;
         plan = sys_map(mapped, descriptors[--count]);
-        if (plan == NULL) return refuse(descriptors[0], ENOMEM);
+        if (plan == NULL) return refuse(descriptors[0], -1, ENOMEM);
     }
-    if (plan_read(plan, size, count) != 0) refuse(descriptors[0], EINVAL);
-    else if ((pid = sys_fork_porter()) == 0) follow_with(plan, descriptors, count);
-    else if (pid < 0) refuse(descriptors[0], -pid);
+    if (plan_read(plan, size, count) != 0) {
+        refuse(descriptors[0], -1, EINVAL);
+    } else {
+        place = birthplace(plan, count);
+        pid = place < 0 ? sys_fork_porter() : sys_fork_porter_in(descriptors[place]);
+        if (pid == 0) follow_with(plan, descriptors, count);
+        if (pid < 0) refuse(descriptors[0], place < 0 ? -1 : 0, -pid);
+    }
     if (mapped) sys_unmap(plan, mapped);
 }
 
@@ -232,3 +259,17 @@ _Noreturn void launcher_main(char *name) {
     if (sys_begin() < 0) sys_exit(1);
     serve();
 }
+#else
+/* Descriptor 3 is the plan, and what comes with it has its numbers already. */
+_Noreturn void launcher_main(void) {
+    long size = sys_size(CONTROL);
+    struct plan_header *plan = size < (long)sizeof *plan ? NULL : sys_map(size, CONTROL);
+
+    if (plan == NULL || plan->descriptors == 0 || plan_read(plan, size, plan->descriptors) != 0) {
+        tell(FAILED, -1, EINVAL, 0, -1);
+        sys_exit(LOST);
+    }
+    sys_begin(plan->descriptors);
+    follow_plan(plan);
+}
+#endif

@@ -45,6 +45,7 @@ enum { OPEN_CLONE = 1, OPEN_CLOEXEC = 0x80000, RECURSIVE = 0x8000, EMPTY_PATH = 
 enum { FROM_EMPTY = 4, TO_EMPTY = 0x40 };                                              /* move_mount(2) */
 enum { SET_FLAG = 0, SET_STRING = 1, CREATE = 6 };                                     /* fsconfig(2) */
 enum { TAKE_TERMINAL = 0x540e, SET_SIZE = 0x5414, LOCK_PTY = 0x40045431, OTHER_END = 0x5441 }; /* ioctl_tty(2) */
+enum { UNCLAMP = 0x60 };                                                               /* sched_setattr(2): both clamps */
 enum { DETACH = 2, TYPE = 0170000, A_DIRECTORY = 0040000, A_PIPE = 0010000, A_FILE = 0100000, A_CHARACTER_DEVICE = 0020000 };
 enum { ROOM = 4096, LINKS = 40, ATTEMPTS = 1000 };
 #ifndef O_PATH
@@ -147,11 +148,21 @@ static long sys_begin(void) {
     long result = control(PR_SET_DUMPABLE, 0, 0, 0, 0);
     sys_close_range(0, CONTROL - 1); /* the warden's */
     sys_close_range(CONTROL + 1, ~0u);
+#ifdef SYS_ioperm
+    CALL(SYS_ioperm, 0, 65536, 0); /* forked and executed along, whatever fork(2) says; no plan asks for ports */
+    CALL(SYS_iopl, 0);
+#endif
     return result < 0 ? result : control(PR_SET_PDEATHSIG, SIGKILL_, 0, 0, 0);
 }
 /* Both are the warden's children: it reaps them, and neither misses a launcher that has died. */
 static long sys_fork_porter(void) { return CALL(SYS_clone, CLONE_PARENT | SIGCHLD_, 0, 0, 0, 0); }
 static long sys_fork_newcomer(void) { return sys_fork_porter(); }
+/* In a cgroup of version 2: to be moved there would wait for an RCU grace period, some milliseconds. */
+static long sys_fork_porter_in(int group) {
+    /* The signal at its end is this one's own, SIGCHLD: clone3(2) takes none beside CLONE_PARENT. */
+    struct clone_args arguments = { .flags = CLONE_PARENT | CLONE_INTO_CGROUP, .cgroup = group };
+    return CALL(SYS_clone3, &arguments, sizeof arguments);
+}
 static long sys_execute(const char *path, const char *const *argv, const char *const *environment) {
     return CALL(SYS_execve, path, argv, environment);
 }
@@ -213,12 +224,17 @@ static long tolerate(long result, int64_t tolerated) { return tolerated == TOLER
 static long join_keyring(int64_t permissions) {
     long id = CALL(SYS_keyctl, 1, 0); /* KEYCTL_JOIN_SESSION_KEYRING: a new one without a name */
     if (id == -ENOSYS) return 0;      /* a kernel without keys */
+    CALL(SYS_keyctl, 14, 0);          /* KEYCTL_SET_REQKEY_KEYRING: by default, the first that there is */
+    CALL(SYS_keyctl, 16, 0);          /* KEYCTL_ASSUME_AUTHORITY: over no request */
     return id < 0 ? id : CALL(SYS_keyctl, 5, id, permissions); /* KEYCTL_SETPERM */
 }
 static long set_scheduler(int64_t policy, int64_t nice) {
-    /* struct sched_attr, first version: no flags, so children are not reset either */
-    struct { uint32_t size, policy; uint64_t flags; int32_t nice; uint32_t priority; uint64_t times[3]; } attributes =
-        { 48, policy, 0, nice, 0, { 0, 0, 0 } };
+    /* struct sched_attr of Linux 5.3. Children are not reset, runs are as long as the kernel likes, and load is not clamped. */
+    struct { uint32_t size, policy; uint64_t flags; int32_t nice; uint32_t priority; uint64_t times[3]; int32_t clamps[2]; }
+        attributes = { 56, policy, UNCLAMP, nice, 0, { 0, 0, 0 }, { -1, -1 } };
+    if (CALL(SYS_sched_setattr, 0, &attributes, 0) >= 0) return 0;
+    attributes.size = 48; /* a kernel without clamps */
+    attributes.flags = 0;
     return CALL(SYS_sched_setattr, 0, &attributes, 0);
 }
 static long drop_from_bounding_set(uint64_t capabilities) {

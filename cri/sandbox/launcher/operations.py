@@ -48,6 +48,7 @@ class Operation(enum.IntEnum):
     CAPABILITIES = 42
     SECCOMP = 43
     REAP = 44
+    BORN_IN = 48
     # Linux: the tree
     OPEN = 64
     OPEN_IN = 65
@@ -76,6 +77,8 @@ class Operation(enum.IntEnum):
     LOGIN_NAME = 100
     LOGIN_CLASS = 101
     REALTIME_PRIORITY = 102
+    SOCKET = 103
+    SYSCTL = 104
 
 
 class Tolerate(enum.IntEnum):
@@ -132,6 +135,7 @@ SHAPES: dict[Operation, tuple[int, int, int]] = {
     Operation.CAPABILITIES: (3, 0, 0),
     Operation.SECCOMP: (2, 1, 1),
     Operation.REAP: (0, 1, 1),
+    Operation.BORN_IN: (1, 0, 0),
     Operation.OPEN: (2, 1, 1),
     Operation.OPEN_IN: (3, 1, 1),
     Operation.CLONE: (2, 1, 1),
@@ -158,8 +162,10 @@ SHAPES: dict[Operation, tuple[int, int, int]] = {
     Operation.LOGIN_NAME: (0, 1, 1),
     Operation.LOGIN_CLASS: (0, 1, 1),
     Operation.REALTIME_PRIORITY: (2, 0, 0),
+    Operation.SOCKET: (4, 0, 0),
+    Operation.SYSCTL: (1, 1, 2),
 }
 """How many integers a step has, and how many texts at least and at most."""
 
-BINARY = frozenset({Operation.GROUPS, Operation.AFFINITY, Operation.SECCOMP})
+BINARY = frozenset({Operation.GROUPS, Operation.AFFINITY, Operation.SECCOMP, Operation.SYSCTL})
 """Whose texts may hold a NUL. All others are C's."""

@@ -53,6 +53,7 @@
     OPERATION(CAPABILITIES, 42, 3, 0, 0)    /* effective, permitted, inheritable */                                     \
     OPERATION(SECCOMP, 43, 2, 1, 1)         /* flags, instructions; program */                                          \
     OPERATION(REAP, 44, 0, 1, 1)            /* name: be the init of a process namespace, and nothing else any more */   \
+    OPERATION(BORN_IN, 48, 1, 0, 0)         /* cgroup of version 2: the first step, which the launcher takes by its fork */  \
     /* Linux: the tree */                                                                                               \
     OPERATION(OPEN, 64, 2, 1, 1)            /* descriptor to get, flags; path on the node */                            \
     OPERATION(OPEN_IN, 65, 3, 1, 1)         /* descriptor to get, root, flags; path */                                  \
@@ -71,7 +72,7 @@
     OPERATION(MAKE_DIRECTORY, 79, 1, 1, 1)  /* root; path */                                                            \
     OPERATION(WORK_IN, 80, 0, 1, 1)         /* path on the node */                                                      \
     OPERATION(PIVOT, 81, 1, 0, 0)           /* root */                                                                  \
-    OPERATION(COPY, 82, 3, 1, 1)            /* descriptor to get, root, most bytes; path of a file, or of nothing */    \
+    OPERATION(COPY, 82, 3, 1, 1)            /* descriptor to get, root (a jail's is its own), most bytes; path of a file, or of nothing */ \
     OPERATION(OWN_DEVICE, 83, 4, 0, 0)      /* mount, first of the container's own devices, how many, attributes */     \
     /* FreeBSD */                                                                                                       \
     OPERATION(UNTRACEABLE, 96, 0, 0, 0)                                                                                 \
@@ -80,7 +81,9 @@
     OPERATION(PROCESS_CONTROL, 99, 3, 0, 0) /* command of procctl, value, tolerated */                                  \
     OPERATION(LOGIN_NAME, 100, 0, 1, 1)     /* name */                                                                  \
     OPERATION(LOGIN_CLASS, 101, 0, 1, 1)    /* class */                                                                 \
-    OPERATION(REALTIME_PRIORITY, 102, 2, 0, 0) /* class, level */
+    OPERATION(REALTIME_PRIORITY, 102, 2, 0, 0) /* class, level */                                                       \
+    OPERATION(SOCKET, 103, 4, 0, 0)         /* descriptor to get, family, type, protocol */                             \
+    OPERATION(SYSCTL, 104, 1, 1, 2)         /* descriptor to get: a file of the value before; name, new value */
 
 enum operation {
 #define OPERATION(name, number, integers, least, most) OP_##name = number,

@@ -64,7 +64,7 @@ class Build:
     steps: list[Step]
     descriptors: list[int]
     sent: list[str]
-    """What the launcher sends back, in this order: "root", "mounts", "cgroup" (version 2), "null", the paths of volumes in a
+    """What the launcher sends back, in this order: "root", "mounts", "cgroup", "null", the paths of volumes in a
     /proc that is still to come, and copies of the account files by their paths."""
 
 
@@ -74,7 +74,7 @@ class Builder:
 
     plan: Plan
     cgroups: dict[str, str]
-    """The container's directories, by controller."""
+    """What the container is shown of version 1: its own directories, by controller."""
     version: int
     shared_memory: int | str
     """What becomes /dev/shm: a detached mount, which Linux 6.15 can clone, or a path."""
@@ -137,8 +137,7 @@ class Builder:
         if spec.security.readonly_root:
             self._set(self._root, MOUNT_ATTR_RDONLY)
         sent = {"root": self._root, "mounts": self._open("/proc/self/ns/mnt", os.O_RDONLY)}
-        if self.version == 2:
-            sent["cgroup"] = self._open("/proc/self/ns/cgroup", os.O_RDONLY)
+        sent["cgroup"] = self._open("/proc/self/ns/cgroup", os.O_RDONLY)
         sent["null"] = self._harmless["null"]
         sent |= {cleaned(mount.target): tree for mount, tree in in_proc}
         for path in ACCOUNT_FILES:
@@ -197,8 +196,8 @@ class Builder:
         self._do(Operation.LEAVE, (kernel.CLONE_NEWNS,), "make mount namespace")
         # Slave rather than private: what the node unmounts must not be kept busy here.
         self._mount("none", "/", "", kernel.MS_REC | kernel.MS_SLAVE, "")
-        if self.version == 2:
-            self._do(Operation.LEAVE, (kernel.CLONE_NEWCGROUP,), "make cgroup namespace")
+        # Its root is the group that this one has joined, so that the one with the limits is out of sight.
+        self._do(Operation.LEAVE, (kernel.CLONE_NEWCGROUP,), "make cgroup namespace")
         self._at(Operation.OPEN, (_NODE, os.O_PATH | os.O_DIRECTORY), "/", "open the node's root")
 
     def _hides(self, path: str) -> bool:

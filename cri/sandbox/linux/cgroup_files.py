@@ -7,10 +7,10 @@ import os
 from cri.sandbox.host import HostError
 
 
-def write(path: str, value: str) -> None:
-    """Write a value, or nothing but a newline for an empty one. Raises HostError."""
+def write(path: str, value: str, directory: int | None = None) -> None:
+    """Write a value, or nothing but a newline for an empty one, to a file (of an open directory). Raises HostError."""
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
         try:
             os.write(fd, value.encode() or b"\n")
         finally:
@@ -28,9 +28,9 @@ def read(path: str) -> str:
         raise failed("read", path, error) from error
 
 
-def fields(path: str) -> dict[str, int]:
+def fields(path: str, directory: int | None = None) -> dict[str, int]:
     """The numbers of a file of names and numbers; none where the controller is missing."""
-    pairs = (line.split() for line in (_content(path) or b"").splitlines())
+    pairs = (line.split() for line in (_content(path, directory) or b"").splitlines())
     return {pair[0].decode(): int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
 
 
@@ -40,10 +40,10 @@ def number(path: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _content(path: str) -> bytes | None:
+def _content(path: str, directory: int | None = None) -> bytes | None:
     """What is in a file of a few kilobytes, by as few calls as can be: a dozen are read of each container."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     except OSError:
         return None
     try:

@@ -15,7 +15,8 @@ import structlog
 
 from cri.sandbox import durable, small_files
 from cri.sandbox.host import HostError
-from cri.sandbox.linux.cgroups import Hierarchies
+from cri.sandbox.linux.cgroup_hierarchies import Hierarchies
+from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.spec import ContainerSpec
 
 log = structlog.get_logger(__name__)
@@ -35,12 +36,22 @@ def cgroup_path(spec: ContainerSpec) -> str:
     return f"{spec.limits_parent or own_parent(spec.sandbox_id)}/{spec.id}"
 
 
+def container_group(hierarchies: Hierarchies, spec: ContainerSpec) -> Group:
+    """The group with a container's limits."""
+    return _group(hierarchies, cgroup_path(spec), spec.sandbox_id, spec.id)
+
+
+def _group(hierarchies: Hierarchies, path: str, sandbox_id: str, container_id: str) -> Group:
+    return hierarchies.group(path, f"{own_parent(sandbox_id)}/{container_id}")
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """The cgroup of a container; "" if that cannot be read any more."""
 
     container_id: str
     path: str
+    sandbox_id: str
 
 
 class CgroupLedger:
@@ -65,16 +76,16 @@ class CgroupLedger:
             names = [path.name for path in self._directory.iterdir()]
         except OSError as error:
             raise _failed("read", str(self._directory), error) from error
-        return [Entry(name, self._path(name)) for name in names if not name.startswith(".")]
+        return [Entry(name, *self._content(name)) for name in names if not name.startswith(".")]
 
     def remove(self, spec: ContainerSpec) -> None:
         """KILL what is in a container's cgroups, remove them, and forget them."""
-        self.remove_entry(Entry(spec.id, cgroup_path(spec)))
+        self.remove_entry(Entry(spec.id, cgroup_path(spec), spec.sandbox_id))
 
     def remove_entry(self, entry: Entry) -> None:
         """The same, where no more is known."""
         if entry.path:
-            group = self._hierarchies.group(entry.path)
+            group = _group(self._hierarchies, entry.path, entry.sandbox_id, entry.container_id)
             if not group.kill_and_wait(_KILL_SECONDS):
                 pids = ", ".join(map(str, sorted(group.processes())))
                 raise HostError(
@@ -87,14 +98,15 @@ class CgroupLedger:
             # It names a group that is not there: harmless, and gone over at the next start.
             log.warning("a note of a removed cgroup stays", container=entry.container_id, error=str(error))
 
-    def _path(self, name: str) -> str:
+    def _content(self, name: str) -> tuple[str, str]:
+        """Path and sandbox; nothing, if it cannot be read."""
         try:
             sandbox_id, path = json.loads(small_files.read(self._directory / name))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             log.error("which cgroup a container had cannot be read", container=name, error=str(error))
-            return ""
+            return "", ""
         ours = isinstance(path, str) and isinstance(sandbox_id, str) and path.endswith(f"/{name}")
-        return path if ours else ""
+        return (path, sandbox_id) if ours else ("", "")
 
 
 def _failed(operation: str, subject: str, error: OSError) -> HostError:

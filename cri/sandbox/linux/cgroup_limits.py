@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from cri.sandbox import wire
 from cri.sandbox.host import HalfUpdatedError, HostError
-from cri.sandbox.linux import cgroup_files
+from cri.sandbox.linux import cgroup_files, cgroup_tree
 from cri.sandbox.spec import Resources
 
 DEFAULT_PERIOD = 100_000
@@ -33,6 +33,8 @@ class Setting:
     """What of the limits that is."""
     gone: tuple[int, ...] = ()
     """Errors that mean that there is nothing to be limited any more."""
+    shown: bool = False
+    """It is in the container's own group, for its programs to read: whether the kernel takes it there does not matter."""
 
 
 @dataclass(slots=True)
@@ -50,7 +52,7 @@ class Changes:
                 cgroup_files.write(setting.path, setting.value)
                 self._before.append((setting, before))
         except HostError as error:
-            if error.errno not in setting.gone:
+            if error.errno not in setting.gone and not setting.shown:
                 raise
 
     def then(self, undo: Callable[[], None]) -> None:
@@ -73,6 +75,26 @@ class Changes:
             return error
         reason = f"{error.reason}; and what had been changed before stays, as it cannot be put back: {'; '.join(reasons)}"
         return HalfUpdatedError(error.operation, error.subject, reason, error.errno, changed=changed)
+
+
+def make_way_v1(directories: Mapping[str, str], given: Resources) -> Iterator[Setting]:
+    """What stands in the way of new limits in the groups below, which must not have more than those above. Raises HostError.
+
+    What a container has set of its own there, is lost.
+    """
+    gone = (errno.ENOENT, errno.ENODEV)
+    if (given.cpu_quota or given.cpu_period) and (cpu := directories.get("cpu")) is not None:
+        for path in cgroup_tree.paths(cpu):
+            part = Resources(cpu_quota=given.cpu_quota)
+            yield Setting(f"{path}/cpu.cfs_quota_us", "-1", part, gone)
+    for name, (value, part) in _cpuset(given).items():
+        below = cgroup_tree.paths(_directory(directories, "cpuset", name))
+        # First what they have and what they will have, from above; then, from below, only what they will have.
+        for path in (directories["cpuset"], *reversed(below)):
+            both = f"{_before(f'{path}/{name}') or value},{value}"
+            yield Setting(f"{path}/{name}", both, part, gone)
+        for path in below:
+            yield Setting(f"{path}/{name}", value, part, gone)
 
 
 def settings_v1(directories: Mapping[str, str], given: Resources) -> Iterator[Setting]:
@@ -211,11 +233,13 @@ def _memory_v2(given: Resources, whole: Resources) -> dict[str, tuple[str, Resou
 def _put_back(setting: Setting, before: str | None) -> str | None:
     """Write what was there before; why not, if so."""
     if before is None:
+        if setting.shown:
+            return None
         return f"what {setting.path} was cannot be read"
     try:
         cgroup_files.write(setting.path, before)
     except HostError as error:
-        return None if error.errno in setting.gone else str(error)
+        return None if error.errno in setting.gone or setting.shown else str(error)
     return None
 
 

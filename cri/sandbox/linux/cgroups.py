@@ -1,8 +1,14 @@
 """Control groups: limits, accounting, and the only sure way to find all processes of a container.
 
 Version 1 (a hierarchy per controller), version 2, and hybrids of both; cgroups(7) and the kernel's
-Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst. A `Group` is one directory in each hierarchy that matters.
+Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst. A `Group` is one directory in each hierarchy.
 A controller that the node does not have is done without; `missing_controllers` tells.
+
+**Limits out of reach.** Whoever is root in a user namespace may mount cgroups, and sees them from the root of its cgroup
+namespace on: from the group it is in when it makes that. So processes of a container live in a group inside the one that has
+the limits (`Group.inner`), in every hierarchy that is mounted; else it would be some group of the node's. Inside they may do
+what they like; the limits above count all the same, and are written inside, too, as programs look for them there.
+Containers of releases before this have no inner group: they run on, in the one with the limits, and get no new one.
 """
 
 from __future__ import annotations
@@ -12,106 +18,107 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cri.sandbox.host import HostError, refused_limit
-from cri.sandbox.linux import cgroup_files, cgroup_limits, cgroup_usage
+from cri.sandbox.linux import cgroup_files, cgroup_limits, cgroup_tree, cgroup_usage
 from cri.sandbox.linux.cgroup_files import failed
 from cri.sandbox.linux.cgroup_limits import Changes, Setting
 from cri.sandbox.spec import Resources, Usage
 
 CONTROLLERS = ("pids", "memory", "cpu", "cpuacct", "cpuset", "hugetlb", "devices")
+"""Those with limits or accounts; also what containers are shown of version 1."""
+UNIFIED = "unified"
+"""Of a hybrid: the hierarchy of version 2, which has no controllers there, but can kill and freeze."""
+INNER = "container"
+"""The name of the group that the processes are in. What execs are kept track of by is inside that."""
 LATE = ("cpuset", "hugetlb")
-"""Of version 1: groups that are made when they are used, as each costs time at every start. What runs then is taken in."""
+"""Of version 1, where there is no inner group: made when they are used. What runs then is taken in."""
+_MOST_BELOW = "10000"
+"""Groups that a container may make of version 2: each takes memory of the kernel's, and time when it is removed."""
 _NOT_YET = (errno.ENOENT, errno.ENODEV, errno.ENOSPC)
 """How a group answers that is not made yet, or has no CPUs yet: whoever makes it takes in what it finds."""
 _MOVES = 100
 """How often it is looked for processes that were forked while others were moved."""
-_HUGEPAGES = Path("/sys/kernel/mm/hugepages")
-"""Has a directory for each size (Documentation/admin-guide/mm/hugetlbpage.rst)."""
-_REMOVE_ATTEMPTS = 50
-_REMOVE_PAUSE = 0.01
-
-
-class Hierarchies:
-    """The mounted hierarchies of this node."""
-
-    def __init__(self, v1: dict[str, str], v2: str | None) -> None:
-        self.v1 = v1
-        self.v2 = v2
-
-    @classmethod
-    def detect(cls, mountinfo: str | None = None) -> Hierarchies:
-        """Read them from /proc/self/mountinfo (proc(5))."""
-        v1: dict[str, str] = {}
-        v2 = None
-        for line in (mountinfo or Path("/proc/self/mountinfo").read_text()).splitlines():
-            before, _, after = line.partition(" - ")
-            where = before.split()[4]
-            kind, _, options = after.split()[:3]
-            if kind == "cgroup2":
-                v2 = where
-            elif kind == "cgroup":
-                v1 |= dict.fromkeys(set(options.split(",")) & set(CONTROLLERS), where)
-        # In a hybrid the unified hierarchy has no controllers of its own.
-        return cls(v1, None if v1 else v2)
-
-    def missing_controllers(self) -> list[str]:
-        """Controllers that pods need and this node lacks."""
-        if self.v2:
-            present = set(Path(self.v2, "cgroup.controllers").read_text().split()) | {"cpuacct"}
-        else:
-            present = set(self.v1)
-        return [name for name in ("memory", "cpu", "cpuacct", "pids") if name not in present]
-
-    def hugepages(self, sizes: Path = _HUGEPAGES) -> frozenset[str]:
-        """The sizes of large pages that a group can limit, as its files have them in their names: 2MB."""
-        controllers = Path(self.v2, "cgroup.controllers").read_text().split() if self.v2 else self.v1
-        if "hugetlb" not in controllers or not sizes.is_dir():
-            return frozenset()
-        kilobytes = (int(path.name.removeprefix("hugepages-").removesuffix("kB")) for path in sizes.iterdir())
-        return frozenset(map(_page_size, kilobytes))
-
-    def group(self, path: str) -> Group:
-        """The group at a path that starts at the root of each hierarchy."""
-        relative = path.strip("/")
-        if ".." in relative.split("/"):
-            raise HostError("use", f"cgroup {path}", "the path must not contain ..")
-        if self.v2:
-            return Group(2, {"": f"{self.v2}/{relative}"})
-        return Group(1, {name: f"{where}/{relative}" for name, where in self.v1.items()})
-
-    def roots(self) -> list[str]:
-        """The mount points, each once."""
-        return [self.v2] if self.v2 else list(dict.fromkeys(self.v1.values()))
 
 
 class Group:
     """One cgroup. All methods block (shortly) and raise HostError."""
 
-    def __init__(self, version: int, directories: dict[str, str]) -> None:
+    def __init__(self, version: int, directories: Mapping[str, str], *, late: Sequence[str] = LATE) -> None:
         self.version = version
-        self.directories = directories
-        """By controller; version 2 has one, whose key is empty."""
+        self.directories = dict(directories)
+        """By controller, as `Hierarchies.v1`; with an empty key, and first, that of version 2 if it has the limits."""
+        self._late = late
+
+    @classmethod
+    def noted(cls, note: Mapping[str, Any]) -> Group:
+        """The group that a container's processes join, as its plan has it."""
+        unified = {UNIFIED: note[UNIFIED]} if UNIFIED in note else {}
+        late = () if note.get("inner") else LATE
+        return cls(note["version"], note["directories"] | unified, late=late)
+
+    def note(self) -> dict[str, Any]:
+        """What of an inner group goes into a plan: so that wardens of the last release join what they know."""
+        known = {name: path for name, path in self.directories.items() if name != UNIFIED}
+        unified = {UNIFIED: self.directories[UNIFIED]} if UNIFIED in self.directories else {}
+        return {"version": self.version, "directories": known, "inner": True} | unified
+
+    @property
+    def inner(self) -> Group:
+        """The group inside of this one that processes are to be in."""
+        inside = {name: f"{path}/{INNER}" for name, path in self.directories.items()}
+        return Group(self.version, inside, late=())
+
+    @property
+    def has_inner(self) -> bool:
+        """Whether processes are in there; not so for containers of earlier releases."""
+        return any(os.path.isdir(path) for path in self.inner.directories.values())  # noqa: PTH112
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """What a container is shown of version 1."""
+        return {name: path for name, path in self.directories.items() if name in CONTROLLERS}
 
     def create(self) -> None:
         """Make the directories, and their parents as far as they are missing."""
-        eager = {path for name, path in self.directories.items() if name not in LATE}
-        for controller, directory in self.directories.items():
-            if directory in eager:  # cpuset may be mounted together with one of the others
-                self._create(controller, directory)
+        self._make()
+        if (unified := self.unified) is not None:
+            with contextlib.suppress(HostError):  # before Linux 4.14
+                cgroup_files.write(f"{unified}/cgroup.max.descendants", _MOST_BELOW)
 
-    def join_files(self) -> list[str]:
-        """The files that a process writes 0 to in order to join; it must have one thread."""
-        return [f"{path}/{self._joined}" for path in self._present(lambda name: name not in LATE)]
+    def create_inner(self, limits: Resources) -> None:
+        """Make the group inside, once this one has its limits and its rules for devices: it begins with the same ones."""
+        self.inner._make()
+        self._show(limits, limits, Changes())
+
+    @property
+    def unified(self) -> str | None:
+        """The directory of version 2: what is not forked in there (clone3(2), CLONE_INTO_CGROUP) joins it in milliseconds."""
+        return self.directories.get("" if self.version == 2 else UNIFIED)
+
+    def join_files(self, *, born: bool = False) -> list[str]:
+        """The files that a process writes 0 to in order to join; it must have one thread.
+
+        `born`: without that of `unified`, as it was born there.
+        """
+        found = dict.fromkeys(path for name, path in self.directories.items() if name not in self._late)
+        if self._late:  # where processes have always joined what there was
+            found = dict.fromkeys(filter(os.path.isdir, found))
+        if born and self.unified is not None:
+            found.pop(self.unified, None)
+        return [f"{path}/{self._joined(path)}" for path in found]
 
     def late_join_files(self) -> list[str]:
         """The same, of groups that may not be made yet: to be written last, and whatever comes of it (`_NOT_YET`) is right.
 
         Who makes such a group takes in what is in the others by then, so nobody is missed who has joined those before.
         """
-        return [f"{path}/{self._joined}" for name, path in self.directories.items() if name in LATE]
+        late = (path for name, path in self.directories.items() if name in self._late)
+        return [f"{path}/{self._joined(path)}" for path in late]
 
     def join(self) -> None:
         """Move the calling process into the group."""
@@ -119,7 +126,11 @@ class Group:
 
     def subgroup(self, name: str) -> Group | None:
         """A group inside for keeping track of processes, in one hierarchy; no limits of its own. Made at once."""
-        for directory in self._present(lambda name: name not in LATE):  # a new cpuset would have no CPUs
+        # Of `pids` if that is there: it costs the least, and shares nothing out.
+        for controller in sorted(self.directories, key=lambda controller: controller != "pids"):
+            directory = self.directories[controller]
+            if controller in (*LATE, UNIFIED) or not os.path.isdir(directory):  # noqa: PTH112
+                continue  # a new cpuset would have no CPUs
             path = f"{directory}/{name}"
             try:
                 os.mkdir(path)  # noqa: PTH102
@@ -127,31 +138,47 @@ class Group:
                 pass
             except OSError:
                 return None
-            controller = next(one for one, where in self.directories.items() if where == directory)
-            return Group(self.version, {controller: path})
+            return Group(self.version, {controller: path}, late=())
         return None
 
-    @property
-    def _joined(self) -> str:
+    def for_exec(self, name: str) -> Group:
+        """The group that a process joins which is kept track of by that name."""
+        own = self.subgroup(name)
+        if own is None:
+            return self
+        (controller, path), *_ = own.directories.items()
+        inside = {
+            one: path if where == self.directories[controller] else where
+            for one, where in self.directories.items()
+        }
+        return Group(self.version, inside, late=self._late)
+
+    def _joined(self, directory: str) -> str:
         # Version 1: writing 0 to `tasks` moves the current thread alone, without the global lock that `cgroup.procs`
         # takes: 0.1 ms instead of the 7 ms of an RCU grace period.
-        return "cgroup.procs" if self.version == 2 else "tasks"
+        return "cgroup.procs" if directory == self.unified else "tasks"
 
     def processes(self) -> set[int]:
         """The processes in the group and below it. In all hierarchies: one may have failed to join one of them."""
-        return {pid for directory in self._present() for pid in _processes(directory)}
+        return {pid for directory in self._distinct() for pid in cgroup_tree.processes(directory)}
 
     def kill(self) -> bool:
-        """KILL all processes once. True if there was none."""
+        """KILL all processes once, frozen ones too. True if there was none."""
         found = self.processes()
-        if found and self.version == 2:
-            for directory in self._present():
-                with contextlib.suppress(HostError):  # cgroup.kill came with Linux 5.14
-                    cgroup_files.write(f"{directory}/cgroup.kill", "1")
+        if found and self.unified is not None:
+            with contextlib.suppress(HostError):  # cgroup.kill came with Linux 5.14
+                cgroup_files.write(f"{self.unified}/cgroup.kill", "1")
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        if found:
+            self.thaw()
         return not found
+
+    def thaw(self) -> None:
+        """Let what the container has frozen of itself (version 1) go on, as it dies of no signal before. Raises HostError."""
+        if "freezer" in self.directories:
+            cgroup_tree.thaw(self.directories["freezer"])
 
     def kill_and_wait(self, seconds: float) -> bool:
         """KILL until nothing is left. False if something is, after `seconds`."""
@@ -164,13 +191,12 @@ class Group:
 
     def remove(self) -> None:
         """Remove the directories and those below; what is gone already is fine."""
-        for directory in self._present():
-            for path, _, _ in os.walk(directory, topdown=False):
-                _rmdir(path)
+        for directory in self._distinct():
+            cgroup_tree.remove(directory)
 
     def remove_if_empty(self) -> None:
         """Remove the directories unless something is in them."""
-        for directory in self._present():
+        for directory in self._distinct():
             with contextlib.suppress(OSError):  # EBUSY: it is in use
                 os.rmdir(directory)  # noqa: PTH106
 
@@ -187,11 +213,18 @@ class Group:
         could not be.
         """
         changes = Changes()
+        whole = whole or given
         try:
-            late = self._make_late(given, changes)
+            inner = self.has_inner
+            late = [] if inner else self._make_late(given, changes)
             self._set_oom_score(given, changes)
-            for setting in self._settings(given, whole or given):
+            if inner and self.version == 1:
+                for setting in cgroup_limits.make_way_v1(self.directories, given):
+                    changes.write(setting)
+            for setting in _settings(self, given, whole):
                 changes.write(setting)
+            if inner:
+                self._show(given, whole, changes)
             for controller in late:
                 self._take_in(controller)
             if finish is not None:
@@ -205,12 +238,14 @@ class Group:
         cgroup_files.write(f"{self.directories[controller]}/{name}", value)
 
     def oom_kills(self) -> int:
-        """How many processes the memory limit has killed."""
+        """How many processes the memory limit has killed. Each counts where it was, whichever group above had the limit."""
         if self.version == 2:
-            return cgroup_files.fields(f"{self.directories['']}/memory.events").get("oom_kill", 0)
+            # With those below, unless mounted with memory_localevents.
+            events = cgroup_files.fields(f"{self.directories['']}/memory.events").get("oom_kill", 0)
+            return events or cgroup_tree.total(self.directories[""], "memory.events.local", "oom_kill")
         if "memory" not in self.directories:
             return 0
-        return cgroup_files.fields(f"{self.directories['memory']}/memory.oom_control").get("oom_kill", 0)
+        return cgroup_tree.total(self.directories["memory"], "memory.oom_control", "oom_kill")
 
     def usage(self) -> Usage:
         """What the group has used."""
@@ -218,15 +253,18 @@ class Group:
             return cgroup_usage.usage_v2(self.directories[""])
         return cgroup_usage.usage_v1(self.directories)
 
-    def _present(self, wanted: Callable[[str], bool] = lambda _: True) -> Iterator[str]:
-        """The directories that are there, each once, of the controllers that are wanted."""
-        paths = (path for name, path in self.directories.items() if wanted(name))
-        return (path for path in dict.fromkeys(paths) if os.path.isdir(path))  # noqa: PTH112
+    def _distinct(self) -> Iterator[str]:
+        """The directories, each once: controllers may be mounted together."""
+        return iter(dict.fromkeys(self.directories.values()))
 
-    def _settings(self, given: Resources, whole: Resources) -> Iterator[Setting]:
-        if self.version == 2:
-            return cgroup_limits.settings_v2(self.directories[""], given, whole)
-        return cgroup_limits.settings_v1(self.directories, given)
+    def _show(self, given: Resources, whole: Resources, changes: Changes) -> None:
+        """Write what limits this group has into the inner one, too. Programs read them there; what they do to them is theirs."""
+        given = replace(given, cpuset_cpus=None, cpuset_mems=None)  # which it has already
+        with contextlib.suppress(
+            HostError
+        ):  # its values do not go together with those that the container has set
+            for setting in _settings(self.inner, given, whole):
+                changes.write(replace(setting, shown=True))
 
     def _make_late(self, given: Resources, changes: Changes) -> list[str]:
         """Make the groups that are needed from now on; nobody is in them yet."""
@@ -234,7 +272,8 @@ class Group:
             return []
         used = {"cpuset": given.cpuset_cpus or given.cpuset_mems, "hugetlb": given.hugepage_limits}
         late = [name for name in LATE if used[name] and name in self.directories]
-        if late and not any(self._present(lambda name: name not in LATE)):
+        eager = (path for name, path in self.directories.items() if name not in (*LATE, UNIFIED))
+        if late and not any(map(os.path.isdir, eager)):
             # Nobody would take away what is made for a container that has given back all it had.
             raise HostError(
                 "limit", f"cgroup {next(iter(self.directories.values()))}", "it is gone", errno.ENOENT
@@ -252,7 +291,7 @@ class Group:
         directory = self.directories[controller]
         ended: set[int] = set()
         for _ in range(_MOVES):
-            outside = self.processes() - set(_processes(directory)) - ended
+            outside = self.processes() - set(cgroup_tree.processes(directory)) - ended
             if not outside:
                 return
             for pid in outside:
@@ -281,6 +320,10 @@ class Group:
                 changes.write(Setting(path, value, part, gone=(errno.ENOENT, errno.ESRCH)))
             seen |= new
 
+    def _make(self) -> None:
+        for controller, directory in self.directories.items():
+            self._create(controller, directory)
+
     def _create(self, controller: str, directory: str) -> None:
         parent = os.path.dirname(directory)  # noqa: PTH120
         try:
@@ -295,7 +338,7 @@ class Group:
             return
         except OSError as error:
             raise failed("create", directory, error) from error
-        if self.version == 2:
+        if controller == "":
             self._delegate(parent)
         elif controller == "cpuset":
             _inherit_cpuset(directory)
@@ -332,34 +375,7 @@ def _inherit_cpuset(directory: str) -> None:
             cgroup_files.write(f"{empty}/{name}", value)
 
 
-def _page_size(kilobytes: int) -> str:
-    """As the kernel writes it (mm/hugetlb_cgroup.c, mem_fmt)."""
-    for unit, size in (("GB", 1 << 20), ("MB", 1 << 10)):
-        if kilobytes >= size:
-            return f"{kilobytes // size}{unit}"
-    return f"{kilobytes}KB"
-
-
-def _processes(directory: str) -> Iterator[int]:
-    for path, _, _ in os.walk(directory):
-        try:
-            with open(f"{path}/cgroup.procs") as file:  # noqa: PTH123
-                yield from map(int, file.read().split())
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENODEV):
-                raise failed("read", path, error) from error
-
-
-def _rmdir(path: str) -> None:
-    for _ in range(_REMOVE_ATTEMPTS):
-        try:
-            os.rmdir(path)  # noqa: PTH106
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise failed("remove", path, error) from error
-            time.sleep(_REMOVE_PAUSE)  # a process that has just ended still counts for a moment
-        else:
-            return
-    raise HostError("remove", f"cgroup {path}", "it still has processes", errno.EBUSY)
+def _settings(group: Group, given: Resources, whole: Resources) -> Iterator[Setting]:
+    if group.version == 2:
+        return cgroup_limits.settings_v2(group.directories[""], given, whole)
+    return cgroup_limits.settings_v1(group.directories, given)

@@ -104,16 +104,11 @@ class LinuxDriver:
 
     def exec(self, target: Target, process: ProcessSpec, stdio: Stdio, name: str, reported: Reported) -> Way:
         """The way of a process into a running container. It may take its time, or be stopped by the container."""
-        group = _group(target.plan)
-        own = group.subgroup(name)
-        joined = [group, own] if own else [group]
-        if group.version == 2:
-            joined = joined[-1:]  # the limits above count too, and a group with subgroups takes no processes
         yield from ways.exec_(
             target,
             process,
             stdio,
-            tuple(path for one in joined for path in one.join_files()),
+            _group(target.plan).for_exec(name),
             hostname=self._hostname,
             oom_score=_oom_score(target.first),
             reported=reported,
@@ -148,10 +143,12 @@ class LinuxDriver:
         if pid:
             _kill(-pid)
             _kill(pid)
-        if group := _group(plan).subgroup(name):
+        group = _group(plan)
+        if own := group.subgroup(name):
             for _ in range(_KILL_PASSES):
-                if group.kill():
+                if own.kill():
                     break
+        group.thaw()
 
     def end_exec(self, plan: Plan, name: str) -> None:
         """Remove the exec's cgroup. One that still has processes (they may stay) goes with the container."""
@@ -215,8 +212,7 @@ class LinuxDriver:
 
 
 def _group(plan: Plan) -> Group:
-    cgroup = plan.host["cgroup"]
-    return Group(cgroup["version"], cgroup["directories"])
+    return Group.noted(plan.host["cgroup"])
 
 
 def _ready_for(pid: int, number: int) -> bool:

@@ -10,13 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import structlog
+
 from baustelle.removal import remove_tree
 from cri.sandbox import wire
 from cri.sandbox.durable import remove_any
 from cri.sandbox.host import Condition, Features, Host, HostError, NetworkStack, Warden, WardenGoneError
-from cri.sandbox.linux import device_access, device_nodes, filters, image_trees, image_volumes, sysctls
-from cri.sandbox.linux.cgroup_ledger import OWN_PARENT, CgroupLedger, cgroup_path, own_parent
-from cri.sandbox.linux.cgroups import Group, Hierarchies
+from cri.sandbox.linux import device_access, device_nodes, filters, image_trees, image_volumes, stated, sysctls
+from cri.sandbox.linux.cgroup_hierarchies import Hierarchies
+from cri.sandbox.linux.cgroup_ledger import OWN_PARENT, CgroupLedger, container_group, own_parent
+from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.linux.run_plan import Filter
 from cri.sandbox.linux.seccomp import selection
 from cri.sandbox.linux.snapshots import make_snapshotter
@@ -31,6 +34,8 @@ from cri.sandbox.warden.spawning import Spawner
 from cri.sandbox.warden.supervisor import SOCKET_NAME
 from cri.sandbox.warden.wardens import Wardens
 from cri.threads import in_own_thread
+
+log = structlog.get_logger(__name__)
 
 _KILL_SECONDS = 5.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -69,6 +74,7 @@ class LinuxHost(Host):
 
     async def open(self, lost: Callable[[str], None]) -> None:
         """Start the spawner."""
+        _tell_what_is_kept()
         self._wardens.lost = lost
         self._spawner.start()
 
@@ -197,7 +203,7 @@ class LinuxHost(Host):
         return removed + await asyncio.to_thread(self.snapshots.remove_unfinished)
 
     def _group(self, spec: ContainerSpec) -> Group:
-        return self._hierarchies.group(cgroup_path(spec))
+        return container_group(self._hierarchies, spec)
 
     def _stop_sandbox(self, spec: SandboxSpec) -> None:
         # Of a pod that has no parent from the kubelet; in one that has, each container's own end has cleared its group.
@@ -235,10 +241,12 @@ class LinuxHost(Host):
         try:
             group.create()
             group.apply(spec.resources)
+            ruled = self._restrict_devices(spec, group)
+            group.create_inner(spec.resources)
             host = {
                 "root": self.snapshots.prepare(spec),
-                "cgroup": {"version": group.version, "directories": group.directories},
-                "device_rules": self._restrict_devices(spec, group),
+                "cgroup": group.inner.note(),
+                "device_rules": ruled,
                 "images": image_volumes.layers_of_mounts(spec, self.snapshots),
                 "seccomp": filters.record(seccomp),
             }
@@ -263,6 +271,11 @@ class LinuxHost(Host):
         ruled = device_access.restrict(group, device_access.rules(devices))
         device_access.check(devices, ruled=ruled)
         return ruled
+
+
+def _tell_what_is_kept() -> None:
+    for inherited in stated.kept(Path("/proc/self/status").read_text()):
+        log.warning("containers inherit what the daemon was started with", inherited=inherited)
 
 
 class LinuxNetworkStack(WardenNetworkStack):

@@ -1,4 +1,4 @@
-"""What a process inherits by fork and exec, and the value of each that a container's processes get (docs/launch.md has the table).
+"""What a process inherits by fork and exec, and the value of each that a container's processes get (docs/inherited.md).
 
 A container begins from these, whatever shell, service manager or limit the daemon was started with.
 """
@@ -54,6 +54,15 @@ _CONTROLS = (
     ("I/O flusher", 57, 0),  # PR_SET_IO_FLUSHER
     ("time stamp counter", 26, 1),  # PR_SET_TSC, PR_TSC_ENABLE
     ("memory merging", 67, 0),  # PR_SET_MEMORY_MERGE
+    # PR_SET_SPECULATION_CTRL: PR_SPEC_ENABLE where that may be chosen; of the last, that is no flush
+    ("speculation of stores", 53, 0, 2),
+    ("speculation of indirect branches", 53, 1, 2),
+    ("flush of the L1 cache", 53, 2, 4),
+    # PR_SVE_SET_VL, PR_SME_SET_VL: not for longer than to the next exec, which gives the default
+    ("vector length", 50, 16),
+    ("streaming vector length", 63, 16),
+    # PR_SCHED_CORE, PR_SCHED_CORE_SHARE_FROM: as the node's first process, which has none
+    ("core scheduling", 62, 3, 1, 0),
 )
 _PR_SET_TIMERSLACK, _PR_SET_SECUREBITS = 29, 28
 
@@ -83,6 +92,19 @@ def steps(*, raised: bool) -> tuple[Step, ...]:
     return tuple(map(ready, _steps(raised=raised)))
 
 
+def kept(status: str) -> list[str]:
+    """What of a process (its /proc/PID/status) no plan can take back, so that its containers have it too."""
+    values = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    found = []
+    if values.get("NoNewPrivs", "0") != "0":
+        found.append("no_new_privs, so set-user-ID programs and file capabilities have no effect")
+    if values.get("Seccomp", "0") != "0":
+        found.append("a seccomp filter, which denies containers what it denies the daemon")
+    if "force mitigated" in values.get("Speculation_Store_Bypass", ""):
+        found.append("disabled speculation of stores, which makes programs slower")
+    return found
+
+
 def _steps(*, raised: bool) -> list[Step]:
     return [
         *(
@@ -95,17 +117,18 @@ def _steps(*, raised: bool) -> list[Step]:
         Step(Operation.MEMORY_POLICY, (), (), "set memory policy"),
         Step(Operation.PERSONALITY, (0,), (), "set personality"),
         Step(Operation.UMASK, (UMASK,), (), "set umask"),
-        _control("timer slack", _PR_SET_TIMERSLACK, TIMER_SLACK, Tolerate.NOTHING),
-        _control("securebits", _PR_SET_SECUREBITS, 0, Tolerate.NOTHING),
-        *(_control(what, option, value, Tolerate.ALL) for what, option, value in _CONTROLS),
+        _control("timer slack", _PR_SET_TIMERSLACK, TIMER_SLACK),
+        _control("securebits", _PR_SET_SECUREBITS, 0),
+        *(_control(what, *given, tolerate=Tolerate.ALL) for what, *given in _CONTROLS),
         write("/proc/self/coredump_filter", _COREDUMP_FILTER, Tolerate.ALL),
         write("/proc/self/loginuid", _NO_LOGIN, Tolerate.ALL),
         Step(Operation.JOIN_KEYRING, (KEYRING,), (), "join a new session keyring"),
     ]
 
 
-def _control(what: str, option: int, value: int, tolerate: Tolerate) -> Step:
-    return Step(Operation.CONTROL, (option, value, 0, 0, 0, tolerate), (), f"set {what}")
+def _control(what: str, *given: int, tolerate: Tolerate = Tolerate.NOTHING) -> Step:
+    arguments = (*given, 0, 0, 0, 0)[:5]
+    return Step(Operation.CONTROL, (*arguments, tolerate), (), f"set {what}")
 
 
 def _lower(wanted: int, most: int) -> int:

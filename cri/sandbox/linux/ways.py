@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from cri.sandbox.host import HostError, StartError, UnfitRequestError
-from cri.sandbox.launcher.operations import Operation
+from cri.sandbox.launcher.operations import FIRST_DESCRIPTOR, Operation
+from cri.sandbox.launcher.plan import Step
 from cri.sandbox.linux import build_plan, capabilities, filters, run_plan
 from cri.sandbox.linux.build_plan import ACCOUNT_FILES, NODE_PROC, Builder
 from cri.sandbox.linux.cgroups import Group
@@ -63,10 +64,10 @@ def start(plan: Plan, stdio: Stdio, pod: Surroundings, reported: Reported) -> Wa
             report,
             hostname=pod.hostname,
             mounts=found["mounts"],
-            cgroup_namespace=found.get("cgroup", -1),
+            cgroup_namespace=found["cgroup"],
             processes=processes,
             pids=-1 if pod.pids is None else pod.pids,
-            cgroups=tuple(group.join_files()),
+            cgroups=tuple(group.join_files(born=True)),
             late_cgroups=tuple(group.late_join_files()),
             oom_score=plan.spec.resources.oom_score_adj or 0,  # the warden's own must not be inherited
             console=stdio.tty,
@@ -75,7 +76,7 @@ def start(plan: Plan, stdio: Stdio, pod: Surroundings, reported: Reported) -> Wa
             readonly_proc=tuple(filter(build_plan.is_of_proc, security.readonly_paths)),
             in_proc=[(tree, path) for path, tree in found.items() if path in IN_PROC],
         )
-        sent = yield from _go(run, plan.spec.process, plan)
+        sent = yield from _go(run, group, plan.spec.process, plan)
         if processes is Processes.NEW:
             pod.keep_proc(sent.pop())
     reported(Report(report.credentials, report.home, sent[0] if sent else None))
@@ -85,14 +86,13 @@ def exec_(
     target: Target,
     process: ProcessSpec,
     stdio: Stdio,
-    cgroups: Collection[str],
+    group: Group,
     *,
     hostname: str,
     oom_score: int | None,
     reported: Reported,
 ) -> Way:
-    """A process beside a container's first. `cgroups` are files to write 0 to. Raises HostError."""
-    group = _group(target.plan)
+    """A process beside a container's first. `group` is what it joins. Raises HostError."""
     namespaces = f"/proc/{target.first}/ns"
     with contextlib.ExitStack() as opened:
 
@@ -109,23 +109,22 @@ def exec_(
             hostname=hostname,
             mounts=enter("mnt"),
             pids=enter("pid"),
-            cgroup_namespace=enter("cgroup") if group.version == 2 else -1,
+            cgroup_namespace=enter("cgroup"),
             processes=Processes.SHARED,
-            cgroups=tuple(cgroups),
+            cgroups=tuple(group.join_files(born=True)),
             late_cgroups=tuple(group.late_join_files()),
             oom_score=oom_score,
         )
-        sent = yield from _go(run, process, target.plan)
+        sent = yield from _go(run, group, process, target.plan)
     reported(Report(target.report.credentials, target.report.home, sent[0] if sent else None))
 
 
 def _build(plan: Plan, group: Group, pod: Surroundings) -> Generator[Stage | Pause, Sent, dict[str, int]]:
     """The tree: its descriptors by name."""
-    built = Builder(
-        plan, group.directories, group.version, pod.shared_memory, tuple(group.join_files()), pod.proc
-    ).build()
+    joined = tuple(group.join_files(born=True))
+    built = Builder(plan, group.shown, group.version, pod.shared_memory, joined, pod.proc).build()
     try:
-        sent = yield Stage(built.steps, built.descriptors)
+        sent = yield from _born_in(group, built.steps, built.descriptors)
     except StepFailedError as error:
         for descriptor in error.sent:
             os.close(descriptor)
@@ -172,11 +171,27 @@ def _run(
     )
 
 
-def _go(run: Run, process: ProcessSpec, plan: Plan) -> Generator[Stage | Pause, Sent, Sent]:
+def _born_in(group: Group, steps: list[Step], descriptors: list[int]) -> Generator[Stage | Pause, Sent, Sent]:
+    """A stage whose processes are born in a group's part of version 2, if it has one. Raises StepFailedError and HostError."""
+    if group.unified is None:
+        return (yield Stage(steps, descriptors))
+    try:
+        directory = os.open(group.unified, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError("join", f"cgroup {group.unified}", error.strerror or "", error.errno) from error
+    try:
+        place = FIRST_DESCRIPTOR + 1 + len(descriptors)
+        first = Step(Operation.BORN_IN, (place,), (), f"join cgroup {group.unified}")
+        return (yield Stage([first, *steps], [*descriptors, directory]))
+    finally:
+        os.close(directory)
+
+
+def _go(run: Run, group: Group, process: ProcessSpec, plan: Plan) -> Generator[Stage | Pause, Sent, Sent]:
     """The process: what it has sent."""
     steps, descriptors = run_plan.plan(run)
     try:
-        sent = yield Stage(steps, descriptors)
+        sent = yield from _born_in(group, steps, descriptors)
     except StepFailedError as error:
         for descriptor in error.sent:
             os.close(descriptor)
@@ -218,5 +233,4 @@ def _rewound(descriptor: int) -> int:
 
 
 def _group(plan: Plan) -> Group:
-    cgroup = plan.host["cgroup"]
-    return Group(cgroup["version"], cgroup["directories"])
+    return Group.noted(plan.host["cgroup"])

@@ -1,5 +1,7 @@
 """What a warden needs of its kernel. `cri.sandbox.linux.driver` and `cri.sandbox.freebsd.driver` have a `make_driver()`.
 
+A `prepare()`, if there is one, is called in the spawner, before it forks any warden.
+
 A driver runs inside the warden: single thread, standard library and kernel binding only, and it must not wait
 for anything that a container can delay.
 """
@@ -11,10 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cri.sandbox.launcher.client import Launcher
 from cri.sandbox.spec import ContainerSpec, ProcessSpec, SandboxSpec
 from cri.sandbox.warden.launch import Report, Stdio
-from cri.sandbox.warden.launching import Way
+from cri.sandbox.warden.launching import Launcher, Way
 
 
 @dataclass(frozen=True, slots=True)

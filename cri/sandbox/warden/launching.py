@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from cri.sandbox.host import HostError
-from cri.sandbox.launcher.client import Kind, Launcher, receive
+from cri.sandbox.launcher.client import Kind, receive
 from cri.sandbox.launcher.operations import Operation
 from cri.sandbox.launcher.plan import PlanError, Step
 from cri.sandbox.warden.loop import READ, Loop
@@ -33,6 +33,16 @@ class Pause:
     """Goes on when what `until` is given is called; that may be called at once, and must be called one day."""
 
     until: Callable[[Callable[[], None]], None]
+
+
+class Launcher(Protocol):
+    """Who executes plans."""
+
+    def launch(self, steps: Sequence[Step], descriptors: Sequence[int] = ()) -> socket.socket:
+        """Have a plan executed; `descriptors` are FIRST_DESCRIPTOR + 1 and those after it there. Returns the report.
+
+        Raises PlanError and OSError.
+        """
 
 
 Sent = list[int]

@@ -38,7 +38,10 @@ _BIG_BLOCK = 1024 * 1024
 
 def main(control: int, driver: str) -> None:
     """Serve the daemon at the other end of descriptor `control`; `driver` is the module that has the driver."""
-    make_driver = importlib.import_module(driver).make_driver
+    module = importlib.import_module(driver)
+    make_driver = module.make_driver
+    if (prepare := getattr(module, "prepare", None)) is not None:
+        prepare()
     _warm_up()
     _keep_memory()
     # Wardens outlive the daemon: what reads its output must not wait for them. (stderr stays, for their warnings.)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 import uuid
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from client import Client
+
+if TYPE_CHECKING:
+    from floor import Floor
 
 # Row names, in the order of the table. The sums stand for what a person waits for.
 RPCS = (
@@ -29,10 +33,16 @@ GRACE = 10  # seconds between TERM and KILL; the main process handles TERM, so n
 class Cycle:
     """Runs the cycle against one endpoint, again and again, and keeps the durations."""
 
-    def __init__(self, client: Client, image: str, log_directory: str) -> None:
+    def __init__(self, client: Client, image: str, log_directory: str, state: Path | None = None) -> None:
+        """With the directory of a cri-jails, what the kernel alone takes is measured, too."""
         self._client = client
         self._image = image
         self._logs = log_directory
+        self.floor: Floor | None = None
+        if state is not None:
+            from floor import Floor
+
+            self.floor = Floor(client, state)
         self.durations: dict[str, list[float]] = {name: [] for name in (*RPCS, *SUMS)}
 
     def pull(self) -> None:
@@ -71,6 +81,9 @@ class Cycle:
         answer = timed("ExecSync", container_id=container, cmd=["/bin/true"], timeout=10)
         if answer.exit_code:
             raise RuntimeError(f"/bin/true ended with {answer.exit_code}: {answer.stderr!r}")
+        if self.floor is not None:
+            config = config | {"metadata": {"name": "floor"}, "log_path": "floor.log"}
+            self.floor.run(pod, config, pod_config, measured=measured)
         timed("StopContainer", container_id=container, timeout=GRACE)
         if took["StopContainer"] >= GRACE:
             raise RuntimeError(f"container {container} did not end on TERM; its image must handle the signal")

@@ -12,6 +12,7 @@ import pytest
 
 from cri.sandbox.host import StartError, UnfitRequestError
 from cri.sandbox.linux import shared_proc, ways
+from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.linux.shared_proc import SharedProc
 from cri.sandbox.linux.ways import Surroundings
 from cri.sandbox.spec import ContainerSpec, Credentials, MountSpec, ProcessSpec, TerminalSize, UserSpec
@@ -112,7 +113,9 @@ def test_a_start_and_an_exec(loop, starter, tmp_path):
     target, process = Target(plan, first.pid, first.report), ProcessSpec(("sh", "-c", "exit 7"))
 
     def way(reported):
-        return ways.exec_(target, process, Stdio(), (), hostname="pod", oom_score=None, reported=reported)
+        return ways.exec_(
+            target, process, Stdio(), Group(1, {}), hostname="pod", oom_score=None, reported=reported
+        )
 
     assert Subject(loop, starter.launcher, way).until("status").status == 7
     os.kill(first.pid, signal.SIGKILL)

@@ -2,7 +2,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,8 +92,12 @@ class Pod:
         self.containers[spec.id] = spec
         return spec
 
-    async def start(self, spec: ContainerSpec) -> Started:
+    async def create(self, spec: ContainerSpec) -> None:
         await self.node.host.create_container(spec)
+        self.node.changed(self.node.host, spec)
+
+    async def start(self, spec: ContainerSpec) -> Started:
+        await self.create(spec)
         return await self.warden.start(spec)
 
     async def exit_of(self, spec: ContainerSpec, seconds: float = 20) -> ExitRecord:
@@ -149,6 +153,8 @@ class Node:
     directory: Path
     lost: list[str]
     pods: list[Pod] = field(default_factory=list)
+    changed: Callable[[LinuxHost, ContainerSpec], None] = lambda *_: None
+    """What is done to each container that was created."""
 
     async def pod(self, **changes) -> Pod:
         number = len(self.pods)

@@ -99,7 +99,7 @@ async def test_what_it_was_not_given_opens_nothing(pod, nodes, ruled):
     assert "opened" not in output
     assert output.count("ermi") == (2 if ruled else 3)  # "Operation not permitted", "Permission denied"
     if ruled:
-        assert output.splitlines()[-1] == "2"
+        assert "2" in output.splitlines()  # the two streams may come in any order
 
 
 async def test_exec_is_restricted_too(pod, ruled):

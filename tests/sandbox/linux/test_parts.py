@@ -10,7 +10,8 @@ import pytest
 
 from cri.sandbox.host import HostError, UnfitRequestError
 from cri.sandbox.linux import capabilities, sysctls
-from cri.sandbox.linux.cgroups import Group, Hierarchies
+from cri.sandbox.linux.cgroup_hierarchies import Hierarchies
+from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.linux.device_access import ALWAYS, Rule, program
 from cri.sandbox.linux.driver import _ready_for
 from cri.sandbox.linux.snapshots import make_snapshotter
@@ -21,6 +22,7 @@ V1 = """
 32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw shared:3 - cgroup cgroup rw,cpu,cpuacct
 35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
 37 31 0:34 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer
+39 31 0:36 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,release_agent=/x,name=systemd
 41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
 """.strip()
 V2 = "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw"
@@ -30,14 +32,23 @@ def test_hierarchies():
     hybrid = Hierarchies.detect(V1)
     assert hybrid.v2 is None
     assert hybrid.missing_controllers() == ["pids"]
-    assert hybrid.group("/a/b").directories == {
+    assert hybrid.group("/a/b", "/own").directories == {
         "cpu": "/sys/fs/cgroup/cpu,cpuacct/a/b",
         "cpuacct": "/sys/fs/cgroup/cpu,cpuacct/a/b",
         "memory": "/sys/fs/cgroup/memory/a/b",
+        "freezer": "/sys/fs/cgroup/freezer/own",
+        "name=systemd": "/sys/fs/cgroup/systemd/own",
+        "unified": "/sys/fs/cgroup/unified/own",
+    }
+    beside = Hierarchies.detect(f"{V2}\n{V1.splitlines()[-2]}")
+    assert beside.group("/a", "/own").directories == {
+        "": "/sys/fs/cgroup/a",
+        "name=systemd": "/sys/fs/cgroup/systemd/own",
     }
     assert Hierarchies.detect(V2).group("/a").directories == {"": "/sys/fs/cgroup/a"}
-    with pytest.raises(HostError):
-        hybrid.group("/a/../../b")
+    for path, own in (("/a/../../b", None), ("/a", "/b/..")):
+        with pytest.raises(HostError, match=r"must not contain \.\."):
+            hybrid.group(path, own)
 
 
 def test_usage_of_version_2(tmp_path):

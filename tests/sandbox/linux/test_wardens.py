@@ -139,8 +139,6 @@ async def test_exec(pod):
     assert "CapBnd:\t00000000a80425fb" in output
     assert "SigIgn:\t0000000000000000" in output
     assert (await pod.exec(spec, "sh", "-c", "kill -9 $$"))[0] == 137
-    code, output = await pod.exec(spec, "cat", "/proc/self/cgroup")
-    assert all(f"/{spec.id}" in line for line in output.split() if ":memory:" in line or ":pids:" in line)
     code, output = await pod.exec(spec, "ls", "/proc/self/fd")
     assert output.split() == ["0", "1", "2", "3"]
     with pytest.raises(StartError, match=r"not found in \$PATH"):

@@ -1,0 +1,40 @@
+"""Containers as releases before the inner group have made them, and as one would be that had none in any hierarchy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from cri.sandbox.linux.cgroups import CONTROLLERS, LATE, Group
+from cri.sandbox.linux.host import LinuxHost
+from cri.sandbox.spec import ContainerSpec
+from cri.sandbox.warden.container import read_plan, write_plan
+
+
+def as_by_an_earlier_release(host: LinuxHost, spec: ContainerSpec) -> None:
+    """Make a created container one whose processes will be in the group that has the limits."""
+    group = _without_inner(host, spec)
+    kept = {
+        name: path for name, path in group.directories.items() if name in CONTROLLERS and name not in LATE
+    }
+    for name, path in group.directories.items():
+        if path not in kept.values():
+            Group(1, {name: path}).remove()
+    _note(spec, {"version": group.version, "directories": group.shown})
+
+
+def without_inner(host: LinuxHost, spec: ContainerSpec) -> None:
+    """The same, in every hierarchy: who gets at its group, finds the limits."""
+    group = _without_inner(host, spec)
+    _note(spec, group.note())
+
+
+def _without_inner(host: LinuxHost, spec: ContainerSpec) -> Group:
+    group = host._group(spec)
+    group.inner.remove()
+    return group
+
+
+def _note(spec: ContainerSpec, cgroup: dict[str, Any]) -> None:
+    plan = read_plan(spec.directory)
+    write_plan(replace(plan, host=plan.host | {"cgroup": cgroup}))
