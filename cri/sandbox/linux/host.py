@@ -16,7 +16,15 @@ from baustelle.removal import remove_tree
 from cri.sandbox import wire
 from cri.sandbox.durable import remove_any
 from cri.sandbox.host import Condition, Features, Host, HostError, NetworkStack, Warden, WardenGoneError
-from cri.sandbox.linux import device_access, device_nodes, filters, image_trees, image_volumes, stated, sysctls
+from cri.sandbox.linux import (
+    device_access,
+    device_nodes,
+    filters,
+    image_trees,
+    image_volumes,
+    stated,
+    sysctls,
+)
 from cri.sandbox.linux.cgroup_hierarchies import Hierarchies
 from cri.sandbox.linux.cgroup_ledger import OWN_PARENT, CgroupLedger, container_group, own_parent
 from cri.sandbox.linux.cgroups import Group

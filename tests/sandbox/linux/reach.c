@@ -24,7 +24,7 @@ static const char *const VALUES[][2] = {
     { "memory.high", "max" }, { "memory.swap.max", "max" }, { "pids.max", "max" }, { "cpu.cfs_quota_us", "-1" },
     { "cpu.max", "max" }, { "cpu.shares", "9999" }, { "cpu.weight", "9999" }, { "cpu.rt_runtime_us", "900000" },
     { "cpuset.cpus", "0-255" }, { "cpuset.cpus", "0-1" }, { "cpuset.cpus", "0" }, { "cpuset.mems", "0" },
-    { "hugetlb.2MB.max", "max" }, { "hugetlb.2MB.limit_in_bytes", "-1" }, { "blkio.throttle.read_bps_device", "254:0 1000" },
+    { "hugetlb.2MB.max", "max" }, { "hugetlb.2MB.limit_in_bytes", "-1" }, { "blkio.throttle.read_bps_device", "254:0 0" },
     { "devices.allow", "a" }, { "devices.deny", "c 1:3 rwm" },
     { "cgroup.max.descendants", "0" }, { "cgroup.subtree_control", "+memory +pids +cpu" },
     { "cgroup.subtree_control", "-memory -pids -cpu" },

@@ -244,3 +244,17 @@ async def test_a_damaged_filter_starts_nothing(pod, program, error, words):
     write_plan(plan)
     with pytest.raises(error, match=words):
         await pod.warden.start(spec)
+
+
+async def test_a_node_without_the_library_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(selection, "missing", lambda: "there is no library: install it")
+    host = LinuxHost(tmp_path / "state", tmp_path / "run", "copy")
+    assert (host.features.seccomp, host.features.seccomp_missing) == (
+        False,
+        "there is no library: install it",
+    )
+    monkeypatch.setattr(host._hierarchies, "missing_controllers", list)
+    condition = await host.condition()
+    assert condition.ok
+    assert condition.reason == "SeccompMissing"
+    assert condition.message.endswith("refused: there is no library: install it")
