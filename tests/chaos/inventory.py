@@ -94,8 +94,7 @@ def _linux(found: Inventory, base: Path, bridge: str, containers: Collection[str
             found.wardens |= {one for one in found.sandbox_directories if one.startswith(beginning)} or {path}
     known = set(containers)
     for path, _, names in os.walk("/sys/fs/cgroup"):
-        name = Path(path).name
-        if name in known:
+        for name in known.intersection(Path(path).parts):  # its processes are in a group inside
             found.groups.add(name)
             if "cgroup.procs" in names:
                 try:

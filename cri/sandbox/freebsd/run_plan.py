@@ -29,6 +29,12 @@ _CONTROLS = (
     ("stack gap", 17, 5),  # PROC_STACKGAP_CTL, PROC_STACKGAP_ENABLE | PROC_STACKGAP_ENABLE_EXEC
     ("write and execute", 21, 1),  # PROC_WXMAP_CTL, PROC_WX_MAPPINGS_PERMIT
     ("logging of fatal signals", 23, 1),  # PROC_LOGSIGEXIT_CTL, PROC_LOGSIGEXIT_CTL_NOFORCE
+    ("signals in capability mode", 9, 2),  # PROC_TRAPCAP_CTL, PROC_TRAPCAP_CTL_DISABLE
+    # PROC_SPROTECT, PPROT_CLEAR: protect(1) -i, or NAME_oomprotect="ALL" in rc.conf(5)
+    ("protection from lack of memory", 1, 2),
+    # Of amd64, kept for the next exec: PROC_KPTI_CTL_ENABLE_ON_EXEC, where the kernel has that, and PROC_LA_CTL_DEFAULT_ON_EXEC
+    ("page table isolation", 0x10000000, 1),
+    ("address length", 0x10000002, 3),
 )
 _PTY, _TERMINAL, _OPENED = (FIRST_DESCRIPTOR + 100 + number for number in range(3))
 """Numbers of what a plan opens by itself, above all that come with it."""
@@ -47,6 +53,9 @@ _STATED = tuple(
             Step(Operation.PRIORITY, (0,), (), "set nice"),
             Step(Operation.REALTIME_PRIORITY, (_RTP_PRIO_NORMAL, 0), (), "set scheduling class"),
             Step(Operation.UMASK, (UMASK,), (), "set umask"),
+            Step(Operation.AFFINITY, (), (b"",), "set CPU affinity"),
+            Step(Operation.MEMORY_POLICY, (), (), "set memory policy"),
+            Step(Operation.AUDIT, (), (), "leave audit session"),
             Step(Operation.LOGIN_CLASS, (), (b"default",), "set login class"),
             Step(Operation.LOGIN_NAME, (), (b"root",), "set login name"),
             *(
@@ -57,6 +66,13 @@ _STATED = tuple(
     )
 )
 """What a process inherits by fork and exec, as a container's processes get it. Takes the node's root."""
+
+
+_SPREAD = (
+    ready(Step(Operation.AFFINITY, (), (b"\xff" * 128,), "use all CPUs")),
+    ready(Step(Operation.MEMORY_POLICY, (), (), "use all memory")),
+)
+"""As the jail's own set bounds it: in the jail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +102,13 @@ def plan(run: Run) -> tuple[list[Step], list[int]]:
         Step(Operation.SESSION, (), (), "make session"),
         *_STATED,
         Step(Operation.ROUTING_TABLE, (run.fib,), (), f"use routing table {run.fib}"),
+        # Before: nobody inside is to see the warden's. First the effective one, as before FreeBSD 15: setgroups(2).
+        groups((user.gid, *(one for one in user.groups if one != user.gid))),
         _enter(run.jid),
+        *_SPREAD,
         *_streams(run, given),
         Step(Operation.CLOSE, (-1,), (), "close descriptors"),
         at_path(Operation.WORKING_DIRECTORY, (1,), run.cwd, "chdir"),
-        # Before FreeBSD 15 the first of them is the effective group: setgroups(2).
-        groups((user.gid, *(one for one in user.groups if one != user.gid))),
         Step(Operation.IDS, (user.uid, user.gid), (), "set user"),
     ]
     if run.no_new_privileges:

@@ -79,6 +79,7 @@ class Operation(enum.IntEnum):
     REALTIME_PRIORITY = 102
     SOCKET = 103
     SYSCTL = 104
+    AUDIT = 105
 
 
 class Tolerate(enum.IntEnum):
@@ -164,6 +165,7 @@ SHAPES: dict[Operation, tuple[int, int, int]] = {
     Operation.REALTIME_PRIORITY: (2, 0, 0),
     Operation.SOCKET: (4, 0, 0),
     Operation.SYSCTL: (1, 1, 2),
+    Operation.AUDIT: (0, 0, 0),
 }
 """How many integers a step has, and how many texts at least and at most."""
 

@@ -44,9 +44,9 @@
     OPERATION(LEAVE, 33, 1, 0, 0)           /* namespaces to have anew */                                               \
     OPERATION(JOIN_KEYRING, 34, 1, 0, 0)    /* permissions of the new one */                                                    \
     OPERATION(SCHEDULER, 35, 2, 0, 0)       /* policy, nice */                                                          \
-    OPERATION(AFFINITY, 36, 0, 1, 1)        /* mask of CPUs */                                                          \
+    OPERATION(AFFINITY, 36, 0, 1, 1)        /* mask of CPUs (Linux; FreeBSD has all) */                                 \
     OPERATION(IO_PRIORITY, 37, 1, 0, 0)     /* class and level */                                                       \
-    OPERATION(MEMORY_POLICY, 38, 0, 0, 0)                                                                               \
+    OPERATION(MEMORY_POLICY, 38, 0, 0, 0)   /* the default */                                                           \
     OPERATION(PERSONALITY, 39, 1, 0, 0)     /* persona */                                                               \
     OPERATION(CONTROL, 40, 6, 0, 0)         /* prctl's five, tolerated */                                               \
     OPERATION(BOUNDING, 41, 1, 0, 0)        /* capabilities to drop */                                                  \
@@ -83,7 +83,8 @@
     OPERATION(LOGIN_CLASS, 101, 0, 1, 1)    /* class */                                                                 \
     OPERATION(REALTIME_PRIORITY, 102, 2, 0, 0) /* class, level */                                                       \
     OPERATION(SOCKET, 103, 4, 0, 0)         /* descriptor to get, family, type, protocol */                             \
-    OPERATION(SYSCTL, 104, 1, 1, 2)         /* descriptor to get: a file of the value before; name, new value */
+    OPERATION(SYSCTL, 104, 1, 1, 2)         /* descriptor to get: a file of the value before; name, new value */        \
+    OPERATION(AUDIT, 105, 0, 0, 0)          /* nobody's session */
 
 enum operation {
 #define OPERATION(name, number, integers, least, most) OP_##name = number,

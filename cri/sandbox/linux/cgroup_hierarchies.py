@@ -6,6 +6,10 @@ from pathlib import Path
 
 from cri.sandbox.host import HostError
 from cri.sandbox.linux.cgroups import CONTROLLERS, UNIFIED, Group
+from cri.sandbox.spec import SandboxSpec
+
+OWN_PARENT = "/cri-jails"
+"""The cgroup for pods that the kubelet made none for."""
 
 _FLAGS = frozenset(
     {"rw", "ro", "all", "none", "noprefix", "clone_children", "xattr", "cpuset_v2_mode", "favordynmods"}
@@ -75,6 +79,20 @@ class Hierarchies:
     def roots(self) -> list[str]:
         """The mount points, each once."""
         return list(dict.fromkeys([*([self.v2] if self.v2 else ()), *self.v1.values()]))
+
+
+def own_parent(sandbox_id: str) -> str:
+    """The cgroup of a pod that the kubelet made none for."""
+    return f"{OWN_PARENT}/{sandbox_id}"
+
+
+def init_group(hierarchies: Hierarchies, sandbox: SandboxSpec) -> Group:
+    """The group of the process that is 1 in a pod's shared process namespace, beside those of the containers.
+
+    A container that may trace can make it do what it likes.
+    """
+    own = own_parent(sandbox.id)
+    return hierarchies.group(f"{sandbox.limits_parent or own}/{sandbox.id}", f"{own}/{sandbox.id}")
 
 
 def _names_hierarchy(option: str) -> bool:

@@ -15,20 +15,13 @@ import structlog
 
 from cri.sandbox import durable, small_files
 from cri.sandbox.host import HostError
-from cri.sandbox.linux.cgroup_hierarchies import Hierarchies
+from cri.sandbox.linux.cgroup_hierarchies import Hierarchies, own_parent
 from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.spec import ContainerSpec
 
 log = structlog.get_logger(__name__)
 
-OWN_PARENT = "/cri-jails"
-"""The cgroup for pods that the kubelet made none for."""
 _KILL_SECONDS = 5.0
-
-
-def own_parent(sandbox_id: str) -> str:
-    """The cgroup of a pod that the kubelet made none for."""
-    return f"{OWN_PARENT}/{sandbox_id}"
 
 
 def cgroup_path(spec: ContainerSpec) -> str:

@@ -14,10 +14,11 @@ from cri.sandbox.host import HostError
 from cri.sandbox.launcher.client import Kind, Launcher, receive
 from cri.sandbox.linux import image_trees, kernel, run_plan, sysctls, ways
 from cri.sandbox.linux.build_plan import NODE_PROC
+from cri.sandbox.linux.cgroup_hierarchies import Hierarchies, init_group
 from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.linux.shared_proc import SharedProc
 from cri.sandbox.linux.ways import Surroundings
-from cri.sandbox.spec import ProcessSpec, SandboxSpec, Sharing
+from cri.sandbox.spec import ProcessSpec, Resources, SandboxSpec, Sharing
 from cri.sandbox.warden.driver import Driver, Plan, Reported, Target
 from cri.sandbox.warden.journal import warn
 from cri.sandbox.warden.launch import Stdio
@@ -32,6 +33,8 @@ _INIT = "cri-jails-init"
 """What a pod sees of the process that is 1 in its shared process namespace."""
 _INIT_SECONDS = 10.0
 """How long that may take to be there."""
+_INIT_LIMITS = Resources(pids_limit=2, memory_limit=16 << 20)
+"""Itself, and at first the porter that forks it: what traces it is not to do more in its place."""
 
 
 def make_driver() -> Driver:
@@ -75,7 +78,7 @@ class LinuxDriver:
             self._shared_memory = _make_shared_memory(sandbox.runtime_directory)
         self._launcher = Launcher()
         if own.pid is Sharing.POD:
-            self._start_init()
+            self._start_init(sandbox)
         return [os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)]
 
     def start(self, plan: Plan, stdio: Stdio, target: int, reported: Reported) -> Way:
@@ -191,10 +194,28 @@ class LinuxDriver:
             )
         return (yield from proc.clone(image_trees.make_place(plan.spec.directory)))
 
-    def _start_init(self) -> None:
-        """The process that is 1 in the pod's shared process namespace, and reaps there. Raises HostError or OSError."""
-        steps = run_plan.init_plan(_INIT)
-        with self.launcher.launch(steps) as report:
+    def _start_init(self, sandbox: SandboxSpec) -> None:
+        """The process that is 1 in the pod's shared process namespace, and reaps there. Raises HostError or OSError.
+
+        Its group is removed by the daemon, once the warden has ended.
+        """
+        group = init_group(Hierarchies.detect(), sandbox)
+        try:
+            group.create()
+            group.apply(_INIT_LIMITS)
+            group.create_inner(_INIT_LIMITS)
+            self._launch_init(group.inner)
+        except BaseException:
+            group.kill_and_wait(_INIT_SECONDS)
+            group.remove()
+            raise
+
+    def _launch_init(self, group: Group) -> None:
+        steps = run_plan.init_plan(_INIT, group.join_files(born=True))
+        with ways.born_in(group, steps, ()) as stage:
+            steps = list(stage.steps)
+            report = self.launcher.launch(steps, stage.descriptors)
+        with report:
             report.settimeout(_INIT_SECONDS)
             while (received := receive(report)) is not None:
                 record, descriptor = received

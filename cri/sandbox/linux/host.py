@@ -25,15 +25,15 @@ from cri.sandbox.linux import (
     stated,
     sysctls,
 )
-from cri.sandbox.linux.cgroup_hierarchies import Hierarchies
-from cri.sandbox.linux.cgroup_ledger import OWN_PARENT, CgroupLedger, container_group, own_parent
+from cri.sandbox.linux.cgroup_hierarchies import OWN_PARENT, Hierarchies, init_group, own_parent
+from cri.sandbox.linux.cgroup_ledger import CgroupLedger, container_group
 from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.linux.run_plan import Filter
 from cri.sandbox.linux.seccomp import selection
 from cri.sandbox.linux.snapshots import make_snapshotter
 from cri.sandbox.places import VOLUMES
 from cri.sandbox.snapshots import RootSnapshotter
-from cri.sandbox.spec import ContainerSpec, DiskUsage, Resources, SandboxSpec, Usage
+from cri.sandbox.spec import ContainerSpec, DiskUsage, Resources, SandboxSpec, Sharing, Usage
 from cri.sandbox.warden.client import WardenClient
 from cri.sandbox.warden.container import PLAN_FILE, read_plan, write_plan
 from cri.sandbox.warden.driver import Plan
@@ -215,11 +215,14 @@ class LinuxHost(Host):
 
     def _stop_sandbox(self, spec: SandboxSpec) -> None:
         # Of a pod that has no parent from the kubelet; in one that has, each container's own end has cleared its group.
-        parent = self._hierarchies.group(own_parent(spec.id))
-        if not parent.kill_and_wait(_KILL_SECONDS):
-            pids = ", ".join(map(str, sorted(parent.processes())))
-            raise HostError("end", f"sandbox {spec.id}", f"processes {pids} cannot be killed")
-        parent.remove()
+        groups = [self._hierarchies.group(own_parent(spec.id))]
+        if spec.namespaces.pid is Sharing.POD:
+            groups.insert(0, init_group(self._hierarchies, spec))
+        for group in groups:
+            if not group.kill_and_wait(_KILL_SECONDS):
+                pids = ", ".join(map(str, sorted(group.processes())))
+                raise HostError("end", f"sandbox {spec.id}", f"processes {pids} cannot be killed")
+            group.remove()
 
     def _remove_sandbox(self, spec: SandboxSpec) -> None:
         for name in (SOCKET_NAME, "shm"):

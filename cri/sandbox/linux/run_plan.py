@@ -94,13 +94,16 @@ class _Descriptors:
         return FIRST_DESCRIPTOR + len(self.given)
 
 
-def init_plan(name: str) -> list[Step]:
+def init_plan(name: str, cgroups: Sequence[str] = ()) -> list[Step]:
     """The plan of a process that is 1 in a process namespace of its own, where it reaps. Its /proc is sent when it is that.
 
+    `cgroups` are files to write 0 to.
     It goes where there is no file: what sees it may follow its /proc/PID/root.
     """
     empty = (b"tmpfs", b"size=4k", b"mode=555")
     return [
+        *(write(path, "0", subject="join cgroup") for path in cgroups),
+        Step(Operation.LEAVE, (kernel.CLONE_NEWCGROUP,), (), "make cgroup namespace"),
         Step(Operation.LEAVE, (kernel.CLONE_NEWPID,), (), "make process namespace"),
         Step(Operation.FORK, (), (), "fork"),
         Step(Operation.DEATH_SIGNAL, (signal.SIGKILL,), (), "bind to warden"),

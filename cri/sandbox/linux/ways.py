@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from cri.sandbox.host import HostError, StartError, UnfitRequestError
@@ -124,7 +124,8 @@ def _build(plan: Plan, group: Group, pod: Surroundings) -> Generator[Stage | Pau
     joined = tuple(group.join_files(born=True))
     built = Builder(plan, group.shown, group.version, pod.shared_memory, joined, pod.proc).build()
     try:
-        sent = yield from _born_in(group, built.steps, built.descriptors)
+        with born_in(group, built.steps, built.descriptors) as stage:
+            sent = yield stage
     except StepFailedError as error:
         for descriptor in error.sent:
             os.close(descriptor)
@@ -171,10 +172,12 @@ def _run(
     )
 
 
-def _born_in(group: Group, steps: list[Step], descriptors: list[int]) -> Generator[Stage | Pause, Sent, Sent]:
-    """A stage whose processes are born in a group's part of version 2, if it has one. Raises StepFailedError and HostError."""
+@contextlib.contextmanager
+def born_in(group: Group, steps: Sequence[Step], descriptors: Sequence[int]) -> Iterator[Stage]:
+    """A stage whose processes are born in a group's part of version 2, if it has one. Raises HostError."""
     if group.unified is None:
-        return (yield Stage(steps, descriptors))
+        yield Stage(steps, descriptors)
+        return
     try:
         directory = os.open(group.unified, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -182,7 +185,7 @@ def _born_in(group: Group, steps: list[Step], descriptors: list[int]) -> Generat
     try:
         place = FIRST_DESCRIPTOR + 1 + len(descriptors)
         first = Step(Operation.BORN_IN, (place,), (), f"join cgroup {group.unified}")
-        return (yield Stage([first, *steps], [*descriptors, directory]))
+        yield Stage([first, *steps], [*descriptors, directory])
     finally:
         os.close(directory)
 
@@ -191,7 +194,8 @@ def _go(run: Run, group: Group, process: ProcessSpec, plan: Plan) -> Generator[S
     """The process: what it has sent."""
     steps, descriptors = run_plan.plan(run)
     try:
-        sent = yield from _born_in(group, steps, descriptors)
+        with born_in(group, steps, descriptors) as stage:
+            sent = yield stage
     except StepFailedError as error:
         for descriptor in error.sent:
             os.close(descriptor)

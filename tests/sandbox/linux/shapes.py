@@ -14,13 +14,12 @@ from cri.sandbox.warden.container import read_plan, write_plan
 def as_by_an_earlier_release(host: LinuxHost, spec: ContainerSpec) -> None:
     """Make a created container one whose processes will be in the group that has the limits."""
     group = _without_inner(host, spec)
-    kept = {
-        name: path for name, path in group.directories.items() if name in CONTROLLERS and name not in LATE
-    }
+    known = {name: path for name, path in group.directories.items() if name in ("", *CONTROLLERS)}
+    kept = {name: path for name, path in known.items() if name not in LATE}
     for name, path in group.directories.items():
         if path not in kept.values():
             Group(1, {name: path}).remove()
-    _note(spec, {"version": group.version, "directories": group.shown})
+    _note(spec, {"version": group.version, "directories": known})
 
 
 def without_inner(host: LinuxHost, spec: ContainerSpec) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cri.sandbox import wire
 from cri.sandbox.host import HalfUpdatedError, HostError
-from cri.sandbox.linux import cgroup_files, cgroups
+from cri.sandbox.linux import cgroup_files, cgroup_tree, cgroups
 from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.spec import Resources
 
@@ -106,17 +106,17 @@ class KernelV1(Kernel):
     def _cpu_cfs_quota_us(self, _, value):
         self._fits(int(self.files["/cpu/g/cpu.cfs_period_us"]), int(value))
 
-    def _memory_limit_in_bytes(self, _, value):
+    def _memory_limit_in_bytes(self, path, value):
         wanted = int(NONE_V1) if value == "-1" else int(value) // PAGE * PAGE
-        if wanted > int(self.files.get("/memory/g/memory.memsw.limit_in_bytes", NONE_V1)):
+        if wanted > int(self.files.get(path.replace("limit", "memsw.limit"), NONE_V1)):
             self._refuse()
         if wanted < self.used:
             self._refuse(errno.EBUSY)
         return str(wanted)
 
-    def _memory_memsw_limit_in_bytes(self, _, value):
+    def _memory_memsw_limit_in_bytes(self, path, value):
         wanted = int(NONE_V1) if value == "-1" else int(value) // PAGE * PAGE
-        if wanted < int(self.files["/memory/g/memory.limit_in_bytes"]):
+        if wanted < int(self.files[path.replace("memsw.limit", "limit")]):
             self._refuse()
         return str(wanted)
 
@@ -347,6 +347,151 @@ def test_without_a_controller_of_version_2(install):
     assert kernel.files["/g/memory.max"] == str(PAGE)
     with pytest.raises(HostError, match="No such file"):
         apply(kernel, Resources(), cpuset_cpus="0")
+
+
+# What a container has set of its own
+
+
+def cpus(text):
+    ends = [part.partition("-") for part in text.split(",") if part]
+    return {cpu for first, _, last in ends for cpu in range(int(first), int(last or first) + 1)}
+
+
+class KernelBelow(KernelV1):
+    """With an inner group, and groups of the container's own in that."""
+
+    BELOW = ("/g/container", "/g/container/a", "/g/container/a/b", "/g/container/c")
+
+    def __init__(self, **values):
+        super().__init__()
+        for path, value in list(self.files.items()):
+            for below in self.BELOW:
+                self.files[path.replace("/g", below)] = value
+        self.files |= values
+
+    def below(self, top):
+        return sorted((path for path in self._groups(top) if path != top), key=len, reverse=True)
+
+    def _groups(self, top):
+        return {path.rpartition("/")[0] for path in self.files if path.startswith(f"{top}/")}
+
+    def _around(self, path):
+        """What is above, and what is right below."""
+        group, _, name = path.rpartition("/")
+        above = group.rpartition("/")[0]
+        below = [one for one in self._groups(group) if one.rpartition("/")[0] == group]
+        return self.files.get(f"{above}/{name}"), [self.files[f"{one}/{name}"] for one in below]
+
+    def _cpuset_cpus(self, path, value):
+        wanted = cpus(value)
+        above, below = self._around(path)
+        if not wanted <= cpus(above or "0-3"):
+            self._refuse(errno.EACCES)
+        if not all(wanted >= cpus(one) for one in below):
+            self._refuse(errno.EBUSY)
+
+    def _cpu_cfs_quota_us(self, path, value):
+        self._check_shares({path: value})
+
+    def _cpu_cfs_period_us(self, path, value):
+        self._check_shares({path: value})
+
+    def _check_shares(self, change):
+        files = self.files | change
+
+        def share(group):
+            quota, period = (int(files[f"{group}/cpu.cfs_{name}_us"]) for name in ("quota", "period"))
+            KernelV1._fits(self, period, quota)
+            return None if quota < 0 else Fraction(quota, period)
+
+        def check(group, most):
+            own = share(group)
+            if own is not None and most is not None and own > most:
+                self._refuse()
+            for one in self._groups(group):
+                if one.rpartition("/")[0] == group:
+                    check(one, most if own is None else own)
+
+        check("/cpu/g", None)
+
+    def use(self, monkeypatch):
+        for name in ("read", "write", "number"):
+            monkeypatch.setattr(cgroup_files, name, getattr(self, name))
+        monkeypatch.setattr(cgroup_tree, "paths", self.below)
+        monkeypatch.setattr(Group, "has_inner", True)
+        monkeypatch.setattr(Group, "processes", lambda _: set())
+
+
+CPU_LISTS = st.sampled_from(["0", "1", "0-1", "2-3", "0,3", "0-3", "1-2"])
+QUOTAS = st.tuples(
+    st.sampled_from([10_000, 50_000, 100_000]), st.sampled_from([-1, 2_000, 40_000, 90_000, 300_000])
+)
+
+
+@given(updates=st.lists(st.tuples(CPU_LISTS | st.none(), QUOTAS | st.none()), max_size=4), data=st.data())
+def test_what_a_container_has_set_does_not_stand_in_the_way(updates, data):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        kernel = KernelBelow()
+        kernel.use(monkeypatch)
+        limits = Resources()
+        for listed, share in updates:
+            for below in kernel.BELOW:  # what the kernel lets the container do there
+                with suppress(HostError):
+                    kernel.write(f"/cpuset{below}/cpuset.cpus", data.draw(CPU_LISTS))
+                with suppress(HostError):
+                    kernel.write(
+                        f"/cpu{below}/cpu.cfs_quota_us", data.draw(st.sampled_from(["-1", "2000", "90000"]))
+                    )
+            update = Resources(
+                cpuset_cpus=listed,
+                cpu_period=share and share[0],
+                cpu_quota=share and share[1],
+                memory_limit=9 * PAGE,
+            )
+            limits = wire.merged(limits, update)
+            group(kernel).apply(update, limits)
+            if listed:
+                for directory in ("/cpuset/g", "/cpuset/g/container"):
+                    assert kernel.files[f"{directory}/cpuset.cpus"] == listed
+            if share:
+                for directory in ("/cpu/g", "/cpu/g/container"):
+                    assert kernel.files[f"{directory}/cpu.cfs_quota_us"] == str(share[1])
+            assert kernel.files["/memory/g/container/memory.limit_in_bytes"] == str(9 * PAGE)
+
+
+def test_what_is_refused_leaves_what_a_container_has_set(monkeypatch):
+    kernel = KernelBelow()
+    kernel.use(monkeypatch)
+    apply(kernel, Resources(), cpuset_cpus="0-1", cpu_quota=90_000, cpu_period=100_000)
+    for below in ("a/b", "a"):
+        kernel.write(f"/cpuset/g/container/{below}/cpuset.cpus", "1")
+    kernel.write("/cpu/g/container/a/cpu.cfs_quota_us", "5000")
+    files = dict(kernel.files)
+    kernel.refused = {"/pids/g/pids.max": (0, errno.EIO)}
+    with pytest.raises(HostError, match=r"pids\.max"):
+        apply(kernel, Resources(), cpuset_cpus="2", cpu_quota=10_000, pids_limit=5)
+    assert kernel.files == files
+
+
+def test_what_a_container_keeps_from_being_shown_does_not_matter(monkeypatch):
+    kernel = KernelBelow()
+    kernel.use(monkeypatch)
+    inner = "/memory/g/container/memory"
+    kernel.write(f"{inner}.limit_in_bytes", str(PAGE))
+    kernel.write(f"{inner}.memsw.limit_in_bytes", str(PAGE))
+    kernel.refused = {"/pids/g/container/pids.max": (0, errno.EIO)}
+    whole = apply(kernel, Resources(), memory_limit=3 * PAGE, pids_limit=5)
+    assert kernel.files["/memory/g/memory.limit_in_bytes"] == str(3 * PAGE)
+    assert kernel.files["/pids/g/pids.max"] == "5"
+    assert kernel.files[f"{inner}.limit_in_bytes"] == str(PAGE)
+    # Nor when it is to be put back.
+    kernel.refused = {
+        "/memory/g/memory.limit_in_bytes": (0, errno.EBUSY),
+        "/pids/g/container/pids.max": (1, errno.EIO),
+    }
+    with pytest.raises(HostError, match="busy") as caught:
+        apply(kernel, whole, memory_limit=2 * PAGE, pids_limit=7)
+    assert not isinstance(caught.value, HalfUpdatedError)
 
 
 # Whole, or put back

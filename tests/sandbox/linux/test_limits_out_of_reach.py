@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cri.sandbox.host import HostError, LimitRefusedError
+from cri.sandbox.linux.cgroup_hierarchies import OWN_PARENT, Hierarchies
 from cri.sandbox.linux.cgroups import UNIFIED, Group
 from cri.sandbox.spec import Namespaces, ProcessSpec, Resources, Security, Sharing
 from tests.sandbox.linux.shapes import as_by_an_earlier_release, without_inner
@@ -219,6 +220,33 @@ def root(path: str) -> str:
     return "/".join(path.split("/")[:5])
 
 
+async def test_the_init_of_a_pod_is_not_in_a_group_of_the_node_s(node):
+    """Who may trace it, as SYS_PTRACE in the pod does, is where it is."""
+    made = node.host._hierarchies.group(f"/cri-test-{os.getpid()}")
+    for path in made.directories.values():
+        Path(path).mkdir(exist_ok=True)
+    for parent in ("", f"/cri-test-{os.getpid()}"):
+        pod = await node.pod(namespaces=Namespaces(pid=Sharing.POD), limits_parent=parent)
+        (init,) = [
+            int(path.parent.name)
+            for path in Path("/proc").glob("[0-9]*/comm")
+            if path.read_text() == "cri-jails-init\n"
+            and f"PPid:\t{pod.warden.pid}\n" in (path.parent / "status").read_text()
+        ]
+        groups = {line.split(":", 2)[2] for line in Path(f"/proc/{init}/cgroup").read_text().splitlines()}
+        assert groups == {
+            f"{above or f'/cri-jails/{pod.spec.id}'}/{pod.spec.id}/container" for above in {parent, ""}
+        }
+        assert Path(f"/proc/{init}/ns/cgroup").readlink() != Path("/proc/self/ns/cgroup").readlink()
+        assert (await pod.run("true"))[0].exit_code == 0
+        await pod.remove()
+        for path in node.host._hierarchies.group(
+            parent or "/cri-jails", f"/cri-jails/{pod.spec.id}"
+        ).directories.values():
+            assert not Path(path, pod.spec.id).exists()
+    made.remove()
+
+
 async def test_programs_find_their_limits_where_they_look_for_them(node):
     pod = await node.pod()
     spec = pod.container("sleep", "1000", resources=LIMITS)
@@ -378,3 +406,91 @@ async def test_containers_of_an_earlier_release_run_on(node):
     await node.host.stop_container(spec)
     assert not any(Path(path).exists() for path in group.directories.values())
     assert (await pod.run("true", name="other"))[0].exit_code == 0
+
+
+# Version 2: here in a hybrid's unified hierarchy, which has one controller at most
+
+
+@pytest.fixture
+async def v2(world):
+    found = [
+        line.split()[4]
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()
+        if " - cgroup2 " in line
+    ]
+    if not found:
+        pytest.skip("needs cgroups of version 2")
+    delegated = Path(found[0], "cgroup.subtree_control")
+    before = delegated.read_text().split()
+    world.host._hierarchies = world.host._ledger._hierarchies = Hierarchies({}, found[0])
+    yield world
+    for pod in world.pods:
+        await pod.remove()
+    world.host._hierarchies.group(OWN_PARENT).remove_if_empty()
+    for one in set(delegated.read_text().split()) - set(before):
+        delegated.write_text(f"-{one}")
+
+
+@pytest.mark.parametrize("how", ["first", "exec"])
+async def test_limits_out_of_reach_on_version_2(v2, how):
+    sizes = v2.host._hierarchies.hugepages()
+    limits = Resources(hugepage_limits=dict.fromkeys(sizes, 0))
+    pod = await v2.pod()
+    spec = pod.container(
+        *(("reach", "stay", "here") if how == "first" else ("sleep", "1000")),
+        security=KUBELETS,
+        resources=limits,
+    )
+    await pod.create(spec)
+    group = v2.host._group(spec)
+    names = (*FILES, *(f"hugetlb.{size}.max" for size in sizes))
+    files = [Path(group.directories[""], name) for name in names]
+    before = {file: file.read_text() for file in files if file.exists()}
+    assert before[Path(group.directories[""], "cgroup.max.descendants")] == "10000\n"
+    started = await pod.warden.start(spec)
+    if how == "first":
+        output = await output_of(pod, spec)
+    else:
+        code, output = await pod.exec(spec, "reach")
+        assert code == 0
+    assert re.search(r"^mounted $", output, re.MULTILINE)
+    assert re.search(r"^wrote /tmp/0/unified/cgroup.procs$", output, re.MULTILINE)
+    for size in sizes if how == "first" else ():  # an exec's group has none
+        assert f"wrote /tmp/0/unified/hugetlb.{size}.max" in output or size != "2MB"
+    assert {file: file.read_text() for file in before} == before
+    assert group.processes() >= {started.pid}
+    assert Path(group.directories[""], "cgroup.procs").read_text() == ""
+
+
+async def test_a_container_of_version_2_from_start_to_end(v2):
+    pod = await v2.pod(namespaces=Namespaces(pid=Sharing.POD))
+    spec = pod.container("sleep", "1000")
+    started = await pod.start(spec)
+    group = v2.host._group(spec)
+    inner = Path(group.inner.directories[""])
+    assert (inner / "cgroup.procs").read_text() == f"{started.pid}\n"
+    assert (await pod.exec(spec, "cat", "/proc/self/cgroup"))[1].splitlines()[-1] == "0::/exec-1"
+    assert not (inner / "exec-1").exists()
+    running = await pod.start_exec(spec, "sh", "-c", "sleep 1000 & sleep 1000")
+    assert str(running.pid) in (inner / "exec-2/cgroup.procs").read_text().split()
+    (inner / "own").mkdir()
+    (inner / "cgroup.freeze").write_text("1")
+    assert group.processes() > {started.pid, running.pid}
+    await running.kill()
+    assert await asyncio.wait_for(running.wait(), 5) == 137
+    await running.close()
+    await pod.warden.kill(spec.id)
+    assert (await pod.exit_of(spec, 5)).exit_code == 137
+    await v2.host.stop_container(spec)
+    assert not inner.parent.exists()
+    # Of an earlier release.
+    v2.changed = as_by_an_earlier_release
+    spec = pod.container("sleep", "1000", name="old")
+    started = await pod.start(spec)
+    group = v2.host._group(spec)
+    assert Path(group.directories[""], "cgroup.procs").read_text() == f"{started.pid}\n"
+    assert (await pod.exec(spec, "cat", "/proc/self/cgroup"))[1].splitlines()[-1] == "0::/exec-3"
+    await pod.warden.kill(spec.id)
+    await pod.exit_of(spec)
+    await v2.host.stop_container(spec)
+    assert not Path(group.directories[""]).exists()
