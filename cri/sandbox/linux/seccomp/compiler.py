@@ -44,6 +44,7 @@ def compile_profile(profile: Profile, machine: Machine) -> Compiled:
     if not native:
         raise LibraryError(f"libseccomp does not know this processor, {machine.native}")
     _check_size(profile)
+    _check_contradictions(profile)
     others = [found for name in profile.architectures if (found := library.architecture(name))]
     names = {name for rule in profile.rules for name in rule.names}
     known = {name for name in names if library.number(native, name) != UNKNOWN}
@@ -87,6 +88,25 @@ def _check_size(profile: Profile) -> None:
                 f"the {len(rules)} rules for {name} compare several arguments, not all of them for equality, which makes "
                 "the filter too long; write fewer"
             )
+
+
+def _check_contradictions(profile: Profile) -> None:
+    """Refuse what libseccomp would pass over: of a rule without args and one with them, the second. Raises ProfileError."""
+    whole = {
+        name: rule.action
+        for rule in profile.rules
+        for name in rule.names
+        if not rule.conditions and rule.action != profile.default
+    }
+    for rule in profile.rules:
+        for name in rule.names:
+            if rule.action == profile.default and not rule.conditions:
+                continue  # says nothing
+            if whole.get(name, rule.action) != rule.action:
+                raise ProfileError(
+                    f"a rule without args gives {name} to {whole[name].kind.name}, and another one to {rule.action.kind.name}; "
+                    "leave one of them out, or give args to both"
+                )
 
 
 def _orders(rule: Rule) -> bool:

@@ -152,6 +152,30 @@ def compared(count: int, operator: Operator, arguments: int) -> Profile:
     return Profile(EPERM, tuple(rules), HERE.others)
 
 
+def test_what_would_be_passed_over_is_refused() -> None:
+    """libseccomp keeps one of two such rules, and says nothing."""
+    vsock = (Condition(0, Operator.EQ, 40),)
+    both = (Rule(("socket",), ALLOW), Rule(("read", "socket"), EPERM, vsock))
+    for default in (EPERM, EACCES):
+        for rules in (both, both[::-1], (both[0], Rule(("socket",), EACCES, vsock))):
+            with pytest.raises(ProfileError, match="gives socket to ALLOW, and another one to ERRNO; leave"):
+                compile_profile(Profile(default, rules), HERE)
+    with pytest.raises(ProfileError, match=r"gives read to (ALLOW|LOG), and another one to (LOG|ALLOW)"):
+        compile_profile(Profile(EPERM, (Rule(("read",), Action(Kind.LOG)), Rule(("read",), ALLOW))), HERE)
+    # What is let through anyway is no rule, and what is said twice is said.
+    assert answer(Profile(ALLOW, both), 41, 40) == EPERM.number
+    assert answer(Profile(ALLOW, both), 41, 2) == ALLOW.number
+    twice = (Rule(("read", "read"), ALLOW), Rule(("read",), ALLOW), Rule(("read",), ALLOW, vsock))
+    assert answer(Profile(EPERM, twice), "read") == ALLOW.number
+    # Either may be asked about, if both are.
+    apart = (Rule(("clone",), ALLOW, vsock), Rule(("clone",), EACCES, (Condition(0, Operator.EQ, 41),)))
+    assert [answer(Profile(EPERM, apart), "clone", flags) for flags in (40, 41, 42)] == [
+        ALLOW.number,
+        EACCES.number,
+        EPERM.number,
+    ]
+
+
 def test_what_would_take_minutes_is_refused_at_once() -> None:
     with pytest.raises(ProfileError, match="it compares 513 arguments, counted by call; 512 are the most"):
         compile_profile(compared(513, Operator.EQ, 1), HERE)
