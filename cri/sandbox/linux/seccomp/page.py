@@ -37,7 +37,7 @@ is refused.
 
 A file of at most 256 KiB with the OCI's `linux.seccomp` as JSON: defaultAction, defaultErrnoRet, architectures, flags (TSYNC, LOG,
 SPEC_ALLOW), syscalls with names, action, errnoRet and args. Of what Docker's and Podman's profiles have besides, archMap,
-includes, excludes (caps, arches, minKernel), name, comment, errno and defaultErrno are understood. Two comparisons of one argument in one
+includes, excludes (caps, arches, minKernel), name, comment, errno and defaultErrno are understood. Without flags none is set. Two comparisons of one argument in one
 rule mean that one of them is enough, as with runc. Architectures that the processor does not have are passed over; so are calls that
 libseccomp does not know, and these are logged. Two rules for a call of which one has no args, with different actions, are refused, as one
 would be lost; so is what libseccomp would take minutes for, which is told with the call. SCMP_ACT_NOTIFY, listenerPath, unknown keys and values are refused, with their place.
