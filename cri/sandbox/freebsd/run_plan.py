@@ -68,13 +68,6 @@ _STATED = tuple(
 """What a process inherits by fork and exec, as a container's processes get it. Takes the node's root."""
 
 
-_SPREAD = (
-    ready(Step(Operation.AFFINITY, (), (b"\xff" * 128,), "use all CPUs")),
-    ready(Step(Operation.MEMORY_POLICY, (), (), "use all memory")),
-)
-"""As the jail's own set bounds it: in the jail."""
-
-
 @dataclass(frozen=True, slots=True)
 class Run:
     """What a process on its way is to be. Descriptors are the warden's, and none is a directory's: jail_attach(2)."""
@@ -105,7 +98,6 @@ def plan(run: Run) -> tuple[list[Step], list[int]]:
         # Before: nobody inside is to see the warden's. First the effective one, as before FreeBSD 15: setgroups(2).
         groups((user.gid, *(one for one in user.groups if one != user.gid))),
         _enter(run.jid),
-        *_SPREAD,
         *_streams(run, given),
         Step(Operation.CLOSE, (-1,), (), "close descriptors"),
         at_path(Operation.WORKING_DIRECTORY, (1,), run.cwd, "chdir"),

@@ -154,26 +154,6 @@ static long sys_terminal(int64_t pty, int64_t terminal, int64_t owner, int64_t r
 }
 static long sys_take_terminal(int fd) { return CALL(ioctl(fd, TIOCSCTTY, 0)); }
 
-<<<<<<< HEAD
-/* The CPUs of the mask that the set has: no others may be asked for. */
-static long run_on(const char *mask) {
-    cpuset_t all, wanted;
-    uint64_t size = plan_length(mask);
-
-    if (cpuset_getaffinity(CPU_LEVEL_CPUSET, CPU_WHICH_PID, -1, sizeof all, &all) < 0) return -errno;
-    CPU_ZERO(&wanted);
-    memcpy(&wanted, mask, size < sizeof wanted ? size : sizeof wanted);
-    CPU_AND(&wanted, &wanted, &all);
-    return CALL(cpuset_setaffinity(CPU_LEVEL_WHICH, CPU_WHICH_PID, -1, sizeof wanted, &wanted));
-}
-/* Memory as the set has it. */
-static long use_any_memory(void) {
-    domainset_t all;
-    int policy;
-
-    if (cpuset_getdomain(CPU_LEVEL_CPUSET, CPU_WHICH_PID, -1, sizeof all, &all, &policy) < 0) return -errno;
-    return CALL(cpuset_setdomain(CPU_LEVEL_WHICH, CPU_WHICH_PID, -1, sizeof all, &all, policy));
-=======
 /* All CPUs, and all memory domains, as the node's first processes have them. Of what a process has less, a jail's set is cut down
    to that, and may have nothing left (EDEADLK): so before the jail, which then gives its own. */
 static long use_all_cpus(void) {
@@ -195,7 +175,6 @@ static long leave_audit_session(void) {
     struct auditinfo_addr nobody = { .ai_auid = AU_DEFAUDITID, .ai_termid = { .at_type = AU_IPv4 } };
     long result = CALL(setaudit_addr(&nobody, sizeof nobody));
     return result == -ENOSYS ? 0 : result;
->>>>>>> harden12
 }
 static long set_realtime(int64_t class_, int64_t level) {
     struct rtprio priority = { class_, level };
@@ -246,14 +225,9 @@ static long exchange(const char *name, const char *value) {
 
 static long take_own(uint32_t operation, const int64_t *integer, const char *const *text, uint32_t texts) {
     switch (operation) {
-<<<<<<< HEAD
-    case OP_AFFINITY: return run_on(text[0]);
-    case OP_MEMORY_POLICY: return use_any_memory();
-=======
     case OP_AFFINITY: return use_all_cpus();
     case OP_MEMORY_POLICY: return use_all_memory();
     case OP_AUDIT: return leave_audit_session();
->>>>>>> harden12
     case OP_UNTRACEABLE: return untraceable();
     case OP_ROUTING_TABLE: return CALL(setfib(integer[0]));
     case OP_JAIL: return CALL(jail_attach(integer[0]));
