@@ -148,6 +148,10 @@ class Features:
     """Those of capabilities(7) that a container may be given beside the default ones; None: any."""
     unified: frozenset[str] | None = frozenset()
     """The files of cgroup v2 that a limit may be given by; None: whatever there is."""
+    seccomp: bool = False
+    """The system calls of a container can be limited by profiles. Where they never can, RuntimeDefault is what confines there."""
+    seccomp_missing: str = ""
+    """Why they cannot on this node, though its kernel's kind could; names the remedy."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,8 @@ static long sys_send(int fd, void *data, size_t size, int descriptor) {
     /* POSIX has the sender say where a record ends; FreeBSD 15 joins what is not ended. */
     return CALL(sendmsg(fd, &message, MSG_NOSIGNAL | MSG_EOR));
 }
+static long sys_tell(int fd, void *data, size_t size) { return sys_send(fd, data, size, -1); }
+
 /* The process */
 
 static long sys_death_signal(int64_t number) {

@@ -160,7 +160,7 @@ class Group:
 
     def is_there(self) -> bool:
         """Whether any of the directories is."""
-        return any(self._distinct())
+        return any(map(os.path.isdir, self._distinct()))
 
     def processes(self) -> set[int]:
         """The processes in the group and below it. In all hierarchies: one may have failed to join one of them."""
