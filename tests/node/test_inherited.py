@@ -103,9 +103,9 @@ def check(found, node, **asked):
     assert keyring == "keyring;0;0;3f0b0000;_ses, 0 keys", keyring
     assert found["session keyring's id"] != node["session keyring's id"]
     assert found["mnt namespace"] != node["mnt namespace"]
-    # Seen from its own namespace, it is at the root of every hierarchy, and an exec in one below.
+    # A namespace's root, or an exec's group in it: what lies above is out of sight.
+    assert all(re.fullmatch(r".*:/(exec-\d+)?", line) for line in found["cgroups"].split()), found["cgroups"]
     assert found["cgroup namespace"] != node["cgroup namespace"]
-    assert all(re.search(r":/(exec-\d+)?$", line) for line in found["cgroups"].split()), found["cgroups"]
     expected = expected_of("Linux", node, may_raise=stated.may_raise())
     expected |= {name: node[name] for name in KERNEL_S}
     expected |= asked
@@ -139,6 +139,9 @@ def test_root(spoiled, programs, node, mode):
     check(found, node, **asked())
     beside = namespaces(spoiled.pid(container))
     assert {name: found[name] for name in beside} == beside
+    groups = Path(f"/proc/{spoiled.pid(container)}/cgroup").read_text().splitlines()
+    used = [line for line in groups if not line.startswith("0::") or len(groups) == 1]
+    assert all(container in line for line in used), groups
     assert (found["pid namespace"] == node["pid namespace"]) == (mode == "NODE")
     for name in LAUNCHED_IN:
         assert found[name] != node[name]
@@ -160,13 +163,13 @@ def test_a_user_with_more_asked_for(spoiled, programs, node):
     more = {"no_new_privs": "1", "working directory": "/tmp", "OOM score adjustment": "321"}
     expected = asked(1000, "1000 2000", 1 << 0 | 1 << 10, **more)
     for read in (case.first, case.second):
-        _container, found = read()
+        _, found = read()
         check(found, node, **expected)
 
 
 def test_a_terminal(spoiled, programs, node):
     case = Case(spoiled, programs[0], "terminal", v1.NamespaceMode.CONTAINER)
-    _container, found = case.first(tty=True)
+    _, found = case.first(tty=True)
     check(found, node, **asked(), **{"controlling terminal": "one"})
 
 
