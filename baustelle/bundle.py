@@ -7,7 +7,7 @@ https://kubernetes.io/docs/tasks/inject-data-application/define-command-argument
 import re
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 from baustelle.errors import ImageConfigError
@@ -28,7 +28,6 @@ class ImageDefaults:
     user: str = ""
     """`user[:group]`, each a name in the image's own passwd and group files or a number."""
     stop_signal: str = ""
-    labels: Mapping[str, str] = field(default_factory=dict)
     volumes: tuple[str, ...] = ()
 
     @classmethod
@@ -49,9 +48,6 @@ class ImageDefaults:
             working_dir=_string(run, "WorkingDir"),
             user=_string(run, "User"),
             stop_signal=_string(run, "StopSignal"),
-            labels={
-                clean(key): _text(value, f"Labels.{key}") for key, value in _mapping(run, "Labels").items()
-            },
             volumes=tuple(_text(path, "Volumes") for path in _mapping(run, "Volumes")),
         )
 
@@ -124,6 +120,6 @@ def _string(document: Mapping[str, object], key: str) -> str:
 def _text(value: object, key: str) -> str:
     if not isinstance(value, str):
         raise ImageConfigError(f"image config: {key} must be a string, not {value!r:.80}")
-    if "\0" in value and not key.startswith("Labels."):
+    if "\0" in value:
         raise ImageConfigError(f"image config: {key} has a NUL byte: no process can be given it")
     return clean(value)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import structlog
 
@@ -49,6 +50,9 @@ LOAD_SECONDS = 30.0
 """Between two attempts to look at the images, until one goes well."""
 SWITCH_INTERVAL = 0.0005
 """Seconds after which a thread that computes lets the loop in: a call waits for that several times (the default is 5 ms)."""
+
+DESCRIPTORS_PAUSE = 0.05
+"""Seconds until descriptors that were lent to a removal are taken back: whoever wanted it has the answer by then."""
 
 THREADS = 32
 """For what the kernel or a disk takes its time over; what a volume can hang has threads of its own (`cri.threads`)."""
@@ -109,7 +113,7 @@ async def serve(config: Config) -> None:
         await host.open(lost.put_nowait)
         end.push_async_callback(host.close)
         raise_limit()
-        descriptors = DescriptorReserve()
+        descriptors = DescriptorReserve(later=partial(loop.call_later, DESCRIPTORS_PAUSE))
         end.callback(descriptors.close)
         reserve = DiskReserve(config.state_dir / "reserve")
         await asyncio.to_thread(reserve.take)

@@ -4,7 +4,7 @@ Registries are full of documents that Go wrote and only Go has read: keys match 
 of FreeBSD's official images), null means absent, and a lone surrogate is replaced rather than kept.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Self
 
 from registratur import long_json
@@ -19,10 +19,15 @@ class Fields:
         self._values = {key.casefold(): value for key, value in values.items() if value is not None}
 
     @classmethod
-    def parse(cls, what: str, data: bytes) -> Self:
-        """Read a document whose top is an object; a long one blocks for a while. Raises MalformedContentError."""
+    def parse(
+        cls, what: str, data: bytes, is_read: Callable[[long_json.Path], bool] = long_json.everything
+    ) -> Self:
+        """Read a document whose top is an object; a long one blocks for a while. Raises MalformedContentError.
+
+        See `long_json.loads` for `is_read`.
+        """
         try:
-            document = long_json.loads(data.decode())
+            document = long_json.loads(data.decode(), is_read)
         except (ValueError, RecursionError) as error:
             raise MalformedContentError(f"{what} is no JSON: {error}") from error
         if not isinstance(document, dict):
@@ -59,7 +64,7 @@ class Fields:
         return tuple(clean(item) for item in value)
 
     def mapping(self, key: str) -> dict[str, str]:
-        """Return an object whose values are strings (labels, annotations). Raises MalformedContentError."""
+        """Return an object whose values are strings (annotations). Raises MalformedContentError."""
         value = self._values.get(key.casefold(), {})
         if not isinstance(value, dict):
             raise self._wrong(key, "an object of strings", value)

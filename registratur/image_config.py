@@ -1,7 +1,6 @@
 """The image configuration (OCI image-spec config.md; Docker's image JSON reads the same)."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from registratur.digest import parse_digest
 from registratur.errors import InvalidDigestError, MalformedContentError, UnsupportedContentError
@@ -15,6 +14,18 @@ MAX_ID = (1 << 32) - 2
 LONGEST_USER = 1024
 LONGEST_PATH = 4095
 """Bytes: longer ones cannot be used, and every list of images shows the user."""
+
+
+_RUN = ("user", "env", "entrypoint", "cmd", "workingdir", "exposedports", "volumes", "stopsignal")
+
+is_read = frozenset(
+    {
+        *((key,) for key in ("architecture", "os", "os.version", "variant", "created", "author")),
+        *(("config",), *(("config", key) for key in _RUN)),
+        *(("rootfs",), ("rootfs", "diff_ids")),
+    }
+).__contains__
+"""The members of a config that mean something to us; the history and the labels are for people (`long_json.loads`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +48,6 @@ class ImageConfig:
     working_dir: str = ""
     exposed_ports: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
-    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     stop_signal: str = ""
 
     @classmethod
@@ -46,7 +56,7 @@ class ImageConfig:
 
         Raises MalformedContentError, and UnsupportedContentError when it lists no root filesystem.
         """
-        document = Fields.parse(what, data)
+        document = Fields.parse(what, data, is_read)
         if "rootfs" not in document:
             raise UnsupportedContentError(
                 f"{what} has no 'rootfs': this is an artifact, not a container image"
@@ -64,7 +74,6 @@ class ImageConfig:
             working_dir=run.string("WorkingDir"),
             exposed_ports=run.keys("ExposedPorts"),
             volumes=run.keys("Volumes"),
-            labels=run.mapping("Labels"),
             stop_signal=run.string("StopSignal"),
         )
         _check(made, run.what)

@@ -190,7 +190,8 @@ class _Source:
             _, data = await self.client.manifest(self.ref, descriptor.digest, self.credentials)
         else:
             blob = self.client.blob(self.ref, descriptor, self.credentials)
-            data = b"".join([chunk async for chunk in blob])
+            chunks = [chunk async for chunk in blob]
+            data = await asyncio.to_thread(b"".join, chunks)  # which lets go of the interpreter for long ones
         self._of_its_size(descriptor, data)
         await asyncio.to_thread(self.store.write, descriptor.digest, data)
         return data

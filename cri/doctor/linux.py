@@ -10,6 +10,7 @@ from pathlib import Path
 from cri.config import Config
 from cri.doctor.finding import Check, Finding, failure, note, ok, warning
 from cri.sandbox.linux.cgroup_hierarchies import Hierarchies
+from cri.sandbox.linux.seccomp import library, selection
 
 _SYSCTL = Path("/proc/sys/net")
 
@@ -19,6 +20,7 @@ def checks(config: Config) -> Sequence[Check]:
     return (
         Check("binding", binding),
         Check("cgroups", cgroups),
+        Check("seccomp", seccomp),
         Check("overlay", partial(overlay, config.snapshotter, Path("/proc/filesystems"))),
         Check("forwarding", partial(forwarding, config.network.subnets, _SYSCTL)),
     )
@@ -41,6 +43,14 @@ def cgroups() -> Iterator[Finding]:
         yield warning("cgroups", message, "echo '+memory +cpu +pids' > /sys/fs/cgroup/cgroup.subtree_control")
     else:
         yield ok("cgroups", "memory, cpu and pids can be limited")
+
+
+def seccomp() -> Iterator[Finding]:
+    """Whether system calls can be limited."""
+    if missing := selection.missing():
+        yield warning("seccomp", f"containers with a seccomp profile are refused: {missing}", library.REMEDY)
+    else:
+        yield ok("seccomp", "system calls can be limited by profiles")
 
 
 def overlay(snapshotter: str, filesystems: Path) -> Iterator[Finding]:

@@ -286,7 +286,7 @@ class ImageStore:
             pulled_at=time.time_ns(),
         )
         others = without_tags_of(image, self._store.images.values())
-        await asyncio.to_thread(self._runnable.prepare, image)
+        await asyncio.to_thread(self._runnable.keep, image, pulled.config_json)
         try:
             await asyncio.to_thread(self._notes.write, [image, *others])
             await self._store.save(image, *others)

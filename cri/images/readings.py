@@ -12,8 +12,9 @@ from baustelle.bundle import ImageDefaults
 from baustelle.errors import ImageConfigError
 from cri.sandbox.node import RunnableImage
 from cri.state import ContainerRecord, ImageRecord
-from registratur import long_json
+from registratur import ImageConfig, long_json
 from registratur.fields import clean
+from registratur.image_config import is_read
 
 log = structlog.get_logger(__name__)
 
@@ -26,14 +27,27 @@ class RunnableImages:
 
     def prepare(self, image: ImageRecord) -> None:
         """Read an image's config. Blocks for as long as parsing takes. Raises ValueError, RecursionError."""
-        config = long_json.loads(image.config)
+        config = long_json.loads(image.config, is_read)
         if not isinstance(config, dict):
             raise ImageConfigError(f"image config: it is a JSON {type(config).__name__}, expected an object")
         self._read[image.id] = (
             image.config,
             ImageDefaults.from_config(config),
-            clean(str(config.get("os") or "")),
+            clean(str(config.get("os") or "")).lower(),
         )
+
+    def keep(self, image: ImageRecord, config: ImageConfig) -> None:
+        """Take what a pull has read of an image's config. Blocks for a moment. Raises ImageConfigError."""
+        run = {
+            "Entrypoint": list(config.entrypoint),
+            "Cmd": list(config.cmd),
+            "Env": list(config.env),
+            "WorkingDir": config.working_dir,
+            "User": config.user,
+            "StopSignal": config.stop_signal,
+            "Volumes": dict.fromkeys(config.volumes),
+        }
+        self._read[image.id] = image.config, ImageDefaults.from_config({"config": run}), config.platform.os
 
     def of(self, image: ImageRecord) -> RunnableImage:
         """What a container needs of an image. Raises ImageConfigError."""

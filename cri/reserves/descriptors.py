@@ -6,7 +6,7 @@ import contextlib
 import os
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import structlog
 
@@ -47,8 +47,16 @@ class DescriptorReserve:
     They are files of their own, not copies of one, so they stand for room in the system's table too.
     """
 
-    def __init__(self, count: int | None = None) -> None:
-        """Take so many, or what the process's limit suggests; fewer if there is no room. Never raises for that."""
+    def __init__(
+        self,
+        count: int | None = None,
+        later: Callable[[Callable[[], None]], object] = lambda take_back: take_back(),
+    ) -> None:
+        """Take so many, or what the process's limit suggests; fewer if there is no room. Never raises for that.
+
+        `later` has what it is given called when whoever has borrowed waits no more; it is called where they are.
+        """
+        self._later = later
         self._count = reserve_size() if count is None else count
         self._held: list[int] = []
         self._borrowers = 0
@@ -84,7 +92,10 @@ class DescriptorReserve:
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[None]:
-        """Free the descriptors for what is done in the block; the last of those who do so at the same time takes them back."""
+        """Free the descriptors for what is done in the block; the last of those who do so at the same time takes them back.
+
+        Until that is done they may be used up by others, as in the block itself; `demand` and `whole` do it at once.
+        """
         with self._lock:
             self._borrowers += 1
             self._free()
@@ -93,14 +104,20 @@ class DescriptorReserve:
         finally:
             with self._lock:
                 self._borrowers -= 1
-                if not self._borrowers:
-                    self._refill()
+                last = not self._borrowers
+            if last:
+                self._later(self._take_back)
 
     def close(self) -> None:
         """Give all of it up for good."""
         with self._lock:
             self._count = 0
             self._free()
+
+    def _take_back(self) -> None:
+        with self._lock:
+            if not self._borrowers:
+                self._refill()
 
     def _free(self) -> None:
         while self._held:

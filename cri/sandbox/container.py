@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal as signals
 import time
+from functools import partial
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -253,18 +254,44 @@ class Container:
         await self._stopping.join()
 
     async def remove(self) -> None:
-        """Remove the container from any state, killing what runs; the log file stays."""
+        """Remove the container from any state, killing what runs; the log file stays.
+
+        What has been said for good once its directory is out of sight: whatever its record says, a container whose directory
+        lies in the trash is removed, by the next daemon if need be. So the record goes behind the caller, and what is in the
+        trash stays until the record has gone.
+        """
         await self.stop(0, signals.SIGKILL)
-        if self.state is not ContainerState.REMOVING:
-            await self._step(ContainerState.REMOVING)
+        if self.state is ContainerState.CREATED:
+            await self._step(ContainerState.REMOVING)  # else it could be started without what it has lost
+        elif self.state is not ContainerState.REMOVING:
+            self._enter(ContainerState.REMOVING)
+        forgetting = asyncio.create_task(self._have_forgotten())
+        doomed: Path | None = None
+
+        def take_away() -> None:
+            nonlocal doomed
+            doomed = self._node.trash.out_of_sight(Path(self.spec.directory))
+
+        try:
+            await self._node.host.remove_container(self.spec, take_away)
+        finally:
+            await forgetting
+        deleted = self._node.store.followed(delete=[self.record])
+        if doomed is None:
+            await deleted
+        else:
+            deleted.add_done_callback(partial(self._record_is_gone, doomed))
+
+    async def _have_forgotten(self) -> None:
         if (warden := self._pod.warden) is not None:
             try:
                 await warden.forget(self.id)
             except HostError as error:  # it has nothing of the container but what it remembers
                 log.debug("the warden does not forget", container=self.id, error=str(error))
-        await self._node.host.remove_container(self.spec)
-        await self._node.trash.take(Path(self.spec.directory))
-        await self._node.store.follow(delete=[self.record])
+
+    def _record_is_gone(self, doomed: Path, deleted: asyncio.Future[bool]) -> None:
+        if not deleted.cancelled() and deleted.result():
+            self._node.trash.delete(doomed)
 
     async def update(self, resources: Resources, message: v1.LinuxContainerResources) -> None:
         """Apply new limits to a created or running container, and remember them: all of them, or none.

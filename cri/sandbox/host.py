@@ -148,6 +148,10 @@ class Features:
     """Those of capabilities(7) that a container may be given beside the default ones; None: any."""
     unified: frozenset[str] | None = frozenset()
     """The files of cgroup v2 that a limit may be given by; None: whatever there is."""
+    seccomp: bool = False
+    """The system calls of a container can be limited by profiles. Where they never can, RuntimeDefault is what confines there."""
+    seccomp_missing: str = ""
+    """Why they cannot on this node, though its kernel's kind could; names the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,10 +427,11 @@ class Host(abc.ABC):
         """Give back what an ended container no longer needs (mounts, limits)."""
 
     @abc.abstractmethod
-    async def remove_container(self, spec: ContainerSpec) -> None:
+    async def remove_container(self, spec: ContainerSpec, then: Callable[[], None] | None = None) -> None:
         """Give back whatever of the container is not plain files below its directory, which is the caller's to remove.
 
-        No process of it is left. A directory that is kept can be given to `create_container` again.
+        No process of it is left. A directory that is kept can be given to `create_container` again. Calls `then`, which
+        may block, when that is done, and raises what it raises: a second visit to a thread would take longer than both.
         """
 
     @abc.abstractmethod

@@ -4,7 +4,9 @@ The whole life of either object stands in its table here. A step that is not in 
 call that came at the wrong time; the life cycles check the latter before they begin.
 
 What an object is after a crash follows from these states: one found CREATING is undone, one found CREATED may have been
-STARTING (which is never written down) and is looked up at its warden, one found REMOVING is removed to the end.
+STARTING (which is never written down) and is looked up at its warden, one found REMOVING is removed to the end. A container
+that has ended is not written down as REMOVING: until its directory is out of sight it is what it was, and then it is removed,
+whatever its record says (see `trash`).
 
 Who enters a state before a call leaves it again whatever the call raises: STARTING has two ways out, and no third.
 """

@@ -35,8 +35,9 @@ async def recover(node: Node, pods: Pods) -> None:
     began = time.monotonic()
     orphans = await asyncio.to_thread(pods.load)
     sandboxes = list(pods.sandboxes.values())
+    removed = await _removed(node)
     results = await asyncio.gather(
-        *(_recover(node, pods, sandbox) for sandbox in sandboxes), return_exceptions=True
+        *(_recover(node, pods, sandbox, removed) for sandbox in sandboxes), return_exceptions=True
     )
     for sandbox, result in zip(sandboxes, results, strict=True):
         if isinstance(result, Exception):
@@ -65,7 +66,8 @@ async def recover(node: Node, pods: Pods) -> None:
         await node.trash.take(node.container_directory(orphan.id))
         await node.store.follow(delete=[orphan])
     try:
-        if left := await asyncio.to_thread(node.trash.sweep):
+        # But what shows that a container was removed whose record has not gone even now.
+        if left := await asyncio.to_thread(node.trash.sweep, set(pods.containers)):
             log.info("what an earlier daemon has removed is deleted", count=left)
     except OSError as error:
         log.warning("what was removed stays", error=str(error))
@@ -118,7 +120,16 @@ async def _write_down(node: Node, pods: Pods) -> None:
     await node.store.follow(save=[one.record for one in objects if one.restored])
 
 
-async def _recover(node: Node, pods: Pods, sandbox: PodSandbox) -> None:
+async def _removed(node: Node) -> set[str]:
+    """The containers that an earlier daemon has removed, whatever their records say."""
+    try:
+        return await asyncio.to_thread(node.trash.names)
+    except OSError as error:
+        log.warning("removed containers may come back, to be removed again", error=str(error))
+        return set()
+
+
+async def _recover(node: Node, pods: Pods, sandbox: PodSandbox, removed: Collection[str]) -> None:
     warden = await node.host.find_warden(sandbox.spec)
     if sandbox.state is SandboxState.CREATING:
         sandbox.warden = warden
@@ -143,7 +154,7 @@ async def _recover(node: Node, pods: Pods, sandbox: PodSandbox) -> None:
     else:
         await sandbox.lose()
     for container in list(sandbox.containers.values()):
-        await _finish(node, pods, container)
+        await _finish(node, pods, container, removed)
 
 
 async def _has_network(node: Node, sandbox: PodSandbox, warden: Warden) -> bool:
@@ -187,14 +198,14 @@ async def _take_over(node: Node, pods: Pods, sandbox: PodSandbox, warden: Warden
     sandbox.adopt(warden)
 
 
-async def _finish(node: Node, pods: Pods, container: Container) -> None:
+async def _finish(node: Node, pods: Pods, container: Container, removed: Collection[str]) -> None:
     """Finish what the earlier daemon had begun with a container."""
     if container.state is ContainerState.CREATING:
         await node.host.remove_container(container.spec)
         await node.trash.take(node.container_directory(container.id))
         await node.store.follow(delete=[container.record])
         pods.drop_container(container)
-    elif container.state is ContainerState.REMOVING:
+    elif container.state is ContainerState.REMOVING or container.id in removed:
         await pods.remove_container(container.id)
     elif container.state is ContainerState.EXITED:
         await container.give_back()

@@ -32,22 +32,6 @@ class NodeMount:
     type: str
 
 
-def check_profiles(seccomp: v1.SecurityProfile | None, apparmor: v1.SecurityProfile | None) -> None:
-    """Refuse profiles of the node. Raises UnsupportedError; InvalidArgumentError for one that says two things."""
-    for name, profile in (("seccomp", seccomp), ("apparmor", apparmor)):
-        if profile is None:
-            continue
-        if profile.profile_type == v1.SecurityProfileProfileType.Localhost:
-            raise UnsupportedError(
-                f"{name} profile {profile.localhost_ref}: localhost profiles are not supported; "
-                "use RuntimeDefault or Unconfined"
-            )
-        if profile.localhost_ref:
-            raise InvalidArgumentError(
-                f"{name} profile {profile.localhost_ref}: localhost_ref goes with profile_type Localhost only"
-            )
-
-
 def check_selinux(options: v1.SeLinuxOption | None) -> None:
     """Refuse labels where they would mean something. Raises UnsupportedError."""
     if options is not None and bool(options) and _SELINUX.exists():

@@ -200,6 +200,14 @@ class ProcessSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class SeccompProfile:
+    """Which system calls the processes of a container may make."""
+
+    path: str = ""
+    """The profile, a file of the node; empty: the runtime's own (RuntimeDefault)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Security:
     """What the processes of a container may do."""
 
@@ -211,6 +219,8 @@ class Security:
     drop_capabilities: tuple[str, ...] = ()
     masked_paths: tuple[str, ...] = ()
     readonly_paths: tuple[str, ...] = ()
+    seccomp: SeccompProfile | None = None
+    """None: all of them (Unconfined)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from baustelle.bundle import ImageDefaults
 from cri import pod_bandwidth
 from cri.api.runtime import v1
 from cri.errors import InvalidArgumentError, UnsupportedError
-from cri.sandbox import limits, mount_specs, processes, refusals, sharing
+from cri.sandbox import limits, mount_specs, processes, profiles, refusals, sharing
 from cri.sandbox.host import Features
 from cri.sandbox.spec import (
     ContainerSpec,
@@ -70,7 +70,8 @@ def sandbox_spec(
     namespaces = sharing.namespaces(security.namespace_options, features)
     if namespaces.pid is Sharing.TARGET:
         raise InvalidArgumentError("namespace_options.pid TARGET is for containers; a sandbox has no target")
-    refusals.check_profiles(security.seccomp, security.apparmor)
+    profiles.check_seccomp_of_sandbox(security.seccomp, features)
+    profiles.check_apparmor(security.apparmor)
     refusals.check_selinux(security.selinux_options)
     pod_bandwidth.of(config.annotations)  # which says what is wrong with an annotation
     return SandboxSpec(
@@ -118,7 +119,7 @@ def container_spec(
             f"container {config.metadata.name} is privileged but its sandbox {sandbox.id} is not: "
             "set security_context.privileged on both"
         )
-    refusals.check_profiles(context.seccomp, context.apparmor)
+    profiles.check_apparmor(context.apparmor)
     refusals.check_selinux(context.selinux_options)
     capabilities = context.capabilities or v1.Capability()
     added = _capabilities(capabilities.add_capabilities)
@@ -151,6 +152,7 @@ def container_spec(
             drop_capabilities=_capabilities(capabilities.drop_capabilities),
             masked_paths=() if context.privileged else tuple(context.masked_paths),
             readonly_paths=() if context.privileged else tuple(context.readonly_paths),
+            seccomp=profiles.seccomp(context, features),
         ),
         log_path=_log_path(sandbox_config.log_directory, config.log_path),
         limits_parent=sandbox.limits_parent,

@@ -1,6 +1,8 @@
 """Directories on their way out: out of sight at once, deleted behind the caller, and by the next daemon if this one ends.
 
-<state>/removed/<number>    what was a sandbox's or a container's directory
+<state>/removed/<name>.<number>     what was a sandbox's or a container's directory, whose name was its id
+
+What is there has been removed, whatever else is said of it: `names` tells, until it is deleted.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import structlog
@@ -19,6 +21,9 @@ from cri.sandbox.host import HostError
 from cri.sandbox.rubbish import Rubbish
 
 log = structlog.get_logger(__name__)
+
+PAUSE = 0.1
+"""Seconds until what was taken out of sight begins to be deleted: whoever wanted it gone has its answer by then."""
 
 _ID = re.compile(r"[0-9a-f]{64}")
 
@@ -39,13 +44,29 @@ class Trash:
 
     async def take(self, path: Path) -> None:
         """Take a directory or a file of this file system out of sight; succeeds if it is gone. Raises HostError."""
-        doomed = self._directory / secrets.token_hex(8)
-        if await asyncio.to_thread(_out_of_sight, path, doomed):
-            self._rubbish.put(doomed)
+        if (doomed := await asyncio.to_thread(self.out_of_sight, path)) is not None:
+            self.delete(doomed)
 
-    def sweep(self) -> int:
-        """Begin to delete what an earlier daemon has left here; how much that is. Blocks for a moment. Raises OSError."""
-        return sum(self._rubbish.put(path) for path in self._directory.iterdir())
+    def out_of_sight(self, path: Path) -> Path | None:
+        """As `take`, but where it is now is returned, for `delete`; None if it is gone. Blocks. Raises HostError."""
+        doomed = self._directory / f"{path.name}.{secrets.token_hex(4)}"
+        return doomed if _out_of_sight(path, doomed) else None
+
+    def delete(self, doomed: Path) -> None:
+        """Delete what was taken out of sight, after a moment; returns at once. On the event loop."""
+        asyncio.get_running_loop().call_later(PAUSE, self._rubbish.put, doomed)
+
+    def names(self) -> set[str]:
+        """What names all that is out of sight had, whether or not anything was left of it. Blocks. Raises OSError."""
+        return {_former_name(path) for path in self._directory.iterdir()}
+
+    def sweep(self, spared: Collection[str] = ()) -> int:
+        """Begin to delete what an earlier daemon has left here; how much that is. Blocks for a moment. Raises OSError.
+
+        What has had a name of `spared` stays.
+        """
+        found = [path for path in self._directory.iterdir() if _former_name(path) not in spared]
+        return sum(self._rubbish.put(path) for path in found)
 
 
 def strays(parent: Path, known: Callable[[str], bool], age: float) -> list[Path]:
@@ -62,6 +83,10 @@ def strays(parent: Path, known: Callable[[str], bool], age: float) -> list[Path]
         except FileNotFoundError:
             continue
     return found
+
+
+def _former_name(path: Path) -> str:
+    return path.name.rpartition(".")[0]
 
 
 def _out_of_sight(path: Path, doomed: Path) -> bool:

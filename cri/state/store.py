@@ -41,7 +41,7 @@ class _Pending(Change):
         self,
         saved: Sequence[Record],
         write: Write,
-        done: asyncio.Future[None],
+        done: asyncio.Future[bool],
         number: int,
         *,
         followed: bool,
@@ -142,7 +142,15 @@ class Store:
         anything that comes later; a later change of the same record makes it void. Never raises for the disk. Raises
         InternalError when a value is of a wrong type.
         """
-        await self._follow(self._change(save, delete, followed=True))
+        await self.followed(save=save, delete=delete)
+
+    def followed(self, *, save: Iterable[Record] = (), delete: Iterable[Record] = ()) -> asyncio.Future[bool]:
+        """As `follow`, for who need not wait: the future is done when `follow` would return.
+
+        The change is in memory on return, and goes to disk whether or not anybody waits. The result is False when it never
+        will, as the database is closed.
+        """
+        return self._follow(self._change(save, delete, followed=True))
 
     async def delete_unreadable(self, kind: type[Record], key: str) -> None:
         """Delete a row of `unreadable`, as its object is gone; succeeds if it is not there. As `follow` for the disk."""
@@ -158,17 +166,19 @@ class Store:
         del self._content.unreadable[kind, key]
         await self._follow(change)
 
-    async def _follow(self, change: _Pending) -> None:
+    def _follow(self, change: _Pending) -> asyncio.Future[bool]:
         if not change.write.rows and not change.write.raw:
-            return
+            change.done.set_result(True)
+            return change.done
         self._remember(change)
         for key in change.write.rows:
             self._followed[key] = change.number
         if self._closed:
             log.error("what has happened is not recorded: the state database is closed", objects=str(change))
-            return
+            change.done.set_result(False)
+            return change.done
         self._writer.put(change)
-        await change.done
+        return change.done
 
     def _change(self, save: Iterable[Record], delete: Iterable[Record], *, followed: bool) -> _Pending:
         saved = [_validated(record) for record in save]
@@ -233,7 +243,7 @@ class Store:
             if change.done.done():  # cancelled: the caller has gone, the change has not
                 continue
             if change.error is None or change.followed:
-                change.done.set_result(None)
+                change.done.set_result(True)
             else:
                 failure = InternalError(f"cannot record {change} in {self.path}: {_reason(change.error)}")
                 failure.__cause__ = change.error

@@ -20,12 +20,11 @@ def test_keys_match_in_any_case():
             "workingdir": "/w",
             "user": "u:g",
             "StopSignal": "SIGQUIT",
-            "labels": {"Key": "v"},
             "Volumes": {"/data": {}},
         }
     }
     assert ImageDefaults.from_config(document) == ImageDefaults(
-        (), ("/bin/sh",), ("A=b",), "/w", "u:g", "SIGQUIT", {"Key": "v"}, ("/data",)
+        (), ("/bin/sh",), ("A=b",), "/w", "u:g", "SIGQUIT", ("/data",)
     )
 
 
@@ -40,7 +39,7 @@ def test_everything_may_be_missing(document):
         ({"Cmd": [1]}, "Cmd"),
         ({"Env": {}}, "Env"),
         ({"User": 0}, "User"),
-        ({"Labels": []}, "Labels"),
+        ({"Volumes": []}, "Volumes"),
         ([], "config"),
         ({"Env": ["=x"]}, "Env"),
     ],
@@ -108,10 +107,7 @@ def test_text_is_what_go_reads_and_has_no_nul_byte(key):
         assert text.encode().decode() == text
 
 
-def test_names_of_volumes_and_labels_are_text():
-    read = ImageDefaults.from_config(
-        {"config": {"Volumes": {"/\udcff": {}}, "Labels": {"\ud800": "\udcff\0"}}}
-    )
-    assert (read.volumes, read.labels) == (("/\ufffd",), {"\ufffd": "\ufffd\0"})
+def test_names_of_volumes_are_text():
+    assert ImageDefaults.from_config({"config": {"Volumes": {"/\udcff": {}}}}).volumes == ("/\ufffd",)
     with pytest.raises(ImageConfigError, match="Volumes has a NUL byte"):
         ImageDefaults.from_config({"config": {"Volumes": {"/\0": {}}}})

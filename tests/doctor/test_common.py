@@ -100,6 +100,16 @@ def test_linux_overlay(tmp_path) -> None:
     assert only(linux.overlay("overlay", filesystems)).level is Level.FAILURE
 
 
+def test_linux_seccomp(monkeypatch) -> None:
+    monkeypatch.setattr(linux.selection, "missing", str)
+    assert only(linux.seccomp()).level is Level.OK
+    monkeypatch.setattr(linux.selection, "missing", lambda: "there is no library")
+    finding = only(linux.seccomp())
+    assert finding.level is Level.WARNING
+    assert "refused: there is no library" in finding.message
+    assert "libseccomp2" in finding.remedy
+
+
 def test_linux_forwarding(tmp_path) -> None:
     (tmp_path / "ipv4").mkdir()
     (tmp_path / "ipv4" / "ip_forward").write_text("1\n")

@@ -62,6 +62,47 @@ def test_what_is_no_json_is_refused_alike(short, text: str) -> None:
         assert long_json.loads(text) == expected
 
 
+def without(value, is_read, path=()):
+    """What is left of a value when long_json has passed over what is not read, if all of that is long."""
+    if isinstance(value, list):
+        return [without(one, is_read, path) for one in value]
+    if not isinstance(value, dict):
+        return value
+    left = {}
+    for key, one in value.items():
+        below = (*path, key.casefold())
+        emptied = isinstance(one, dict | list) and not is_read(below)
+        left[key] = type(one)() if emptied else without(one, is_read, below)
+    return left
+
+
+@SHORT_PIECES
+@given(VALUES, st.sampled_from([None, 1]))
+@example({"a": {"": {"ß" * 30: ["x" * 30]}}, "B": [{"c": {"d": "y" * 30}}], "e": "z" * 30}, None)
+def test_what_nobody_reads_is_left_out(short, monkeypatch, value, indent) -> None:
+    def is_read(path) -> bool:
+        assert path == tuple(key.casefold() for key in path)
+        return len(path[-1]) % 2 == 1
+
+    monkeypatch.setattr(long_json, "PIECE", 0)  # everything goes one by one
+    text = json.dumps(value, indent=indent)
+    assert long_json.loads(text, is_read) == without(value, is_read)
+
+
+@SHORT_PIECES
+@given(st.text(st.sampled_from('[]{},:"\\ \n01e-.ntrufalse\x01é'), max_size=40))
+@example('{"a": [1,]}')
+@example('{"a": {"b": [1, 2}}')
+def test_what_nobody_reads_is_looked_at(short, text: str) -> None:
+    try:
+        json.loads(text)
+    except ValueError:
+        with pytest.raises(ValueError):
+            long_json.loads(text, lambda _: False)
+    else:
+        long_json.loads(text, lambda _: False)
+
+
 def test_depth_is_bounded(short) -> None:
     with pytest.raises(RecursionError):
         long_json.loads("[" * 100_000 + "]" * 100_000)

@@ -103,6 +103,27 @@ def test_a_failure_in_the_block_takes_them_back(few: None) -> None:
     reserve.close()
 
 
+def test_they_are_taken_back_later(few: None) -> None:
+    due = []
+    reserve = DescriptorReserve(20, due.append)
+    taken = use_up()
+    for _ in range(2):
+        with reserve.lent():
+            pass
+    lent = use_up()
+    assert len(lent) == 20
+    with reserve.lent():
+        for take_back in due:
+            take_back()  # somebody has borrowed again: not now
+        give_back(lent)
+    assert not use_up_is_impossible(20)
+    due.pop()()
+    assert use_up() == []
+    assert reserve.whole
+    give_back(taken)
+    reserve.close()
+
+
 def test_threads() -> None:
     reserve = DescriptorReserve(8)
     before = len(list(Path("/dev/fd").iterdir()))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import pytest
+
 from baustelle.removal import remove_tree
+from cri.sandbox import trash
 from cri.sandbox.machine import ContainerState, SandboxState
 
 
@@ -181,3 +184,114 @@ async def test_half_made_container_is_undone(node, make):
     assert pods.find_container(container_id) is None
     await pods.remove_sandbox(sandbox_id)
     assert node.left() == []
+
+
+class CrashError(Exception):
+    """The daemon dies here."""
+
+
+async def ended(node, make) -> tuple[str, str]:
+    sandbox_id, container_id = await running(node, make, "sleep")
+    await node.pods.stop_container(container_id, 5)
+    return sandbox_id, container_id
+
+
+async def killed_in_removal(node, container_id: str) -> None:
+    with pytest.raises(CrashError):
+        await node.pods.remove_container(container_id)
+
+
+async def test_a_removal_whose_record_did_not_go_is_finished(node, make, monkeypatch):
+    """The daemon dies right after the answer, before the record is gone from disk."""
+    sandbox_id, container_id = await ended(node, make)
+    put = node.store._writer.put
+    monkeypatch.setattr(node.store._writer, "put", lambda _: None)
+    await node.pods.remove_container(container_id)
+    assert container_id not in node.store.containers
+    await asyncio.sleep(trash.PAUSE * 2)
+    assert [path.name.partition(".")[0] for path in (node.directory / "removed").iterdir()] == [container_id]
+    monkeypatch.setattr(node.store._writer, "put", put)
+    pods = await node.restart()
+    assert container_id not in pods.containers
+    assert container_id not in node.store.containers
+    await make.eventually(lambda: not list((node.directory / "removed").iterdir()))
+    await pods.remove_sandbox(sandbox_id)
+    assert node.left() == []
+
+
+async def test_a_removal_is_finished_though_not_even_the_end_was_written_down(node, make, monkeypatch):
+    sandbox_id, container_id = await running(node, make, "sleep")
+    put = node.store._writer.put
+    handled = node.store._handled
+    monkeypatch.setattr(
+        node.store._writer, "put", lambda change: asyncio.get_running_loop().call_soon(handled, [change])
+    )
+    await node.pods.stop_container(container_id, 5)
+    monkeypatch.setattr(node.store._writer, "put", lambda _: None)
+    await node.pods.remove_container(container_id)
+    monkeypatch.setattr(node.store._writer, "put", put)
+    pods = await node.restart()
+    assert container_id not in pods.containers
+    await pods.remove_sandbox(sandbox_id)
+    assert node.left() == []
+
+
+@pytest.mark.parametrize("where", ["host", "trash"])
+async def test_an_ended_container_that_was_being_removed_is_there_still(node, make, monkeypatch, where):
+    """It has ended as before, and is removed when somebody asks for it again."""
+    sandbox_id, container_id = await ended(node, make)
+    before = node.pods.container(container_id).record
+
+    def die(*_: object) -> None:
+        raise CrashError
+
+    if where == "host":
+        monkeypatch.setattr(node.host, "remove_container", die)
+    else:
+        monkeypatch.setattr(trash.Trash, "out_of_sight", die)
+    await killed_in_removal(node, container_id)
+    monkeypatch.undo()
+    pods = await node.restart()
+    assert pods.container(container_id).record == before
+    await pods.remove_container(container_id)
+    assert container_id not in pods.containers
+    await pods.remove_sandbox(sandbox_id)
+    assert node.left() == []
+
+
+async def test_what_was_never_started_is_not_started_after_half_a_removal(node, make, monkeypatch):
+    sandbox_id = await node.pods.run_sandbox(make.pod(), "")
+    container_id = await node.pods.create_container(sandbox_id, make.container("sleep"))
+
+    def die(*_: object) -> None:
+        raise CrashError
+
+    monkeypatch.setattr(trash.Trash, "out_of_sight", die)
+    await killed_in_removal(node, container_id)
+    monkeypatch.undo()
+    pods = await node.restart()
+    assert container_id not in pods.containers
+    await pods.remove_sandbox(sandbox_id)
+    assert node.left() == []
+
+
+async def test_without_a_place_for_what_is_removed_the_record_goes_first(node, make):
+    sandbox_id, container_id = await ended(node, make)
+    (node.directory / "removed").rmdir()
+    await node.pods.remove_container(container_id)
+    pods = await node.restart()
+    assert container_id not in pods.containers
+    await pods.remove_sandbox(sandbox_id)
+    assert node.left() == []
+
+
+async def test_a_place_that_cannot_be_read_keeps_no_daemon_from_starting(node, make, monkeypatch):
+    _, container_id = await running(node, make, "sleep")
+    await node.crash()
+
+    def refuse(_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(trash.Trash, "names", refuse)
+    pods = await node.start()
+    assert pods.container(container_id).state is ContainerState.RUNNING

@@ -105,13 +105,6 @@ def test_labels_are_refused_where_they_mean_something(tmp_path, monkeypatch) -> 
         refusals.check_selinux(options)
 
 
-def test_a_profile_by_name_goes_with_localhost_only() -> None:
-    runtime = v1.SecurityProfileProfileType.RuntimeDefault
-    refusals.check_profiles(v1.SecurityProfile(profile_type=runtime), None)
-    with pytest.raises(InvalidArgumentError, match="apparmor profile mine: localhost_ref goes with"):
-        refusals.check_profiles(None, v1.SecurityProfile(profile_type=runtime, localhost_ref="mine"))
-
-
 V1 = Features(recursive_readonly_mounts=True, hugepages=frozenset({"2MB"}))
 V2 = Features(recursive_readonly_mounts=True, unified=None)
 FREEBSD = Features(recursive_readonly_mounts=True, unified=frozenset({"pids.max"}))

@@ -74,3 +74,31 @@ async def test_a_disk_that_takes_nothing_is_told(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("cri.sandbox.trash.remove_any", refuse)
     with pytest.raises(HostError, match="Read-only"):
         await trash.take(tree(tmp_path / "tree"))
+
+
+async def test_names_are_told_until_they_are_deleted(tmp_path) -> None:
+    trash = Trash(tmp_path / "removed")
+    one, two = (trash.out_of_sight(tree(tmp_path / name)) for name in ("one", "two.x"))
+    assert trash.out_of_sight(tmp_path / "never was") is None
+    assert trash.names() == {"one", "two.x"}
+    assert one is not None
+    trash.delete(one)
+    async with asyncio.timeout(5):
+        while trash.names() != {"two.x"}:
+            await asyncio.sleep(0.01)
+    assert two is not None
+    assert two.exists()
+
+
+async def test_a_sweep_spares_what_is_still_needed(tmp_path) -> None:
+    trash = Trash(tmp_path / "removed")
+    for name in ("one", "two"):
+        trash.out_of_sight(tree(tmp_path / name))
+    tree(tmp_path / "removed/0123456789abcdef")  # as earlier releases called it
+    assert trash.sweep({"two"}) == 2
+    async with asyncio.timeout(5):
+        while len(list((tmp_path / "removed").iterdir())) > 1:
+            await asyncio.sleep(0.01)
+    assert trash.names() == {"two"}
+    assert trash.sweep() == 1
+    await emptied(tmp_path / "removed")

@@ -313,13 +313,13 @@ def test_exec_sync_and_stats(grpc_stub, pod):
                 linux=v1.LinuxContainerConfig(
                     security_context=v1.LinuxContainerSecurityContext(
                         seccomp=v1.SecurityProfile(
-                            profile_type=v1.SecurityProfileProfileType.Localhost, localhost_ref="p.json"
+                            profile_type=v1.SecurityProfileProfileType.Localhost, localhost_ref="/p.json"
                         )
                     )
                 )
             ),
             "UNIMPLEMENTED",
-            "p.json",
+            "profile /p.json: localhost profiles are not supported",
         ),
     ],
 )  # fmt: skip

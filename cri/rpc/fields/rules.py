@@ -166,8 +166,11 @@ SIGNED = Rule("less than 2^63", lambda value: value < 1 << 63)
 OOM_SCORE = _number(-1000, 1000)
 
 OLD_SECCOMP = Rule(
-    "empty, runtime/default, docker/default or unconfined: profiles of the node (localhost/) are not supported",
-    lambda text: text in ("", "runtime/default", "docker/default", "unconfined"),
+    "empty, runtime/default, docker/default, unconfined, or localhost/ with the absolute path of a profile",
+    lambda text: (
+        text in ("", "runtime/default", "docker/default", "unconfined")
+        or (text.startswith("localhost//") and _is_path(text.removeprefix("localhost/")))
+    ),
 )
 OLD_APPARMOR = Rule(
     "empty, runtime/default or unconfined: profiles of the node (localhost/) are not supported",

@@ -137,16 +137,23 @@ def _limits(where: str) -> Mapping[str, Row]:
     return {f"{where}.{name}": row for name, row in rows.items()}
 
 
-def _profile(where: str, what: str) -> Mapping[str, Row]:
-    """The rows of a SecurityProfile."""
+def _apparmor(where: str) -> Mapping[str, Row]:
+    """The rows of AppArmor's SecurityProfile."""
     return {
         where: done(_PART),
         f"{where}.profile_type": done(
             "RuntimeDefault and Unconfined are the absence of a profile; Localhost is refused",
-            freebsd=f"likewise: a jail is what confines here, and there is no {what}",
+            freebsd="likewise: a jail is what confines here, and there is no AppArmor",
         ),
-        f"{where}.localhost_ref": done(f"refused, as {what} profiles of the node are not supported"),
+        f"{where}.localhost_ref": done("refused, as AppArmor profiles of the node are not supported"),
     }
+
+
+_JAILED = (
+    "RuntimeDefault and Unconfined are the absence of a profile; Localhost is refused: a jail is what confines here, and there "
+    "is no seccomp"
+)
+_NO_SECCOMP = "refused, as seccomp profiles of the node are not supported"
 
 
 def _namespaces(where: str, pods: str) -> Mapping[str, Row]:
@@ -214,9 +221,15 @@ _POD: Mapping[str, Row] = {
     "linux.security_context.supplemental_groups": ignored(_SANDBOX_ONLY),
     "linux.security_context.supplemental_groups_policy": ignored(_SANDBOX_ONLY),
     "linux.security_context.privileged": done("lets its containers be privileged"),
-    **_profile("linux.security_context.seccomp", "seccomp"),
-    **_profile("linux.security_context.apparmor", "AppArmor"),
-    "linux.security_context.seccomp_profile_path": done("old form of seccomp", rules.OLD_SECCOMP),
+    "linux.security_context.seccomp": done(_PART),
+    "linux.security_context.seccomp.profile_type": Row(unheeded(_SANDBOX_ONLY), Entry(Fate.DONE, _JAILED)),
+    "linux.security_context.seccomp.localhost_ref": Row(
+        unheeded(f"{_SANDBOX_ONLY}; refused without Localhost"), Entry(Fate.DONE, _NO_SECCOMP)
+    ),
+    **_apparmor("linux.security_context.apparmor"),
+    "linux.security_context.seccomp_profile_path": done(
+        "old form of seccomp, and as little heeded", rules.OLD_SECCOMP
+    ),
     "linux.sysctls": done(
         "set in the pod's namespaces; those that are the node's are refused",
         rules.LINE,
@@ -300,10 +313,12 @@ _CONTAINER: Mapping[str, Row] = {
     "linux.security_context.no_new_privs": done("no_new_privs of prctl(2)", freebsd="PROC_NO_NEW_PRIVS of procctl(2)"),
     "linux.security_context.masked_paths": done("hidden, unless privileged", rules.PATH),
     "linux.security_context.readonly_paths": done("read-only, unless privileged", rules.PATH),
-    **_profile("linux.security_context.seccomp", "seccomp"),
-    **_profile("linux.security_context.apparmor", "AppArmor"),
+    "linux.security_context.seccomp": done("for all processes of the container, unless privileged; without it there is no filter"),
+    "linux.security_context.seccomp.profile_type": done("RuntimeDefault (docs/seccomp.md), Localhost and Unconfined; refused on a node without libseccomp, but for Unconfined", freebsd=_JAILED),
+    "linux.security_context.seccomp.localhost_ref": done("the profile's path, with Localhost; it is read when the container is made", rules.PATH, freebsd=_NO_SECCOMP),
+    **_apparmor("linux.security_context.apparmor"),
     "linux.security_context.apparmor_profile": done("old form of apparmor", rules.OLD_APPARMOR),
-    "linux.security_context.seccomp_profile_path": done("old form of seccomp", rules.OLD_SECCOMP),
+    "linux.security_context.seccomp_profile_path": done("old form of seccomp; where both are set, that counts", rules.OLD_SECCOMP, freebsd="likewise; localhost/ is refused"),
     "windows": refused(_NO_WINDOWS),
     "CDI_devices": refused("the Container Device Interface is not supported: name the device nodes in `devices`"),
     "stop_signal": done("before the image's own"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from baustelle.removal import remove_tree
@@ -183,15 +185,16 @@ class FakeHost(Host):
     async def stop_container(self, spec: ContainerSpec) -> None:
         """Limits would go here."""
 
-    async def remove_container(self, spec: ContainerSpec) -> None:
+    async def remove_container(self, spec: ContainerSpec, then: Callable[[], None] | None = None) -> None:
         """Unmount and remove the child jail; succeeds on what is gone."""
         name = self._child(spec)
         jail = self.kernel.jails.get(name)
-        if jail is None:
-            return
-        for target in reversed(list(jail.mounts)):
-            self._kernel_call("unmount", spec.id, lambda target=target: self.kernel.unmount(name, target))  # type: ignore[misc]
-        self._kernel_call("remove", spec.id, lambda: self.kernel.jail_remove(name))
+        if jail is not None:
+            for target in reversed(list(jail.mounts)):
+                self._kernel_call("unmount", spec.id, partial(self.kernel.unmount, name, target))
+            self._kernel_call("remove", spec.id, lambda: self.kernel.jail_remove(name))
+        if then is not None:
+            await asyncio.to_thread(then)
 
     async def update_container(self, spec: ContainerSpec, resources: Resources) -> None:
         """There are no limits here."""

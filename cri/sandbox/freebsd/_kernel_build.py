@@ -39,7 +39,6 @@ ffibuilder.cdef(
     struct iovec { void *iov_base; size_t iov_len; };
     int jail_set(struct iovec *iov, unsigned int niov, int flags);
     int jail_get(struct iovec *iov, unsigned int niov, int flags);
-    int jail_attach(int jid);
     int jail_remove(int jid);
     int cri_jail_cpus(int jid, const int *cpus, int count);
     int cri_jail_cpus_now(int jid, int *cpus, int room);
@@ -87,7 +86,6 @@ ffibuilder.cdef(
     };
     int cri_processes(const int *jids, int jid_count, struct process *found, int room);
 
-    int close_range(unsigned int first, unsigned int last, int flags);
     int cri_become_reaper(void);
     int cri_reaper_pids(int *pids, unsigned int room, unsigned int *found);
     int cri_reaper_kill(int signal, int subtree);

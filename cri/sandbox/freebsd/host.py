@@ -184,9 +184,9 @@ class FreeBSDHost(Host):
         """Remove the jail, whatever still runs in it, its limits and its mounts."""
         await in_own_thread(self._stop_container, spec)
 
-    async def remove_container(self, spec: ContainerSpec) -> None:
+    async def remove_container(self, spec: ContainerSpec, then: Callable[[], None] | None = None) -> None:
         """Remove what is not files in the container's directory, too."""
-        await in_own_thread(self._remove_container, spec)
+        await in_own_thread(self._remove_container, spec, then)
 
     async def update_container(self, spec: ContainerSpec, resources: Resources) -> None:
         """Apply new limits."""
@@ -268,11 +268,13 @@ class FreeBSDHost(Host):
             # A dying jail holds its root.
             teardown.take_down(self._calls, spec.directory, f"{spec.directory}/rootfs", force=not gone)
 
-    def _remove_container(self, spec: ContainerSpec) -> None:
+    def _remove_container(self, spec: ContainerSpec, then: Callable[[], None] | None) -> None:
         self._stop_container(spec)
         with _host_errors("remove", f"container {spec.id}"):
             if not self.snapshots.plain:
                 self.snapshots.discard(spec)
+        if then is not None:
+            then()
 
     def _undo_container(self, spec: ContainerSpec) -> None:
         self._stop_container(spec)

@@ -51,8 +51,6 @@ _Static_assert(DEVFSIO_RAPPLY == 0x80ec4402 && DEVFSIO_RGETNEXT == 0xc0ec4404, "
 
 /* procctl(2) */
 _Static_assert(PROC_REAP_ACQUIRE == 2 && PROC_REAP_GETPIDS == 5 && PROC_REAP_KILL == 6, "procctl: reaper");
-_Static_assert(PROC_PDEATHSIG_CTL == 11 && PROC_NO_NEW_PRIVS_CTL == 19, "procctl: commands");
-_Static_assert(PROC_NO_NEW_PRIVS_ENABLE == 1, "procctl: no new privileges");
 _Static_assert(sizeof(struct procctl_reaper_pids) == 72 && sizeof(struct procctl_reaper_pidinfo) == 72, "procctl: pids");
 _Static_assert(REAPER_PIDINFO_VALID == 1 && REAPER_PIDINFO_ZOMBIE == 8, "procctl: flags of pids");
 _Static_assert(sizeof(struct procctl_reaper_kill) == 80 && REAPER_KILL_SUBTREE == 2, "procctl: kill");

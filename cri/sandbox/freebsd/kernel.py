@@ -1,11 +1,8 @@
 """The calls of FreeBSD that Python has no binding for, with types and exceptions.
 
-The module satisfies `calls.Calls`, whose docstrings tell what each call means; the second half is what a process does on
-its way into a jail, and its warden. Every function raises OSError with the kernel's errno, the kernel's own words where it
-gives some, and the object. A binding that was built on 14 has on 15 what came with 15.
-
-What Python does well is not here. os.openpty and os.login_tty make a terminal; the pty belongs to the jail in which it was
-opened, and is seen in no other.
+The module satisfies `calls.Calls`, whose docstrings tell what each call means; the second half is a warden's. What a process
+does on its way into a jail, the launcher does. Every function raises OSError with the kernel's errno, the kernel's own words
+where it gives some, and the object. A binding that was built on 14 has on 15 what came with 15.
 
 Standard library and the compiled binding only.
 """
@@ -248,27 +245,6 @@ def processes(jids: Collection[int]) -> list[Process]:
                 for one in found[0:count]
             ]
         room = count + count // 8
-
-
-# The way into a jail
-
-
-def attach(jid: int) -> None:
-    """Move this process into a jail, for good: root, working directory, credentials. EINVAL if it is gone."""
-    try:
-        check(lib.jail_attach(jid), f"jail {jid}")
-    except PermissionError as error:
-        reason = f"{error.strerror} (not root, or a descriptor of a directory is open: jail_attach(2))"
-        raise PermissionError(error.errno, reason, error.filename) from None
-
-
-def close_from(first: int, keep: Collection[int] = ()) -> None:
-    """Close all descriptors from `first` on but those to keep."""
-    for kept in sorted(fd for fd in set(keep) if fd >= first):
-        if kept > first:
-            check(lib.close_range(first, kept - 1, 0), f"descriptors {first} to {kept - 1}")
-        first = kept + 1
-    check(lib.close_range(first, 0xFFFF_FFFF, 0), f"descriptors from {first}")
 
 
 # The warden

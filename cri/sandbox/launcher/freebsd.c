@@ -29,6 +29,13 @@
 #include <termios.h>
 #include <unistd.h>
 
+/* What freebsd/run_plan.py has as numbers. */
+_Static_assert(RLIMIT_MEMLOCK == 6 && RTP_PRIO_NORMAL == 3, "setrlimit, rtprio");
+_Static_assert(PROC_ASLR_CTL == 13 && PROC_ASLR_NOFORCE == 3 && PROC_PROTMAX_CTL == 15 && PROC_PROTMAX_NOFORCE == 3 &&
+               PROC_STACKGAP_CTL == 17 && PROC_STACKGAP_ENABLE == 1 && PROC_STACKGAP_ENABLE_EXEC == 4 &&
+               PROC_WXMAP_CTL == 21 && PROC_WX_MAPPINGS_PERMIT == 1 && PROC_TRAPCAP_CTL == 9 &&
+               PROC_TRAPCAP_CTL_DISABLE == 2 && PROC_SPROTECT == 1 && PPROT_CLEAR == 2, "procctl");
+
 #define CALL(expression) ({ long called = (expression); called < 0 ? -(long)errno : called; })
 
 /* Memory, files, sockets */
@@ -76,6 +83,8 @@ static long sys_send(int fd, void *data, size_t size, int descriptor) {
     /* POSIX has the sender say where a record ends; FreeBSD 15 joins what is not ended. */
     return CALL(sendmsg(fd, &message, MSG_NOSIGNAL | MSG_EOR));
 }
+static long sys_tell(int fd, void *data, size_t size) { return sys_send(fd, data, size, -1); }
+
 /* The process */
 
 static long sys_death_signal(int64_t number) {

@@ -116,7 +116,8 @@ static long execute(const struct plan_step *step) {
 /* Tell the warden. Whether it hears does not matter: one that does not has died, and takes along what it has started. */
 static void tell(int kind, int step, long error, long pid, int descriptor) {
     struct record record = { kind, step, error, pid };
-    sys_send(REPORT, &record, sizeof record, descriptor);
+    if (descriptor < 0) sys_tell(REPORT, &record, sizeof record);
+    else sys_send(REPORT, &record, sizeof record, descriptor);
 }
 
 #if RESIDENT

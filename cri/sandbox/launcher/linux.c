@@ -126,6 +126,8 @@ static long sys_send(int fd, void *data, size_t size, int descriptor) {
     }
     return CALL(SYS_sendmsg, fd, &message, MSG_NOSIGNAL_);
 }
+/* By write(2), which the container's filter lets through if it is there already. */
+static long sys_tell(int fd, void *data, size_t size) { return sys_write(fd, data, size); }
 static long sys_receive(int fd, void *data, size_t size, int *descriptors, unsigned int room, unsigned int *count) {
     struct iovec part = { data, size };
     struct rights rights = { 0 };

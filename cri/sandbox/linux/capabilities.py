@@ -40,6 +40,11 @@ def wanted(security: Security) -> int:
     return (bits | _mask(add)) & ~_mask(drop)
 
 
+def names(bits: int) -> frozenset[str]:
+    """What is in a bit mask, by name."""
+    return frozenset(name for name, bit in _BITS.items() if bits & bit)
+
+
 def possible(bits: int) -> tuple[int, int]:
     """What of `bits` a child of ours can have, and what it must drop from its bounding set. Bit masks."""
     bounding = kernel.bounding_capabilities()

@@ -77,8 +77,9 @@ class CgroupLedger:
 
     def remove_entry(self, entry: Entry) -> None:
         """The same, where no more is known."""
-        if entry.path:
-            group = _group(self._hierarchies, entry.path, entry.sandbox_id, entry.container_id)
+        path = entry.path
+        group = _group(self._hierarchies, path, entry.sandbox_id, entry.container_id) if path else None
+        if group is not None and group.is_there():
             if not group.kill_and_wait(_KILL_SECONDS):
                 pids = ", ".join(map(str, sorted(group.processes())))
                 raise HostError(

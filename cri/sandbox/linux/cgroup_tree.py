@@ -19,8 +19,8 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LEAF = 2
 """Links of a directory that has none below it, in kernfs."""
 _GONE = (errno.ENOENT, errno.ENODEV)
-_REMOVE_ATTEMPTS = 50
-_REMOVE_PAUSE = 0.01
+_REMOVE_PAUSES = (0.0002, 0.0005, 0.001, 0.002, 0.005, *([0.01] * 50))
+"""Seconds. A process that has just ended still counts for a moment."""
 
 
 def walk(top: str) -> Iterator[int]:
@@ -121,7 +121,7 @@ def _exchange(group: int, name: str) -> int:
 
 def _rmdir(name: str, top: str, group: int | None = None) -> None:
     path = f"{top}/.../{name}" if group is not None else top
-    for _ in range(_REMOVE_ATTEMPTS):
+    for pause in _REMOVE_PAUSES:
         try:
             os.rmdir(name, dir_fd=group)
         except FileNotFoundError:
@@ -129,7 +129,7 @@ def _rmdir(name: str, top: str, group: int | None = None) -> None:
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise failed("remove", path, error) from error
-            time.sleep(_REMOVE_PAUSE)  # a process that has just ended still counts for a moment
+            time.sleep(pause)
         else:
             return
     raise HostError("remove", f"cgroup {path}", "it still has processes", errno.EBUSY)

@@ -16,10 +16,20 @@ from baustelle.removal import remove_tree
 from cri.sandbox import wire
 from cri.sandbox.durable import remove_any
 from cri.sandbox.host import Condition, Features, Host, HostError, NetworkStack, Warden, WardenGoneError
-from cri.sandbox.linux import device_access, device_nodes, image_trees, image_volumes, stated, sysctls
+from cri.sandbox.linux import (
+    device_access,
+    device_nodes,
+    filters,
+    image_trees,
+    image_volumes,
+    stated,
+    sysctls,
+)
 from cri.sandbox.linux.cgroup_hierarchies import OWN_PARENT, Hierarchies, init_group, own_parent
 from cri.sandbox.linux.cgroup_ledger import CgroupLedger, container_group
 from cri.sandbox.linux.cgroups import Group
+from cri.sandbox.linux.run_plan import Filter
+from cri.sandbox.linux.seccomp import selection
 from cri.sandbox.linux.snapshots import make_snapshotter
 from cri.sandbox.places import VOLUMES
 from cri.sandbox.snapshots import RootSnapshotter
@@ -61,6 +71,8 @@ class LinuxHost(Host):
             self.features,
             hugepages=self._hierarchies.hugepages(),
             unified=None if self._hierarchies.v2 else frozenset(),
+            seccomp=not (missing := selection.missing()),
+            seccomp_missing=missing,
         )
         self._spawner = Spawner("cri.sandbox.linux.driver")
         self._wardens = Wardens(self._spawner, process_start)
@@ -97,6 +109,9 @@ class LinuxHost(Host):
                 f"no cgroup controller {', '.join(missing)}: its limits are not enforced; mount or enable it"
             )
             return Condition(ok=True, reason="CgroupControllersMissing", message=message)
+        if self.features.seccomp_missing:
+            message = f"containers with a seccomp profile are refused: {self.features.seccomp_missing}"
+            return Condition(ok=True, reason="SeccompMissing", message=message)
         return Condition(ok=True)
 
     async def create_sandbox(self, spec: SandboxSpec) -> Warden:
@@ -138,18 +153,19 @@ class LinuxHost(Host):
         await asyncio.to_thread(self._remove_sandbox, spec)
 
     async def create_container(self, spec: ContainerSpec) -> None:
-        """Make volumes, the root filesystem and the cgroups."""
+        """Choose the filter; make volumes, the root filesystem and the cgroups."""
+        seccomp = await in_own_thread(selection.choose, spec.security) if spec.security.seccomp else None
         if image_volumes.wanted(spec):
             await in_own_thread(image_volumes.prepare, spec, self.snapshots)
-        await asyncio.to_thread(self._create_container, spec)
+        await asyncio.to_thread(self._create_container, spec, seccomp)
 
     async def stop_container(self, spec: ContainerSpec) -> None:
         """Remove the cgroups; whatever still is in there is killed."""
         await asyncio.to_thread(self._ledger.remove, spec)
 
-    async def remove_container(self, spec: ContainerSpec) -> None:
+    async def remove_container(self, spec: ContainerSpec, then: Callable[[], None] | None = None) -> None:
         """Remove the cgroups; all else is files in the container's directory."""
-        await asyncio.to_thread(self._ledger.remove, spec)
+        await asyncio.to_thread(self._remove_container, spec, then)
 
     async def update_container(self, spec: ContainerSpec, resources: Resources) -> None:
         """Apply new limits, to what runs too."""
@@ -218,6 +234,11 @@ class LinuxHost(Host):
         with contextlib.suppress(OSError):  # not empty: somebody else's files
             Path(spec.runtime_directory).rmdir()
 
+    def _remove_container(self, spec: ContainerSpec, then: Callable[[], None] | None) -> None:
+        self._ledger.remove(spec)
+        if then is not None:
+            then()
+
     def _update_container(self, spec: ContainerSpec, resources: Resources) -> None:
         whole = wire.merged(spec.resources, resources)
 
@@ -230,7 +251,7 @@ class LinuxHost(Host):
 
         self._group(spec).apply(resources, whole, note)
 
-    def _create_container(self, spec: ContainerSpec) -> None:
+    def _create_container(self, spec: ContainerSpec, seccomp: Filter | None) -> None:
         group = self._group(spec)
         self._ledger.add(spec)
         try:
@@ -243,8 +264,9 @@ class LinuxHost(Host):
                 "cgroup": group.inner.note(),
                 "device_rules": ruled,
                 "images": image_volumes.layers_of_mounts(spec, self.snapshots),
+                "seccomp": filters.record(seccomp),
             }
-            write_plan(Plan(spec, host))
+            write_plan(Plan(_for_wardens(spec), host))
         except BaseException as error:
             self._ledger.remove(spec)
             self.snapshots.discard(spec)
@@ -283,6 +305,17 @@ class LinuxNetworkStack(WardenNetworkStack):
         if self.move_target >= 0:
             os.close(self.move_target)
             self.move_target = -1
+
+
+def _for_wardens(spec: ContainerSpec) -> ContainerSpec:
+    """The spec as its plan has it.
+
+    Wardens of releases without filters do not know the field. One that has been asked for RuntimeDefault goes on as when its pod was
+    made, without; one that has been asked for a profile of the node refuses.
+    """
+    if spec.security.seccomp is None or spec.security.seccomp.path:
+        return spec
+    return replace(spec, security=replace(spec.security, seccomp=None))
 
 
 def process_start(pid: int) -> str | None:

@@ -7,13 +7,14 @@ that is new there is nobody yet, and the newcomer mounts its /proc first.
 from __future__ import annotations
 
 import enum
+import functools
 import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cri.sandbox.launcher.operations import FIRST_DESCRIPTOR, Attach, Operation, Tolerate
-from cri.sandbox.launcher.plan import Step
+from cri.sandbox.launcher.plan import Step, ready
 from cri.sandbox.launcher.steps import at_path, bits, execute, groups, write
 from cri.sandbox.linux import kernel, stated
 from cri.sandbox.spec import Credentials, TerminalSize
@@ -227,18 +228,21 @@ def _give_up(run: Run) -> list[Step]:
         at_path(Operation.WORKING_DIRECTORY, (0,), run.cwd, "chdir"),
         Step(Operation.BOUNDING, (bits(run.drop),), (), "drop capabilities"),
         groups(user.groups),
+        # Is handed down at birth. A filter may come next, and must be in the way of as little as can be.
+        Step(Operation.SIGNALS, (), (), "reset signals"),
     ]
-    if early := run.seccomp is not None and not run.no_new_privileges:
+    early = None if run.no_new_privileges else run.seccomp
+    if early is not None:
         steps.append(_control("keep capabilities", _PR_SET_KEEPCAPS, 1))
     steps += [
         Step(Operation.IDS, (user.uid, user.gid), (), "set user"),
         _control("clear ambient capabilities", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL),
     ]
-    if early:
+    if early is not None:
         raised = kept | _SYS_ADMIN  # without no_new_privs, a filter takes that: seccomp(2)
         steps += [
             Step(Operation.CAPABILITIES, (raised, raised, 0), (), "set capabilities"),
-            _seccomp(run),
+            _install(early),
             _control("let go of capabilities", _PR_SET_KEEPCAPS, 0),
         ]
     # Another user gains none by exec: no inheritable, no ambient ones.
@@ -254,21 +258,20 @@ def _become(run: Run) -> list[Step]:
     if run.stdio is None:
         steps.append(Step(Operation.CONTROLLING_TERMINAL, (), (), "take terminal"))
     steps += [
-        Step(Operation.SIGNALS, (), (), "reset signals"),
         # After the user was set, which clears it.
         Step(Operation.DEATH_SIGNAL, (signal.SIGKILL,), (), "bind to warden"),
     ]
     if run.seccomp is not None and run.no_new_privileges:
-        steps.append(_seccomp(run))
+        steps.append(_install(run.seccomp))
     return [*steps, execute(run.candidates, run.argv, run.env)]
 
 
-def _seccomp(run: Run) -> Step:
-    assert run.seccomp is not None
-    program = run.seccomp.instructions
-    return Step(
-        Operation.SECCOMP, (run.seccomp.flags, len(program) // 8), (program,), "install seccomp filter"
-    )
+@functools.lru_cache(maxsize=16)
+def _install(seccomp: Filter) -> Step:
+    """The step that installs a filter: the same for every process of a container."""
+    program = seccomp.instructions
+    operands = (seccomp.flags, len(program) // 8)
+    return ready(Step(Operation.SECCOMP, operands, (program,), "install seccomp filter"))
 
 
 def _control(what: str, option: int, value: int) -> Step:

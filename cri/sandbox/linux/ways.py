@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cri.sandbox.host import HostError, StartError, UnfitRequestError
 from cri.sandbox.launcher.operations import FIRST_DESCRIPTOR, Operation
 from cri.sandbox.launcher.plan import Step
-from cri.sandbox.linux import build_plan, capabilities, run_plan
+from cri.sandbox.linux import build_plan, capabilities, filters, run_plan
 from cri.sandbox.linux.build_plan import ACCOUNT_FILES, NODE_PROC, Builder
 from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.linux.run_plan import Processes, Run
@@ -167,6 +167,7 @@ def _run(
         processes=processes,
         stdio=None if stdio.tty else (streams[0], streams[1], streams[2]),
         terminal_size=process.terminal_size,
+        seccomp=filters.recorded(plan.host),
         **more,  # type: ignore[arg-type]
     )
 

@@ -315,7 +315,7 @@ def test_who_may_trace_finds_nothing_of_the_node(container, tmp_path):
         os.close(pids)
         os.kill(watcher, 9)
     lines = log.read_text().splitlines()[1:]
-    assert len(lines) > EXECS // 4  # some end before they are seen
+    assert len(lines) > EXECS // 20  # most end before they are seen
     found = set()
     for line in lines:
         _, got, permitted, *links = line.split(" ", 3)

@@ -40,6 +40,7 @@ def test_the_page_shows_the_plan():
         mounts=5,
         processes=run_plan.Processes.SHARED,
         pids=6,
+        cgroup_namespace=7,
         cgroups=("/memory/tasks", "/pids/tasks"),
         oom_score=0,
         seccomp=run_plan.Filter(bytes(8)),

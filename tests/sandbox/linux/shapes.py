@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from cri.sandbox.linux.cgroups import CONTROLLERS, LATE, Group
@@ -14,7 +15,8 @@ from cri.sandbox.warden.container import read_plan, write_plan
 def as_by_an_earlier_release(host: LinuxHost, spec: ContainerSpec) -> None:
     """Make a created container one whose processes will be in the group that has the limits."""
     group = _without_inner(host, spec)
-    known = {name: path for name, path in group.directories.items() if name in ("", *CONTROLLERS)}
+    names = CONTROLLERS if group.version == 1 else ("",)
+    known = {name: path for name, path in group.directories.items() if name in names}
     kept = {name: path for name, path in known.items() if name not in LATE}
     for name, path in group.directories.items():
         if path not in kept.values():
@@ -31,6 +33,10 @@ def without_inner(host: LinuxHost, spec: ContainerSpec) -> None:
 def _without_inner(host: LinuxHost, spec: ContainerSpec) -> Group:
     group = host._group(spec)
     group.inner.remove()
+    if group.version == 2:
+        delegated = Path(group.directories[""], "cgroup.subtree_control")
+        for controller in delegated.read_text().split():
+            delegated.write_text(f"-{controller}")
     return group
 
 

@@ -70,6 +70,17 @@ def world(node, program):
     return node
 
 
+async def create(pod, spec) -> Group:
+    """A container, with the mark in its groups without which the program leaves them alone. They are no others'."""
+    await pod.create(spec)
+    group = pod.node.host._group(spec)
+    for directory in (*group.directories.values(), *group.inner.directories.values()):
+        mark = Path(directory, "notify_on_release")
+        if mark.exists():
+            mark.write_text("1")
+    return group
+
+
 def limits_of(group: Group) -> dict[str, str]:
     """Of the group, and of those above it that are ours."""
     found = {}
@@ -94,6 +105,7 @@ def check_tried(output):
     """That it was in every hierarchy, by each way, and saw nobody there."""
     mounted = re.findall(r"^mounted (\S*)$", output, re.MULTILINE)
     assert {name or "unified" for name in mounted} == hierarchies()
+    assert "somebody else's" not in output
     assert len(mounted) >= 3 * len(hierarchies())
     assert "not mounted none,name=new: Operation not permitted" in output
     assert re.search(r"^handle /tmp/0", output, re.MULTILINE)
@@ -101,13 +113,21 @@ def check_tried(output):
     assert not re.search(r"^(wrote|unmounted) /sys", output, re.MULTILINE)
 
 
+async def test_the_program_does_no_harm_to_others(world):
+    pod = await world.pod()
+    spec = pod.container("reach", security=KUBELETS)
+    await pod.start(spec)
+    output = await output_of(pod, spec)
+    assert set(re.findall(r"^mounted (\S*)$", output, re.MULTILINE)) <= {""}  # of version 2 it is alone there
+    assert "somebody else's memory" in output
+
+
 async def test_the_program_finds_limits_that_are_in_reach(world):
     """Else it would find none anywhere."""
     world.changed = without_inner
     pod = await world.pod()
     spec = pod.container("reach", security=KUBELETS, resources=LIMITS)
-    await pod.create(spec)
-    group = world.host._group(spec)
+    group = await create(pod, spec)
     before = limits_of(group)
     await pod.warden.start(spec)
     await output_of(pod, spec)
@@ -123,8 +143,7 @@ async def test_limits_out_of_reach(world, how, security):
     pod = await world.pod()
     argv = ("reach", "stay", "here") if how == "first" else ("sleep", "1000")
     spec = pod.container(*argv, security=security, resources=LIMITS)
-    await pod.create(spec)
-    group = world.host._group(spec)
+    group = await create(pod, spec)
     before = limits_of(group)
     assert len(before) > 20
     await pod.warden.start(spec)
@@ -166,8 +185,7 @@ async def test_capabilities_that_are_given_do_not_help(world, capabilities):
     pod = await world.pod()
     security = replace(KUBELETS, add_capabilities=capabilities)
     spec = pod.container("reach", security=security, resources=LIMITS)
-    await pod.create(spec)
-    group = world.host._group(spec)
+    group = await create(pod, spec)
     before = limits_of(group)
     await pod.warden.start(spec)
     output = await output_of(pod, spec)
@@ -179,15 +197,19 @@ async def test_capabilities_that_are_given_do_not_help(world, capabilities):
 async def test_limits_hold_after_all(world):
     pod = await world.pod()
     forking = pod.container("reach", "forks", "stay", name="f", security=KUBELETS, resources=LIMITS)
-    await pod.start(forking)
+    group = await create(pod, forking)
+    await pod.warden.start(forking)
     output = await output_of(pod, forking, "forked")
     assert 20 < int(re.findall(r"forked (\d+)", output)[0]) < 40
-    group = world.host._group(forking)
     assert len(group.processes()) == 40
     assert (await world.host.container_usage(forking)).processes == 40
     assert all(os.sched_getaffinity(pid) == {CPUS[-1]} for pid in group.processes())
-    record, output = await pod.run("reach", "memory", name="m", security=KUBELETS, resources=LIMITS)
+    using = pod.container("reach", "memory", name="m", security=KUBELETS, resources=LIMITS)
+    await create(pod, using)
+    await pod.warden.start(using)
+    record, output = await pod.exit_of(using), pod.output(using)
     assert (record.oom_killed, record.exit_code) == (True, 137)
+    assert "done" in output
     assert "used" not in output
 
 
@@ -220,31 +242,32 @@ def root(path: str) -> str:
     return "/".join(path.split("/")[:5])
 
 
-async def test_the_init_of_a_pod_is_not_in_a_group_of_the_node_s(node):
+@pytest.fixture
+def of_others(node):
+    """A group that others have made for a pod."""
+    path = f"/cri-test-{os.getpid()}"
+    made = node.host._hierarchies.group(path)
+    for directory in made.directories.values():
+        Path(directory).mkdir(exist_ok=True)
+    yield path
+    made.kill_and_wait(5)
+    made.remove()
+
+
+async def test_the_init_of_a_pod_is_not_in_a_group_of_the_node_s(node, of_others):
     """Who may trace it, as SYS_PTRACE in the pod does, is where it is."""
-    made = node.host._hierarchies.group(f"/cri-test-{os.getpid()}")
-    for path in made.directories.values():
-        Path(path).mkdir(exist_ok=True)
-    for parent in ("", f"/cri-test-{os.getpid()}"):
+    for parent in ("", of_others):
         pod = await node.pod(namespaces=Namespaces(pid=Sharing.POD), limits_parent=parent)
-        (init,) = [
-            int(path.parent.name)
-            for path in Path("/proc").glob("[0-9]*/comm")
-            if path.read_text() == "cri-jails-init\n"
-            and f"PPid:\t{pod.warden.pid}\n" in (path.parent / "status").read_text()
-        ]
+        children = Path(f"/proc/{pod.warden.pid}/task/{pod.warden.pid}/children").read_text().split()
+        (init,) = [pid for pid in children if Path(f"/proc/{pid}/comm").read_text() == "cri-jails-init\n"]
         groups = {line.split(":", 2)[2] for line in Path(f"/proc/{init}/cgroup").read_text().splitlines()}
-        assert groups == {
-            f"{above or f'/cri-jails/{pod.spec.id}'}/{pod.spec.id}/container" for above in {parent, ""}
-        }
+        own = f"/cri-jails/{pod.spec.id}"
+        assert groups == {f"{above}/{pod.spec.id}/container" for above in (parent or own, own)}
         assert Path(f"/proc/{init}/ns/cgroup").readlink() != Path("/proc/self/ns/cgroup").readlink()
         assert (await pod.run("true"))[0].exit_code == 0
         await pod.remove()
-        for path in node.host._hierarchies.group(
-            parent or "/cri-jails", f"/cri-jails/{pod.spec.id}"
-        ).directories.values():
+        for path in node.host._hierarchies.group(parent or own, own).directories.values():
             assert not Path(path, pod.spec.id).exists()
-    made.remove()
 
 
 async def test_programs_find_their_limits_where_they_look_for_them(node):
@@ -297,7 +320,7 @@ async def test_groups_of_a_container_s_own_go_with_it_however_deep_they_are(node
     started = await pod.start(spec)
     group = node.host._group(spec)
     for controller in ("pids", "freezer"):
-        nest(group.inner.directories[controller], 3000)
+        nest(group.inner.directories[controller], 1000)  # no path is as long
     first = Path(group.inner.directories["pids"], "deeper")
     (first / "cgroup.procs").write_text(str(started.pid))
     assert started.pid in group.processes()
@@ -422,7 +445,8 @@ async def v2(world):
         pytest.skip("needs cgroups of version 2")
     delegated = Path(found[0], "cgroup.subtree_control")
     before = delegated.read_text().split()
-    world.host._hierarchies = world.host._ledger._hierarchies = Hierarchies({}, found[0])
+    others = {name: path for name, path in world.host._hierarchies.v1.items() if path != found[0]}
+    world.host._hierarchies = world.host._ledger._hierarchies = Hierarchies(others, found[0])
     yield world
     for pod in world.pods:
         await pod.remove()
@@ -441,8 +465,7 @@ async def test_limits_out_of_reach_on_version_2(v2, how):
         security=KUBELETS,
         resources=limits,
     )
-    await pod.create(spec)
-    group = v2.host._group(spec)
+    group = await create(pod, spec)
     names = (*FILES, *(f"hugetlb.{size}.max" for size in sizes))
     files = [Path(group.directories[""], name) for name in names]
     before = {file: file.read_text() for file in files if file.exists()}
@@ -463,7 +486,7 @@ async def test_limits_out_of_reach_on_version_2(v2, how):
 
 
 async def test_a_container_of_version_2_from_start_to_end(v2):
-    pod = await v2.pod(namespaces=Namespaces(pid=Sharing.POD))
+    pod = await v2.pod()
     spec = pod.container("sleep", "1000")
     started = await pod.start(spec)
     group = v2.host._group(spec)
