@@ -102,8 +102,7 @@ def spoil() -> None:
     os.setpriority(os.PRIO_PROCESS, 0, 5)
     _libc.rtprio(1, 0, struct.pack("=HH", 4, 0))  # RTP_SET, RTP_PRIO_IDLE
     os.umask(0o077)
-    os.setsid()
-    _libc.setlogin(b"somebody")
+    # Neither setsid, which a spawner does, nor setlogin, which would be for others of its session, too.
     _libc.setloginclass(b"spoiled")
     one = (1).to_bytes(_CPUS, "little")
     _libc.cpuset_setaffinity(3, 2, ctypes.c_int64(-1), ctypes.c_size_t(_CPUS), one)  # CPU_WHICH_PID
