@@ -23,7 +23,7 @@ MOST = ("DATA", "STACK", "NPROC", "NOFILE")
 NEVER_WRONG = NODE_S | {
     # What setsid, jail_attach and the plan's own words decide, or who traces.
     *("kernel trace", "controlling terminal", "session", "jail", "routing table", "no new privileges"),
-    *("user ids", "group ids", "open descriptors"),
+    *("user ids", "group ids", "descriptors", "login name"),
     # What not every kernel has more than one of, or at all.
     *("memory domains", "CPU affinity", "audit user", "logging of fatal signals"),
 }

@@ -62,7 +62,7 @@ class AuditOf(ctypes.Structure):
 def read(pid: int) -> dict[str, str]:
     """All of a process, by the names of docs/inherited.md."""
     found = {
-        "open descriptors": str(_number(43, pid, "i")),  # KERN_PROC_NFDS
+        "descriptors": " ".join(map(str, sorted(_descriptors(pid)))),
         "umask": f"{_number(39, pid, 'H'):03o}",  # KERN_PROC_UMASK
         "blocked signals": _ps("sigmask", pid),
         "ignored signals": _ps("ignored", pid),
@@ -74,7 +74,7 @@ def read(pid: int) -> dict[str, str]:
         "login name": _ps("logname", pid),
         "login class": _ps("class", pid),
         "nice": str(int(_ps("nice", pid))),
-        "scheduling class": _ps("rtprio", pid),
+        "scheduling class": _class(pid),
         "routing table": _ps("fib", pid),
         "kernel trace": _ps("ktrace", pid),
         "CPU affinity": _affinity(3, pid),  # CPU_LEVEL_WHICH
@@ -102,8 +102,7 @@ def spoil() -> None:
     os.setpriority(os.PRIO_PROCESS, 0, 5)
     _libc.rtprio(1, 0, struct.pack("=HH", 4, 0))  # RTP_SET, RTP_PRIO_IDLE
     os.umask(0o077)
-    os.setsid()
-    _libc.setlogin(b"somebody")
+    # Neither setsid, which a spawner does, nor setlogin, which would be for others of its session, too.
     _libc.setloginclass(b"spoiled")
     one = (1).to_bytes(_CPUS, "little")
     _libc.cpuset_setaffinity(3, 2, ctypes.c_int64(-1), ctypes.c_size_t(_CPUS), one)  # CPU_WHICH_PID
@@ -126,9 +125,18 @@ def spoil() -> None:
         _libc.procctl(P_PID, ctypes.c_int64(os.getpid()), command, ctypes.byref(ctypes.c_int(value)))
     for number in range(len(LIMITS)):
         soft, hard = resource.getrlimit(number)
-        less = {0: 1000000, 3: 4 << 20, 4: 1 << 20, 7: 4000, 8: 20000, 11: 400, 13: 4000, 14: 4000}.get(
-            number, 1 << 40
-        )
+        less = {
+            0: 1000000,
+            2: 1 << 33,
+            6: 1 << 20,
+            3: 4 << 20,
+            4: 1 << 20,
+            7: 4000,
+            8: 20000,
+            11: 400,
+            13: 4000,
+            14: 4000,
+        }.get(number, 1 << 40)
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(number, (less, less if number in (0, 4, 7, 11) else hard))
         del soft
@@ -143,10 +151,29 @@ def _ps(keyword: str, pid: int) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
+def _descriptors(pid: int) -> list[int]:
+    """Of struct kinfo_file: its size, type, descriptor; a negative one is the root, say."""
+    data, found = _sysctl(33, pid), []  # KERN_PROC_FILEDESC
+    while data:
+        size, _, number = struct.unpack_from("=iii", data)
+        if size == 0:
+            break
+        found += [number] * (number >= 0)
+        data = data[size:]
+    return found
+
+
+def _class(pid: int) -> str:
+    priority = ctypes.create_string_buffer(4)
+    if _libc.rtprio(0, pid, priority):  # RTP_LOOKUP
+        raise OSError(ctypes.get_errno(), "rtprio")
+    return {2: "realtime", 3: "normal", 4: "idle"}[struct.unpack("=HH", priority.raw)[0]]
+
+
 def _sysctl(*mib: int) -> bytes:
     """kern.proc.SECOND.PID."""
     names = (ctypes.c_int * (len(mib) + 2))(1, 14, *mib)
-    value, size = ctypes.create_string_buffer(4096), ctypes.c_size_t(4096)
+    value, size = ctypes.create_string_buffer(1 << 20), ctypes.c_size_t(1 << 20)
     if _libc.sysctl(names, len(names), value, ctypes.byref(size), None, ctypes.c_size_t(0)):
         raise OSError(ctypes.get_errno(), f"sysctl {list(names)}")
     return value.raw[: size.value]
