@@ -5,6 +5,7 @@ Standard library only.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ Text = bytes | None
 
 _MAX_INSTRUCTIONS = 0xFFFF
 """Of a seccomp program: its length has 16 bits."""
+_FEW, _SHORT = 4, 128
+"""Of what is remembered: as many texts, of as many bytes."""
 _MAGIC = 0x4C495243
 _HEADER = struct.Struct("=4I")
 _STEP = struct.Struct("=4I")
@@ -47,14 +50,14 @@ class Step:
 
 def ready(step: Step) -> Step:
     """The same step, for plan after plan."""
-    return replace(step, encoded=_encode_step(step))
+    return replace(step, encoded=_encode_step(step.operation, step.integers, step.texts))
 
 
 def encode(steps: Sequence[Step], descriptors: int = 0) -> bytes:
     """The plan; `descriptors` come with it. Raises PlanError."""
     if not 0 <= descriptors <= MAX_DESCRIPTORS:
         raise PlanError(f"{descriptors} descriptors: a plan takes {MAX_DESCRIPTORS}")
-    parts = [step.encoded or _encode_step(step) for step in steps]
+    parts = [step.encoded or _encoded(step.operation, step.integers, step.texts) for step in steps]
     size = _HEADER.size + sum(map(len, parts))
     if size > MAX_PLAN:
         raise PlanError(f"a plan of {size} bytes: {MAX_PLAN} are the most")
@@ -78,34 +81,45 @@ def decode(data: bytes, descriptors: int) -> list[Step]:
     return steps
 
 
-def _encode_step(step: Step) -> bytes:
-    _check_shape(step.operation, len(step.integers), len(step.texts))
-    _check_arguments(step)
-    size = _STEP.size + 8 * (len(step.integers) + len(step.texts) + 1)
+def _encoded(operation: Operation, integers: tuple[int, ...], texts: tuple[Text, ...]) -> bytes:
+    if len(texts) > _FEW or any(text and len(text) > _SHORT for text in texts):
+        return _encode_step(operation, integers, texts)
+    return _remembered(operation, integers, texts)
+
+
+@functools.lru_cache(maxsize=256)
+def _remembered(operation: Operation, integers: tuple[int, ...], texts: tuple[Text, ...]) -> bytes:
+    """Most steps are the same in the next plan."""
+    return _encode_step(operation, integers, texts)
+
+
+def _encode_step(operation: Operation, integers: tuple[int, ...], texts: tuple[Text, ...]) -> bytes:
+    _check_shape(operation, len(integers), len(texts))
+    _check_arguments(operation, integers, texts)
+    size = _STEP.size + 8 * (len(integers) + len(texts) + 1)
     slots = []
-    texts = []
-    for text in step.texts:
+    written = []
+    for text in texts:
         if text is None:
             slots.append(0)
             continue
-        if b"\0" in text and step.operation not in BINARY:
-            raise PlanError(f"{step.operation.name}: there is a NUL byte inside {text!r}")
+        if b"\0" in text and operation not in BINARY:
+            raise PlanError(f"{operation.name}: there is a NUL byte inside {text!r}")
         slots.append(size + _LENGTH.size)
-        written = _LENGTH.pack(len(text)) + text + bytes(8 - len(text) % 8)
-        texts.append(written)
-        size += len(written)
+        written.append(_LENGTH.pack(len(text)) + text + bytes(8 - len(text) % 8))
+        size += len(written[-1])
     if size > MAX_PLAN:
-        raise PlanError(f"{step.operation.name} of {size} bytes: {MAX_PLAN} are the most")
+        raise PlanError(f"{operation.name} of {size} bytes: {MAX_PLAN} are the most")
     try:
-        integers = struct.pack(f"={len(step.integers)}q", *step.integers)
+        numbers = struct.pack(f"={len(integers)}q", *integers)
     except struct.error as error:
-        raise PlanError(f"{step.operation.name} with {step.integers}: {error}") from None
+        raise PlanError(f"{operation.name} with {integers}: {error}") from None
     return b"".join(
         (
-            _STEP.pack(step.operation, size, len(step.integers), len(step.texts)),
-            integers,
+            _STEP.pack(operation, size, len(integers), len(texts)),
+            numbers,
             struct.pack(f"={len(slots) + 1}Q", *slots, 0),
-            *texts,
+            *written,
         )
     )
 
@@ -134,7 +148,7 @@ def _decode_step(data: bytes, at: int) -> tuple[Step, int]:
     if place != end or last != 0:
         raise PlanError(f"{operation.name} does not end where it says")
     step = Step(operation, integers, tuple(texts))
-    _check_arguments(step)
+    _check_arguments(operation, integers, step.texts)
     return step, end
 
 
@@ -156,21 +170,20 @@ def _check_shape(operation: Operation, integers: int, texts: int) -> None:
         raise PlanError(f"{operation.name} with {integers} integers and {texts} texts")
 
 
-def _check_arguments(step: Step) -> None:
+def _check_arguments(operation: Operation, integers: tuple[int, ...], texts: tuple[Text, ...]) -> None:
     """As plan.h does: what C would trip over."""
-    texts, integers = step.texts, step.integers
-    if step.operation is Operation.EXECUTE:
+    if operation is Operation.EXECUTE:
         argv, environment = integers
         fits = (
             0 < argv < environment < len(texts)
             and texts[argv] is not None
             and texts[argv - 1] is texts[environment - 1] is texts[-1] is None
         )
-    elif step.operation is Operation.GROUPS:
+    elif operation is Operation.GROUPS:
         fits = 4 * integers[0] == len(texts[0] or b"")
-    elif step.operation is Operation.SECCOMP:
+    elif operation is Operation.SECCOMP:
         fits = 8 * integers[1] == len(texts[0] or b"") and integers[1] <= _MAX_INSTRUCTIONS
     else:
         fits = True
-    if not fits or (step.operation is not Operation.EXECUTE and None in texts):
-        raise PlanError(f"{step.operation.name} with arguments that do not fit")
+    if not fits or (operation is not Operation.EXECUTE and None in texts):
+        raise PlanError(f"{operation.name} with arguments that do not fit")
