@@ -119,7 +119,8 @@ def image(module_daemon):
 
 
 WAYS = {
-    "memory of one page": lambda volume: resources(memory_limit_in_bytes=4096),
+    # Of which the kernel takes some for the group inside.
+    "memory of fifty pages": lambda volume: resources(memory_limit_in_bytes=200 << 10),
     "directory on a file": lambda volume: {
         "mounts": [v1.Mount(host_path=str(volume), container_path="/etc/passwd")]
     },
@@ -146,8 +147,9 @@ def test_it_cannot_start(module_daemon, volume, way) -> None:
     [
         (security(capabilities=v1.Capability(add_capabilities=["CAP_NO_SUCH_THING"])), "capability"),
         ({"name": "n" * 300}, "log_path"),  # which is made of it
+        (resources(memory_limit_in_bytes=4096), "memory.limit_in_bytes|memory.max"),
     ],
-    ids=["unknown capability", "name of 300 characters"],
+    ids=["unknown capability", "name of 300 characters", "memory of one page"],
 )
 def test_it_is_refused_before_it_is_made(module_daemon, fields, message) -> None:
     pod = module_daemon.pod(f"refused-{message}")

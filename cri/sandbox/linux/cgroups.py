@@ -90,10 +90,12 @@ class Group:
             with contextlib.suppress(HostError):  # before Linux 4.14
                 cgroup_files.write(f"{unified}/cgroup.max.descendants", _MOST_BELOW)
 
-    def create_inner(self, limits: Resources) -> None:
-        """Make the group inside, once this one has its limits and its rules for devices: it begins with the same ones."""
+    def create_inner(self) -> None:
+        """Make the group inside, between rules for devices and limits.
+
+        A group with others below takes no such rules any more; and the kernel's memory for this one counts.
+        """
         self.inner._make()
-        self._show(limits, limits, Changes())
 
     @property
     def unified(self) -> str | None:

@@ -202,8 +202,8 @@ class LinuxDriver:
         group = init_group(Hierarchies.detect(), sandbox)
         try:
             group.create()
+            group.create_inner()
             group.apply(_INIT_LIMITS)
-            group.create_inner(_INIT_LIMITS)
             self._launch_init(group.inner)
         except BaseException:
             group.kill_and_wait(_INIT_SECONDS)

@@ -256,9 +256,9 @@ class LinuxHost(Host):
         self._ledger.add(spec)
         try:
             group.create()
-            group.apply(spec.resources)
             ruled = self._restrict_devices(spec, group)
-            group.create_inner(spec.resources)
+            group.create_inner()
+            group.apply(spec.resources)
             host = {
                 "root": self.snapshots.prepare(spec),
                 "cgroup": group.inner.note(),

@@ -17,6 +17,7 @@ sys.path.insert(0, str(places.CHECKOUT))
 from cri.sandbox.launcher.client import Kind, Launcher, receive
 from cri.sandbox.launcher.plan import ready
 from cri.sandbox.linux import kernel, ways
+from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.spec import ProcessSpec
 from cri.sandbox.warden.container import read_plan
 from cri.sandbox.warden.driver import Target
@@ -52,9 +53,9 @@ class Floor:
         pod_side = ways.Surroundings("floor", "/dev/shm")
         start, first = self._go(ways.start(plan, Stdio(), pod_side, reports.append))
         target, process = Target(plan, first, reports[0]), ProcessSpec(("/bin/true",))
-        joined = tuple(ways._group(plan).join_files())
+        group = Group.noted(plan.host["cgroup"])
         way = ways.exec_(
-            target, process, Stdio(), joined, hostname="floor", oom_score=0, reported=reports.append
+            target, process, Stdio(), group, hostname="floor", oom_score=0, reported=reports.append
         )
         exec_, true = self._go(way)
         begin = time.perf_counter()

@@ -496,9 +496,11 @@ async def test_a_container_of_version_2_from_start_to_end(v2):
     assert not (inner / "exec-1").exists()
     running = await pod.start_exec(spec, "sh", "-c", "sleep 1000 & sleep 1000")
     assert str(running.pid) in (inner / "exec-2/cgroup.procs").read_text().split()
+    async with asyncio.timeout(10):
+        while not group.processes() > {started.pid, running.pid}:  # until the shell has forked
+            await asyncio.sleep(0.01)
     (inner / "own").mkdir()
     (inner / "cgroup.freeze").write_text("1")
-    assert group.processes() > {started.pid, running.pid}
     await running.kill()
     assert await asyncio.wait_for(running.wait(), 5) == 137
     await running.close()
