@@ -26,8 +26,9 @@ _RTP_PRIO_NORMAL = 3
 _CONTROLS = (
     ("address randomisation", 13, 3),  # PROC_ASLR_CTL, PROC_ASLR_NOFORCE
     ("maximum protection", 15, 3),  # PROC_PROTMAX_CTL, PROC_PROTMAX_NOFORCE
-    ("stack gap", 17, 5),  # PROC_STACKGAP_CTL, PROC_STACKGAP_ENABLE | PROC_STACKGAP_ENABLE_EXEC
-    ("write and execute", 21, 1),  # PROC_WXMAP_CTL, PROC_WX_MAPPINGS_PERMIT
+    # PROC_STACKGAP_CTL, PROC_STACKGAP_ENABLE_EXEC. Not PROC_STACKGAP_ENABLE: what has none cannot have one before it executes.
+    ("stack gap", 17, 4),
+    # (PROC_WXMAP_CTL can forbid or permit for good, whatever the system says, and not take that back.)
     ("logging of fatal signals", 23, 1),  # PROC_LOGSIGEXIT_CTL, PROC_LOGSIGEXIT_CTL_NOFORCE
     ("signals in capability mode", 9, 2),  # PROC_TRAPCAP_CTL, PROC_TRAPCAP_CTL_DISABLE
     # PROC_SPROTECT, PPROT_CLEAR: protect(1) -i, or NAME_oomprotect="ALL" in rc.conf(5)
