@@ -24,7 +24,7 @@ def install_landed(directory: Path) -> None:
         ["git", "archive", COMMIT, *PACKAGES], cwd=REPOSITORY, capture_output=True, check=False
     )
     if archive.returncode != 0:
-        pytest.skip(f"no history here (git fetch --unshallow): {archive.stderr.decode()}")
+        pytest.skip(f"no history here, git fetch --unshallow gets it: {archive.stderr.decode()}")
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
         tar.extractall(directory, filter="data")
     for build in sorted(directory.glob(f"c*/**/{_system()}/_*_build.py")):
