@@ -39,8 +39,6 @@ LATE = ("cpuset", "hugetlb")
 """Of version 1, where there is no inner group: made when they are used. What runs then is taken in."""
 _MOST_BELOW = "10000"
 """Groups that a container may make of version 2: each takes memory of the kernel's, and time when it is removed."""
-_NOT_YET = (errno.ENOENT, errno.ENODEV, errno.ENOSPC)
-"""How a group answers that is not made yet, or has no CPUs yet: whoever makes it takes in what it finds."""
 _MOVES = 100
 """How often it is looked for processes that were forked while others were moved."""
 
@@ -115,16 +113,12 @@ class Group:
         return [f"{path}/{self._joined(path)}" for path in found]
 
     def late_join_files(self) -> list[str]:
-        """The same, of groups that may not be made yet: to be written last, and whatever comes of it (`_NOT_YET`) is right.
+        """The same, of groups that may not be made yet: to be written last, and whatever `Tolerate.NOT_YET` says is right.
 
         Who makes such a group takes in what is in the others by then, so nobody is missed who has joined those before.
         """
         late = (path for name, path in self.directories.items() if name in self._late)
         return [f"{path}/{self._joined(path)}" for path in late]
-
-    def join(self) -> None:
-        """Move the calling process into the group."""
-        join(self.join_files(), self.late_join_files())
 
     def subgroup(self, name: str) -> Group | None:
         """A group inside for keeping track of processes, in one hierarchy; no limits of its own. Made at once."""
@@ -355,18 +349,6 @@ class Group:
             if controller in available:
                 with contextlib.suppress(HostError):  # one that is in use elsewhere must not cost the others
                     cgroup_files.write(f"{parent}/cgroup.subtree_control", f"+{controller}")
-
-
-def join(files: Sequence[str], late: Sequence[str]) -> None:
-    """Move the calling process into groups, by what `join_files` and `late_join_files` have told."""
-    for path in files:
-        cgroup_files.write(path, "0")
-    for path in late:
-        try:
-            cgroup_files.write(path, "0")
-        except HostError as error:
-            if error.errno not in _NOT_YET:
-                raise
 
 
 def _inherit_cpuset(directory: str) -> None:
