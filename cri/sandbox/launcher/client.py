@@ -12,7 +12,6 @@ import fcntl
 import os
 import socket
 import struct
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ NAME = "cri-jails-launcher"
 """What ps shows."""
 PROGRAM = Path(__file__).with_name("launcher")
 """The executable, compiled at install."""
-_PACKET = (32 if sys.platform == "linux" else 4) * 1024
+_PACKET = 32 * 1024
 """Bytes of the largest plan that is sent in the message itself: not above PACKET in launcher.c, and what a socket has room for."""
 _CONTROL = 3
 """Where a launcher has its socket."""
@@ -55,13 +54,12 @@ class Record:
 
 
 class Launcher:
-    """A launcher process, child of this one. It ends with the connection, and with its parent; one that was killed comes back."""
+    """A launcher process of Linux, child of this one. It ends with the connection, and with its parent; one that was killed comes back."""
 
-    def __init__(self, program: Path = PROGRAM) -> None:
-        """Start it. Raises OSError."""
+    def __init__(self, program: Path | bytes = PROGRAM) -> None:
+        """Start it; `program` is its executable, or what is in that. Raises OSError."""
         # For as long as there is a pod: its launcher is of this release, whatever becomes of the file.
-        self._program = _sealed_copy(program) if sys.platform == "linux" else -1
-        self._path = program
+        self._program = _sealed_copy(program if isinstance(program, bytes) else program.read_bytes())
         self.pid = 0
         self._channel: socket.socket | None = None
         try:
@@ -104,8 +102,7 @@ class Launcher:
         try:
             with theirs:
                 actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), _CONTROL)]
-                # What /proc has of an executable is a path on FreeBSD, and a jail looks it up in its own root.
-                path = f"/proc/self/fd/{self._program}" if self._program >= 0 else self._path
+                path = f"/proc/self/fd/{self._program}"
                 self.pid = os.posix_spawn(path, [NAME], {}, file_actions=actions)
         except BaseException:
             ours.close()
@@ -129,7 +126,7 @@ class Launcher:
         if self._channel is None:
             raise OSError(errno.ENOTCONN, "the launcher was closed")
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-        self._channel.sendmsg([data], rights, getattr(socket, "MSG_NOSIGNAL", 0) | socket.MSG_EOR)
+        self._channel.sendmsg([data], rights, socket.MSG_NOSIGNAL)
 
 
 def receive(report: socket.socket) -> tuple[Record, int] | None:
@@ -158,7 +155,7 @@ def receive(report: socket.socket) -> tuple[Record, int] | None:
     return record, received[0] if received else -1
 
 
-def _sealed_copy(program: Path) -> int:
+def _sealed_copy(program: bytes) -> int:
     """An executable in memory that nobody can change: memfd_create(2), F_ADD_SEALS."""
     made = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
@@ -168,7 +165,7 @@ def _sealed_copy(program: Path) -> int:
     finally:
         os.close(made)
     try:
-        _write_all(copy, program.read_bytes())
+        _write_all(copy, program)
         seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
         fcntl.fcntl(copy, fcntl.F_ADD_SEALS, seals)
     except BaseException:

@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from cri.sandbox.host import HostError
-from cri.sandbox.launcher.client import Kind, Launcher, receive
+from cri.sandbox.launcher.client import PROGRAM, Kind, Launcher, receive
 from cri.sandbox.linux import image_trees, kernel, run_plan, sysctls, ways
 from cri.sandbox.linux.build_plan import NODE_PROC
 from cri.sandbox.linux.cgroup_hierarchies import Hierarchies, init_group
@@ -35,6 +35,18 @@ _INIT_SECONDS = 10.0
 """How long that may take to be there."""
 _INIT_LIMITS = Resources(pids_limit=2, memory_limit=16 << 20)
 """Itself, and at first the porter that forks it: what traces it is not to do more in its place."""
+
+
+_shared: list[bytes] = []
+"""The launcher's program, if the spawner has read it for all wardens: that of their own release, also during an upgrade."""
+
+
+def prepare() -> None:
+    """In the spawner, before it forks any warden."""
+    try:
+        _shared.append(PROGRAM.read_bytes())
+    except OSError as error:  # each warden will try, and tell
+        warn(f"read the launcher: {error}")
 
 
 def make_driver() -> Driver:
@@ -76,7 +88,7 @@ class LinuxDriver:
         sysctls.write(sandbox.sysctls, own)
         if own.ipc is not Sharing.NODE:
             self._shared_memory = _make_shared_memory(sandbox.runtime_directory)
-        self._launcher = Launcher()
+        self._launcher = Launcher(_shared[0] if _shared else PROGRAM)
         if own.pid is Sharing.POD:
             self._start_init(sandbox)
         return [os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)]
