@@ -85,9 +85,9 @@ def test_the_config(made):
         "/w/sub",
         "10:20",
         "SIGQUIT",
-        {"l": "7"},
         ("/data",),
     )
+    assert document["config"]["Labels"] == {"l": "7"}
     assert document["config"]["ExposedPorts"] == {"80/tcp": {}, "53/udp": {}}
     config = ImageConfig.parse(image.layout.read(image.manifest["config"]["digest"]))
     assert (config.platform, list(config.diff_ids)) == (Platform("freebsd", "arm64"), image.diff_ids)
