@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from cri.sandbox.host import HostError
 from cri.sandbox.linux import kernel
 from cri.sandbox.spec import Security
@@ -47,8 +49,14 @@ def names(bits: int) -> frozenset[str]:
 
 def possible(bits: int) -> tuple[int, int]:
     """What of `bits` a child of ours can have, and what it must drop from its bounding set. Bit masks."""
-    bounding = kernel.bounding_capabilities()
-    return bits & bounding & kernel.permitted_capabilities(), bounding & ~bits
+    bounding, permitted = _own()
+    return bits & bounding & permitted, bounding & ~bits
+
+
+@functools.cache
+def _own() -> tuple[int, int]:
+    """The bounding and the permitted set of this process, which keeps both all its life."""
+    return kernel.bounding_capabilities(), kernel.permitted_capabilities()
 
 
 def _names(given: tuple[str, ...]) -> list[str]:
