@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import json
@@ -10,6 +11,7 @@ import resource
 import select
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -388,3 +390,24 @@ async def test_hundreds_of_execs_under_the_eyes_of_root(machine) -> None:
     assert seen["wrong"] == []
     assert seen["launchers"] > EXECS // 20
     assert seen["programs"] > EXECS // 20
+
+
+async def test_an_exec_takes_no_longer_than_jexec(machine) -> None:
+    """jexec(8) is a program more to load, and the daemon and the warden are Python: a ratio of one run, the machine's own speed aside."""
+    container = await machine.container(await machine.pod())
+    jid = machine.kernel.jail_find(
+        f"cri-{machine.pods.container(container).spec.sandbox_id}.c{container}"
+    ).jid
+    ours, theirs = [], []
+    for _ in range(20):
+        begun = time.perf_counter()
+        await machine.exec(container, "echo")
+        between = time.perf_counter()
+        await asyncio.to_thread(
+            subprocess.run, ["jexec", str(jid), "/bin/echo"], check=True, stdout=subprocess.DEVNULL
+        )
+        ours.append(between - begun)
+        theirs.append(time.perf_counter() - between)
+    ratio = statistics.median(ours) / statistics.median(theirs)
+    print(f"\nExecSync takes {ratio:.2f} of jexec")
+    assert ratio < 1.1
