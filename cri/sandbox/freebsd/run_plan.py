@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cri.sandbox.launcher.operations import FIRST_DESCRIPTOR, Operation, Tolerate
+from cri.sandbox.launcher.operations import FIRST_DESCRIPTOR, MAX_DESCRIPTORS, Operation, Tolerate
 from cri.sandbox.launcher.plan import Step, ready
 from cri.sandbox.launcher.steps import at_path, execute, groups
 from cri.sandbox.spec import Credentials, TerminalSize
@@ -37,7 +37,7 @@ _CONTROLS = (
     ("page table isolation", 0x10000000, 1),
     ("address length", 0x10000002, 3),
 )
-_PTY, _TERMINAL, _OPENED = (FIRST_DESCRIPTOR + 100 + number for number in range(3))
+_PTY, _TERMINAL, _OPENED = (FIRST_DESCRIPTOR + MAX_DESCRIPTORS + number for number in range(3))
 """Numbers of what a plan opens by itself, above all that come with it."""
 _UNSEEN = (
     ready(Step(Operation.UNTRACEABLE, (), (), "refuse to be traced")),

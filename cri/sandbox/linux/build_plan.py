@@ -53,7 +53,7 @@ _AT_RECURSIVE = 0x8000
 ACCOUNT_FILES = ("/etc/passwd", "/etc/group")
 NODE_PROC = -1
 _NEW_DIRECTORY = Attach.DIRECTORY | Attach.MAKE
-_NODE = FIRST_DESCRIPTOR + 32
+_NODE = FIRST_DESCRIPTOR + 8
 """The node's root, open; the container's root, and what else is opened, have the numbers above."""
 
 
@@ -85,6 +85,8 @@ class Builder:
     one. NODE_PROC: the node's."""
     _steps: list[Step] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(_NODE + 1))
+    _free: list[int] = field(default_factory=list)
+    """Numbers of what is closed again: a node may let a process open a hundred files only."""
     _harmless: dict[str, int] = field(default_factory=dict)
     _scratch: int = 0
     _made: int = 0
@@ -141,7 +143,7 @@ class Builder:
         sent["null"] = self._harmless["null"]
         sent |= {cleaned(mount.target): tree for mount, tree in in_proc}
         for path in ACCOUNT_FILES:
-            sent[path] = next(self._numbers)
+            sent[path] = self._number()
             self._at(Operation.COPY, (sent[path], self._root, accounts.MAX_FILE + 1), path, f"read {path}")
         self._do(Operation.PIVOT, (self._root,), "enter root")
         for what, number in sent.items():
@@ -181,7 +183,7 @@ class Builder:
     def _clone_memory(self) -> tuple[int, list[int]]:
         if isinstance(self.shared_memory, str):
             return self._clone(self.shared_memory), []
-        number = next(self._numbers)
+        number = self._number()
         self._do(Operation.CLONE_OF, (number, FIRST_DESCRIPTOR + 1, 0), "clone /dev/shm")
         return number, [self.shared_memory]
 
@@ -234,7 +236,7 @@ class Builder:
         self._mount("overlay", target, "overlay", kernel.MS_NODEV if attributes else 0, options)
         self._at(Operation.WORK_IN, (), "/", "go to /")
         for number in opened:
-            self._do(Operation.CLOSE, (number,), "close")
+            self._close(number)
 
     def _image(self, mount: MountSpec) -> int:
         """The tree of an image, or of the part of it that is wanted."""
@@ -243,7 +245,7 @@ class Builder:
         place = image_trees.make_place(self.plan.spec.directory) if overlay else lower[-1]
         if overlay:
             self._overlay(lower, place, 0)
-        root, found, tree = (next(self._numbers) for _ in range(3))
+        root, found, tree = (self._number() for _ in range(3))
         self._at(Operation.OPEN, (root, os.O_PATH | os.O_DIRECTORY), place, "open image")
         self._at(
             Operation.OPEN_IN,
@@ -253,7 +255,7 @@ class Builder:
         )
         self._do(Operation.CLONE_OF, (tree, found, 0), f"mount on {mount.target}")
         for number in (root, found):
-            self._do(Operation.CLOSE, (number,), "close")
+            self._close(number)
         if overlay:
             self._at(Operation.UNMOUNT, (kernel.MNT_DETACH,), place, "take away image")
         self._set(tree, MOUNT_ATTR_RDONLY | self._nodev | _attributes(mount), kernel.MS_PRIVATE)
@@ -373,7 +375,7 @@ class Builder:
         if not on_dev or any(mount.propagation is Propagation.BIDIRECTIONAL for mount in on_dev):
             return  # the node would get them, too
         for name, own in self._harmless.items():
-            tree = next(self._numbers)
+            tree = self._number()
             self._do(Operation.CLONE_OF, (tree, own, 0), f"mount /dev/{name}")
             self._attach(tree, f"/dev/{name}", Attach.IF_FOUND | Attach.SAME_DEVICE)
 
@@ -396,17 +398,17 @@ class Builder:
         self._steps.append(at_path(operation, integers, path, subject))
 
     def _open(self, path: str, flags: int) -> int:
-        number = next(self._numbers)
+        number = self._number()
         self._at(Operation.OPEN, (number, flags), path, f"open {path}")
         return number
 
     def _clone(self, path: str, *, recursive: bool = False) -> int:
-        number = next(self._numbers)
+        number = self._number()
         self._at(Operation.CLONE, (number, _AT_RECURSIVE if recursive else 0), path, f"mount {path}")
         return number
 
     def _filesystem(self, kind: str, attributes: int, *options: str) -> int:
-        number = next(self._numbers)
+        number = self._number()
         texts = tuple(map(os.fsencode, (kind, *options)))
         self._steps.append(Step(Operation.FILESYSTEM, (number, attributes), texts, f"make {kind}"))
         return number
@@ -421,6 +423,15 @@ class Builder:
 
     def _attach(self, tree: int, target: str, how: Attach, *, within: int = 0) -> None:
         self._at(Operation.ATTACH, (tree, within or self._root, how), target, f"mount on {target}")
+        if not how & Attach.KEEP:
+            self._free.append(tree)
+
+    def _close(self, number: int) -> None:
+        self._do(Operation.CLOSE, (number,), "close")
+        self._free.append(number)
+
+    def _number(self) -> int:
+        return self._free.pop() if self._free else next(self._numbers)
 
     def _node(self, directory: int, name: str, node: DeviceNode) -> None:
         integers = (directory, node.mode, node.number, node.uid, node.gid)

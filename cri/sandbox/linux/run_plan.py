@@ -13,7 +13,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cri.sandbox.launcher.operations import FIRST_DESCRIPTOR, Attach, Operation, Tolerate
+from cri.sandbox.launcher.operations import FIRST_DESCRIPTOR, MAX_DESCRIPTORS, Attach, Operation, Tolerate
 from cri.sandbox.launcher.plan import Step, ready
 from cri.sandbox.launcher.steps import at_path, bits, execute, groups, write
 from cri.sandbox.linux import kernel, stated
@@ -22,7 +22,9 @@ from cri.sandbox.spec import Credentials, TerminalSize
 _SYS_ADMIN = 1 << 21
 _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 8, 47, 4
 _HARDENED = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV | kernel.MOUNT_ATTR_NOEXEC
-_PTY, _TERMINAL, _ROOT, _PROC, _SPARE, _CONSOLE = (FIRST_DESCRIPTOR + 100 + number for number in range(6))
+_PTY, _TERMINAL, _ROOT, _PROC, _SPARE, _CONSOLE = (
+    FIRST_DESCRIPTOR + MAX_DESCRIPTORS + number for number in range(6)
+)
 """Numbers of what the plan opens by itself, above all that come with it."""
 
 
