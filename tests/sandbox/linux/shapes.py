@@ -32,6 +32,10 @@ def without_inner(host: LinuxHost, spec: ContainerSpec) -> None:
 
 def _without_inner(host: LinuxHost, spec: ContainerSpec) -> Group:
     group = host._group(spec)
+    quota = Path(group.inner.directories.get("cpu", "/nowhere"), "cpu.cfs_quota_us")
+    if quota.exists():
+        # For a moment the kernel still counts what is removed, and nobody above may have less.
+        quota.write_text("-1")
     group.inner.remove()
     if group.version == 2:
         delegated = Path(group.directories[""], "cgroup.subtree_control")
