@@ -117,8 +117,9 @@ class FreeBSDDriver:
         if pid:
             kernel.reaper_kill(signal.SIGKILL, pid)
 
-    def end_exec(self, plan: Plan, name: str) -> None:
+    def end_exec(self, plan: Plan, name: str) -> bool:
         """Nothing is made for an exec."""
+        return True
 
     def oom_killed(self, plan: Plan, number: int) -> bool:
         """Whether the memory limit has ended the container: nobody else sends KILL but us, and those who may.

@@ -165,14 +165,18 @@ class LinuxDriver:
                     break
         group.thaw()
 
-    def end_exec(self, plan: Plan, name: str) -> None:
-        """Remove the exec's cgroup. One that still has processes (they may stay) goes with the container."""
+    def end_exec(self, plan: Plan, name: str) -> bool:
+        """Remove the exec's cgroup. One that still has processes (they may stay) goes with the container at last."""
+        done = True
         for directory in _group(plan).directories.values():
             try:
                 os.rmdir(f"{directory}/{name}")  # noqa: PTH106
             except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.EBUSY):
+                if error.errno == errno.EBUSY:  # also for a moment after its last process has been reaped
+                    done = False
+                elif error.errno != errno.ENOENT:
                     warn(f"cannot remove cgroup {directory}/{name}: {error.strerror}")
+        return done
 
     def oom_killed(self, plan: Plan, number: int) -> bool:  # noqa: ARG002 - the cgroup counts them
         """Whether the memory limit has killed a process of the container."""

@@ -77,8 +77,8 @@ class Driver(Protocol):
     def kill_exec(self, plan: Plan, pid: int, name: str) -> None:
         """KILL an exec's process and whatever it has started. `pid` is 0 while it is on its way."""
 
-    def end_exec(self, plan: Plan, name: str) -> None:
-        """Give back what the driver made for an exec that has ended."""
+    def end_exec(self, plan: Plan, name: str) -> bool:
+        """Give back what the driver made for an exec that has ended. False if that is in use: try again later."""
 
     def oom_killed(self, plan: Plan, number: int) -> bool:
         """Whether the memory limit has killed a process of the container. `number` is the signal that ended its first, or 0."""

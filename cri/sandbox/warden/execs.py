@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cri.sandbox import wire
@@ -17,6 +18,9 @@ from cri.sandbox.warden.launch import Report, Stdio
 from cri.sandbox.warden.loop import Loop
 from cri.sandbox.warden.protocol import Message
 from cri.sandbox.warden.server import Answer, Connection, Server, given_streams
+
+_PAUSES = (0.01, 0.1, 1.0)
+"""Seconds, after which what an exec has had is given back once more; what it has started may have it for longer."""
 
 
 @dataclass(eq=False)
@@ -141,4 +145,8 @@ class Execs:
 
     def _forget(self, process: SupervisedExec) -> None:
         del self._execs[process.name]
-        self._driver.end_exec(process.container.plan, process.name)
+        self._give_back(process, _PAUSES)
+
+    def _give_back(self, process: SupervisedExec, pauses: Sequence[float]) -> None:
+        if not self._driver.end_exec(process.container.plan, process.name) and pauses:
+            self._loop.later(pauses[0], lambda: self._give_back(process, pauses[1:]))

@@ -9,6 +9,7 @@ import pytest
 
 from cri.sandbox.host import HostError
 from cri.sandbox.spec import ContainerSpec, Credentials, ProcessSpec, SandboxSpec
+from cri.sandbox.warden import execs as execs_module
 from cri.sandbox.warden.container import SupervisedContainer
 from cri.sandbox.warden.driver import Plan
 from cri.sandbox.warden.execs import Execs, SupervisedExec
@@ -22,6 +23,7 @@ class Driver:
 
     def __init__(self):
         self.killed = []
+        self.busy = 0
 
     def end(self, plan):
         return None
@@ -31,6 +33,10 @@ class Driver:
 
     def oom_killed(self, plan, number):
         return False
+
+    def end_exec(self, plan, name):
+        self.busy -= 1
+        return self.busy < 0
 
     def kill_exec(self, plan, pid, name):
         self.killed.append(name)
@@ -95,4 +101,21 @@ def test_an_exec_that_is_killed_on_its_way_ends_when_it_is_there(loop, plan):
     early.kill()
     early.born(4322)
     assert driver.killed == ["exec-2", "exec-2"]
+    container.close()
+
+
+@pytest.mark.parametrize(("busy", "left"), [(0, -1), (2, -1), (9, 5)])
+def test_what_an_exec_has_had_is_given_back_again_and_again(loop, plan, monkeypatch, busy, left):
+    monkeypatch.setattr(execs_module, "_PAUSES", (0.001, 0.001, 0.001))
+    driver = Driver()
+    driver.busy = busy
+    execs = Execs(driver, loop, Server(loop, {}, lambda *_: None, lambda _: None))
+    container = SupervisedContainer(plan, driver, loop)
+    process = SupervisedExec("exec-1", container, None, None, driver)
+    execs._execs["exec-1"] = process
+    execs._forget(process)
+    for _ in range(4):
+        loop.later(0.005, lambda: None)
+        loop.turn()
+    assert driver.busy == left
     container.close()
