@@ -28,7 +28,7 @@ def start(plan: Plan, stdio: Stdio, hostname: str, reported: Reported) -> Way:
     sent = yield from _go(run_plan.errand(plan.host["jid"], files), (), process, plan)
     try:
         copies = dict(zip(_ACCOUNT_FILES, sent, strict=True))
-        found = users.resolve(process.user, accounts.read(lambda path: _rewound(copies[path])))
+        found = users.resolve(process.user, accounts.read_copies(copies))
     finally:
         _close(sent)
     yield from _run(plan, process, stdio, Report(*found), hostname, reported)
@@ -44,13 +44,7 @@ def _run(
 ) -> Way:
     """The process itself."""
     spec = plan.spec
-    own = process is spec.process
-    env = launch.environment(
-        launch.parse_env(spec.process.env if own else (*spec.process.env, *process.env)),
-        home=report.home,
-        hostname=spec.hostname or hostname,
-        tty=stdio.tty,
-    )
+    env = launch.environment_of(spec, process, home=report.home, hostname=hostname)
     streams = [-1 if fd is None else fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr)]
     run = Run(
         argv=process.argv,
@@ -93,12 +87,6 @@ def _not_started(error: StepFailedError, process: ProcessSpec, plan: Plan) -> Ho
             "open", '"/dev/null"', "it is no device: a volume hides that of the container", error.errno
         )
     return HostError("prepare", "the process", f"{step.subject}: {reason}", error.errno)
-
-
-def _rewound(descriptor: int) -> int:
-    copy = os.dup(descriptor)
-    os.lseek(copy, 0, os.SEEK_SET)
-    return copy
 
 
 def _close(descriptors: Sent) -> None:

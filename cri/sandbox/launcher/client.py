@@ -159,9 +159,8 @@ def _sealed_copy(program: bytes) -> int:
     """An executable in memory that nobody can change: memfd_create(2), F_ADD_SEALS."""
     made = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        copy = fcntl.fcntl(
-            made, fcntl.F_DUPFD_CLOEXEC, _CONTROL + 1
-        )  # not where the launcher gets its socket
+        # Not where the launcher gets its socket.
+        copy = fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, _CONTROL + 1)
     finally:
         os.close(made)
     try:

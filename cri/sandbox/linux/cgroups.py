@@ -260,9 +260,8 @@ class Group:
     def _show(self, given: Resources, whole: Resources, changes: Changes) -> None:
         """Write what limits this group has into the inner one, too. Programs read them there; what they do to them is theirs."""
         given = replace(given, cpuset_cpus=None, cpuset_mems=None)  # which it has already
-        with contextlib.suppress(
-            HostError
-        ):  # its values do not go together with those that the container has set
+        # Its values may not go together with those that the container has set.
+        with contextlib.suppress(HostError):
             for setting in _settings(self.inner, given, whole):
                 changes.write(replace(setting, shown=True))
 

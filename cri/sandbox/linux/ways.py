@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cri.sandbox.host import HostError, StartError, UnfitRequestError
 from cri.sandbox.launcher.operations import FIRST_DESCRIPTOR, Operation
@@ -53,19 +53,20 @@ def start(plan: Plan, stdio: Stdio, pod: Surroundings, reported: Reported) -> Wa
             Processes.NEW if pod.proc is None else Processes.NODE if pod.pids is None else Processes.SHARED
         )
         files = {path: found[path] for path in ACCOUNT_FILES}
-        report = Report(
-            *users.resolve(plan.spec.process.user, accounts.read(lambda path: _rewound(files[path])))
-        )
+        report = Report(*users.resolve(plan.spec.process.user, accounts.read_copies(files)))
         security = plan.spec.security
-        run = _run(
+        known = _run(
             plan,
             plan.spec.process,
             stdio,
             report,
             hostname=pod.hostname,
             mounts=found["mounts"],
-            cgroup_namespace=found["cgroup"],
             processes=processes,
+        )
+        run = replace(
+            known,
+            cgroup_namespace=found["cgroup"],
             pids=-1 if pod.pids is None else pod.pids,
             cgroups=tuple(group.join_files(born=True)),
             late_cgroups=tuple(group.late_join_files()),
@@ -101,16 +102,19 @@ def exec_(
             opened.callback(os.close, fd)
             return fd
 
-        run = _run(
+        known = _run(
             target.plan,
             process,
             stdio,
             target.report,
             hostname=hostname,
             mounts=enter("mnt"),
+            processes=Processes.SHARED,
+        )
+        run = replace(
+            known,
             pids=enter("pid"),
             cgroup_namespace=enter("cgroup"),
-            processes=Processes.SHARED,
             cgroups=tuple(group.join_files(born=True)),
             late_cgroups=tuple(group.late_join_files()),
             oom_score=oom_score,
@@ -142,16 +146,10 @@ def _run(
     hostname: str,
     mounts: int,
     processes: Processes,
-    **more: object,
 ) -> Run:
+    """What it is to be, but for where it is."""
     spec = plan.spec
-    own = process is spec.process
-    env = launch.environment(
-        launch.parse_env(spec.process.env if own else (*spec.process.env, *process.env)),
-        home=report.home,
-        hostname=spec.hostname or hostname,
-        tty=stdio.tty,
-    )
+    env = launch.environment_of(spec, process, home=report.home, hostname=hostname)
     keep, drop = capabilities.possible(capabilities.wanted(spec.security))
     streams = [-1 if fd is None else fd for fd in (stdio.stdin, stdio.stdout, stdio.stderr)]
     return Run(
@@ -168,7 +166,6 @@ def _run(
         stdio=None if stdio.tty else (streams[0], streams[1], streams[2]),
         terminal_size=process.terminal_size,
         seccomp=filters.recorded(plan.host),
-        **more,  # type: ignore[arg-type]
     )
 
 
@@ -228,12 +225,6 @@ def _not_started(error: StepFailedError, process: ProcessSpec, plan: Plan) -> Ho
     if step.operation is Operation.WORKING_DIRECTORY:
         return StartError("chdir to", f'"{plan.spec.process.cwd}"', reason.lower(), error.errno)
     return StartError("start", f'"{process.argv[0]}"', f"{step.subject}: {reason}", error.errno)
-
-
-def _rewound(descriptor: int) -> int:
-    copy = os.dup(descriptor)
-    os.lseek(copy, 0, os.SEEK_SET)
-    return copy
 
 
 def _group(plan: Plan) -> Group:

@@ -12,7 +12,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from cri.sandbox.host import StartError
@@ -94,6 +94,17 @@ def read(opener: Opener | None = None) -> Accounts:
     """
     opener = opener or _open
     return Accounts(_read(opener, "/etc/passwd"), _read(opener, "/etc/group"))
+
+
+def read_copies(copies: Mapping[str, int]) -> Accounts:
+    """The same, from copies that are open, by the paths of what they are copies of. Raises StartError."""
+
+    def rewound(path: str) -> int:
+        copy = os.dup(copies[path])
+        os.lseek(copy, 0, os.SEEK_SET)
+        return copy
+
+    return read(rewound)
 
 
 def _lines(data: bytes, most: int) -> Iterator[list[bytes]]:

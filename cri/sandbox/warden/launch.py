@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cri.sandbox.host import HostError, StartError, UnfitRequestError, UnknownContainerError
-from cri.sandbox.spec import Credentials, TerminalSize
+from cri.sandbox.spec import ContainerSpec, Credentials, ProcessSpec, TerminalSize
 
 _MAX_SIZE = 0xFFFF
 FIND = "find"
@@ -70,6 +70,13 @@ def environment(env: Mapping[str, str], *, home: str, hostname: str, tty: bool) 
     if tty:
         added["TERM"] = "xterm"
     return added | dict(env)
+
+
+def environment_of(spec: ContainerSpec, process: ProcessSpec, *, home: str, hostname: str) -> dict[str, str]:
+    """That of a process in a container: its first, or one beside it, which has the first's and its own."""
+    own = process is spec.process
+    entries = spec.process.env if own else (*spec.process.env, *process.env)
+    return environment(parse_env(entries), home=home, hostname=spec.hostname or hostname, tty=process.tty)
 
 
 def parse_env(entries: tuple[str, ...]) -> dict[str, str]:
