@@ -419,8 +419,12 @@ class Host(abc.ABC):
         """Remove what is left of a stopped sandbox."""
 
     @abc.abstractmethod
-    async def create_container(self, spec: ContainerSpec) -> None:
-        """Make root filesystem, limits and whatever else the warden needs to start the container."""
+    async def create_container(self, spec: ContainerSpec, first: Callable[[], None] | None = None) -> None:
+        """Make root filesystem, limits and whatever else the warden needs to start the container.
+
+        Calls `first` before that, which may block for as long as a volume does, and raises what it raises: a second visit to a
+        thread would take longer than both.
+        """
 
     @abc.abstractmethod
     async def stop_container(self, spec: ContainerSpec) -> None:

@@ -176,9 +176,9 @@ class FreeBSDHost(Host):
         """Remove what is left of the sandbox in its directories."""
         await in_own_thread(self._remove_sandbox, spec)
 
-    async def create_container(self, spec: ContainerSpec) -> None:
+    async def create_container(self, spec: ContainerSpec, first: Callable[[], None] | None = None) -> None:
         """Make the root filesystem, the mounts, the jail and its limits."""
-        await in_own_thread(self._create_container, spec)
+        await in_own_thread(self._create_container, spec, first)
 
     async def stop_container(self, spec: ContainerSpec) -> None:
         """Remove the jail, whatever still runs in it, its limits and its mounts."""
@@ -239,7 +239,9 @@ class FreeBSDHost(Host):
         with contextlib.suppress(OSError):  # not empty: somebody else's files
             directory.rmdir()
 
-    def _create_container(self, spec: ContainerSpec) -> None:
+    def _create_container(self, spec: ContainerSpec, first: Callable[[], None] | None) -> None:
+        if first is not None:
+            first()
         name = jails.container_name(spec)
         try:
             self._check_emulation(spec)

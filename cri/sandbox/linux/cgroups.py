@@ -340,7 +340,7 @@ class Group:
         if controller == "":
             self._delegate(parent)
         elif controller == "cpuset":
-            _inherit_cpuset(directory)
+            _inherit_cpuset(directory, new=True)
 
     def _delegate(self, parent: str) -> None:
         available = Path(parent, "cgroup.controllers").read_text().split()
@@ -350,11 +350,11 @@ class Group:
                     cgroup_files.write(f"{parent}/cgroup.subtree_control", f"+{controller}")
 
 
-def _inherit_cpuset(directory: str) -> None:
+def _inherit_cpuset(directory: str, *, new: bool = False) -> None:
     """A new cpuset has no CPUs, and nothing can join it; nor has one that others have made and not set up."""
     for name in ("cpuset.cpus", "cpuset.mems"):
-        above: list[str] = []
-        at = directory
+        above = [directory] if new else []
+        at = os.path.dirname(directory) if new else directory  # noqa: PTH120
         while not (value := cgroup_files.read(f"{at}/{name}")):
             above.append(at)
             at = os.path.dirname(at)  # noqa: PTH120

@@ -28,7 +28,6 @@ from cri.sandbox.linux import (
 from cri.sandbox.linux.cgroup_hierarchies import OWN_PARENT, Hierarchies, init_group, own_parent
 from cri.sandbox.linux.cgroup_ledger import CgroupLedger, container_group
 from cri.sandbox.linux.cgroups import Group
-from cri.sandbox.linux.run_plan import Filter
 from cri.sandbox.linux.seccomp import selection
 from cri.sandbox.linux.snapshots import make_snapshotter
 from cri.sandbox.places import VOLUMES
@@ -152,12 +151,9 @@ class LinuxHost(Host):
         """Remove what is left of the sandbox in its directories."""
         await asyncio.to_thread(self._remove_sandbox, spec)
 
-    async def create_container(self, spec: ContainerSpec) -> None:
+    async def create_container(self, spec: ContainerSpec, first: Callable[[], None] | None = None) -> None:
         """Choose the filter; make volumes, the root filesystem and the cgroups."""
-        seccomp = await in_own_thread(selection.choose, spec.security) if spec.security.seccomp else None
-        if image_volumes.wanted(spec):
-            await in_own_thread(image_volumes.prepare, spec, self.snapshots)
-        await asyncio.to_thread(self._create_container, spec, seccomp)
+        await in_own_thread(self._create_container, spec, first)
 
     async def stop_container(self, spec: ContainerSpec) -> None:
         """Remove the cgroups; whatever still is in there is killed."""
@@ -251,7 +247,12 @@ class LinuxHost(Host):
 
         self._group(spec).apply(resources, whole, note)
 
-    def _create_container(self, spec: ContainerSpec, seccomp: Filter | None) -> None:
+    def _create_container(self, spec: ContainerSpec, first: Callable[[], None] | None) -> None:
+        if first is not None:
+            first()
+        seccomp = selection.choose(spec.security) if spec.security.seccomp else None
+        if image_volumes.wanted(spec):
+            image_volumes.prepare(spec, self.snapshots)
         group = self._group(spec)
         self._ledger.add(spec)
         try:
