@@ -51,5 +51,8 @@ class Spare:
 
 def wait(channel: socket.socket) -> tuple[Message, list[int]] | None:
     """In the spare: say that it is ready, and wait for what it is to be; None if nobody wants it. Raises OSError, ProtocolError."""
-    protocol.send(channel, _READY)
-    return protocol.receive(channel)
+    try:
+        protocol.send(channel, _READY)
+        return protocol.receive(channel)
+    except ConnectionError:  # the spawner has ended
+        return None
