@@ -13,6 +13,7 @@ from cri.api.runtime import v1
 from cri.errors import InvalidArgumentError, NotFoundError
 from cri.images import ImageStore
 from cri.network import CniNetwork
+from cri.pod_metrics import PodMetrics, metric_descriptors
 from cri.rpc import messages
 from cri.sandbox import limits
 from cri.sandbox.container import Container
@@ -57,6 +58,7 @@ class RuntimeService:
         self._images = images
         self._network = network
         self._stats = stats
+        self._pod_metrics = PodMetrics(stats)
         self._streaming = streaming
         self._handlers = tuple(runtime_handlers)
         self._config = config
@@ -272,6 +274,29 @@ class RuntimeService:
         """As ListContainerStats, in messages of bounded size."""
         items = ([b"".join(item) for item in some] async for some in self._figures(request.filter))
         async for message in lists.batches(items):
+            yield message
+
+    # -- metrics
+
+    async def list_metric_descriptors(self, request: v1.ListMetricDescriptorsRequest) -> bytes:
+        """The names of all metrics there are, with their labels."""
+        del request
+        return metric_descriptors()
+
+    async def list_pod_sandbox_metrics(
+        self, request: v1.ListPodSandboxMetricsRequest
+    ) -> AsyncGenerator[list[bytes], None]:
+        """What pods and containers use, as cAdvisor would tell it."""
+        del request
+        async for items in self._pod_metrics.items():
+            yield items
+
+    async def stream_pod_sandbox_metrics(
+        self, request: v1.StreamPodSandboxMetricsRequest
+    ) -> AsyncGenerator[bytes, None]:
+        """As ListPodSandboxMetrics, in messages of bounded size."""
+        del request
+        async for message in lists.batches(self._pod_metrics.items()):
             yield message
 
     # -- what the lists show

@@ -6,6 +6,7 @@ encoding.py  what a container or pod has used, as the CRI's messages, by the tab
 metrics.py   the metrics of all pods, encoded once per sample
 """
 
+from cri.pod_metrics.encoding import metric_descriptors
 from cri.pod_metrics.metrics import PodMetrics
 
-__all__ = ["PodMetrics"]
+__all__ = ["PodMetrics", "metric_descriptors"]

@@ -23,6 +23,9 @@ log = structlog.get_logger(__name__)
 _METRIC = descriptors.strict_class("runtime.v1.Metric")
 _NUMBER = descriptors.strict_class("runtime.v1.UInt64Value")
 
+LONGEST = 1024
+"""Characters of a label's value. Kubernetes has none as long; and fifty series have each one that a client makes up."""
+
 # Fields of PodSandboxMetrics; ContainerMetrics has the first two as well.
 _ID, _METRICS, _CONTAINER_METRICS = 1, 2, 3
 _VALUE = 5
@@ -46,7 +49,10 @@ def metric_descriptors() -> bytes:
 
 
 def labels(values: Sequence[str]) -> bytes:
-    """Values of labels, encoded. What is no text (the name of an interface may be any bytes) is escaped."""
+    """Values of labels, encoded: not more than the beginning of one that is LONGEST.
+
+    What is no text (the name of an interface may be any bytes) is escaped.
+    """
     return _message(label_values=[_text(value) for value in values])
 
 
@@ -124,7 +130,7 @@ def _message(**fields: Any) -> bytes:
 
 
 def _text(value: str) -> str:
-    return value.encode(errors="backslashreplace").decode()
+    return value[:LONGEST].encode(errors="backslashreplace").decode()
 
 
 def _tell(metric: Metric, number: object, error: Exception) -> None:

@@ -5,44 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from cri import lists
 from cri.pod_metrics import encoding
 from cri.pod_metrics.metric import Filesystem, Subject
 from cri.sandbox.container import Container
 from cri.sandbox.pod import PodSandbox
-from cri.sandbox.pods import Pods
-from cri.sandbox.spec import DiskUsage
-from cri.sandbox.usage import Usage
+from cri.stats import ContainerFigures, PodFigures, Stats
 
 KEPT_FOR = 60.0
-"""Seconds that encodings are kept when nobody asks any more: twenty kilobytes for each container."""
-
-
-class Samples(Protocol):
-    """Who looks at what containers and pods use."""
-
-    async def complete(self) -> None:
-        """Return when everything that runs has been looked at once."""
-
-    def container(self, container_id: str) -> tuple[Usage, DiskUsage | None] | None:
-        """The newest sample of a container, and its writable layer; None without one."""
-
-    def sandbox(self, sandbox_id: str) -> Usage | None:
-        """The newest sample of a pod; None without one."""
-
-    def filesystem(self) -> Filesystem | None:
-        """What the writable layers are on."""
+"""Seconds that encodings are kept when nobody asks any more: twelve kilobytes of each pod and container."""
 
 
 @dataclass(slots=True)
 class _Kept:
-    """Of a container or pod."""
+    """Of a container or pod: its labels, and its metrics with what they were made of."""
 
     labels: bytes
     sampled: Subject | None = None
-    """What the two encodings were made of."""
     sample: bytes = b""
     given: Subject | None = None
     live: bytes = b""
@@ -51,69 +31,77 @@ class _Kept:
 class PodMetrics:
     """Answers from memory; what is new since the last question is encoded a bit at a time."""
 
-    def __init__(self, pods: Pods, samples: Samples) -> None:
-        self._pods = pods
-        self._samples = samples
+    def __init__(self, stats: Stats) -> None:
+        self._stats = stats
         self._pace = lists.Pace()
         self._kept: dict[str, _Kept] = {}
         self._forgetting: asyncio.TimerHandle | None = None
 
     async def items(self) -> AsyncGenerator[list[bytes], None]:
-        """The pods of which there is a sample, as elements of the list of either response.
+        """The READY pods, as elements of the list of either response.
 
         Raises ResourceExhaustedError if no message can have one of them.
         """
-        await self._samples.complete()
+        pods = await self._stats.pods()
         self._keep_on()
         # A pod may have hundreds of containers, so a step is one of them; after the last one its pod is put together.
-        steps: list[tuple[PodSandbox, Container | None]] = []
-        for sandbox in self._pods.sandboxes.values():
-            steps += [(sandbox, container) for container in sandbox.containers.values()]
-            steps.append((sandbox, None))
-        parts: list[bytes] = []
-        async for ((sandbox, container),) in self._pace.over(steps, some=1):
+        steps: list[tuple[PodFigures, ContainerFigures | None]] = []
+        for pod in pods:
+            steps += [(pod, container) for container in pod.containers]
+            steps.append((pod, None))
+        containers: list[bytes] = []
+        async for ((pod, container),) in self._pace.over(steps, some=1):
             if container is not None:
-                if (metrics := self._of_container(sandbox, container)) is not None:
-                    parts.append(encoding.container_item(container.id, *metrics))
+                metrics = self._of_container(pod.pod, container)
+                containers.append(encoding.container_item(container.container.id, *metrics))
                 continue
-            own = self._of_sandbox(sandbox)
-            if own is not None or parts:
-                item = encoding.pod_item(sandbox.id, *(own or ()), *parts)
-                lists.checked(f"sandbox {sandbox.id}", len(item))
-                yield [item]
-            parts = []
-        for gone in self._kept.keys() - self._pods.sandboxes.keys() - self._pods.containers.keys():
-            del self._kept[gone]
+            item = encoding.pod_item(pod.pod.id, *self._of_pod(pod), *containers)
+            lists.checked(f"sandbox {pod.pod.id}", len(item))
+            yield [item]
+            containers = []
+        self._forget_but(pods)
 
-    def _of_container(self, sandbox: PodSandbox, container: Container) -> tuple[bytes, bytes] | None:
-        if (found := self._samples.container(container.id)) is None:
-            return None
-        usage, disk = found
+    def _of_container(self, pod: PodSandbox, figures: ContainerFigures) -> tuple[bytes, bytes]:
+        container, layer = figures.container, figures.layer
         subject = Subject(
-            usage, container.record.started_at, container.spec.resources, disk, self._samples.filesystem()
+            figures.sample.usage,
+            container.record.started_at,
+            container.spec.resources,
+            None if layer is None else layer.usage,
+            self._filesystem(),
         )
-        return self._encoded(container.id, subject, lambda: _container_labels(sandbox, container))
+        return self._encoded(container.id, subject, lambda: _container_labels(pod, container))
 
-    def _of_sandbox(self, sandbox: PodSandbox) -> tuple[bytes, bytes] | None:
-        if (usage := self._samples.sandbox(sandbox.id)) is None:
-            return None
-        return self._encoded(
-            sandbox.id, Subject(usage, sandbox.record.created_at), lambda: _pod_labels(sandbox)
-        )
+    def _of_pod(self, figures: PodFigures) -> tuple[bytes, bytes]:
+        pod = figures.pod
+        subject = Subject(figures.sample.usage, pod.record.created_at)
+        return self._encoded(pod.id, subject, lambda: _pod_labels(pod))
+
+    def _filesystem(self) -> Filesystem | None:
+        room = self._stats.room
+        return None if room is None else Filesystem(room.device, room.bytes, room.inodes, room.free_inodes)
 
     def _encoded(self, id_: str, subject: Subject, labels: Callable[[], bytes]) -> tuple[bytes, bytes]:
-        """The metrics of a sample, and of what was given; each made anew when that has changed."""
+        """The metrics of a sample, and of what was given; each made anew when that is another one."""
         if (kept := self._kept.get(id_)) is None:
             kept = self._kept[id_] = _Kept(labels())
-        if kept.sampled is None or kept.sampled.usage is not subject.usage:
+        before = kept.sampled
+        if before is None or before.usage is not subject.usage or before.disk is not subject.disk:
             kept.sampled, kept.sample = subject, encoding.sample_metrics(subject, kept.labels)
+        before = kept.given
         if (
-            kept.given is None
-            or kept.given.resources is not subject.resources
-            or kept.given.started_at != subject.started_at
+            before is None
+            or before.resources is not subject.resources
+            or before.started_at != subject.started_at
         ):
             kept.given, kept.live = subject, encoding.live_metrics(subject, kept.labels)
         return kept.sample, kept.live
+
+    def _forget_but(self, pods: list[PodFigures]) -> None:
+        there = {pod.pod.id for pod in pods}
+        there.update(one.container.id for pod in pods for one in pod.containers)
+        for gone in self._kept.keys() - there:
+            del self._kept[gone]
 
     def _keep_on(self) -> None:
         if self._forgetting is not None:
@@ -121,16 +109,14 @@ class PodMetrics:
         self._forgetting = asyncio.get_running_loop().call_later(KEPT_FOR, self._kept.clear)
 
 
-def _pod_labels(sandbox: PodSandbox) -> bytes:
+def _pod_labels(pod: PodSandbox) -> bytes:
     """Of a pod as a whole: as cAdvisor labels its cgroup, so that queries of containers pass over it (`container!=""`)."""
-    return encoding.labels(("", sandbox.id, "", "", sandbox.spec.namespace, sandbox.spec.name))
+    return encoding.labels(("", pod.id, "", "", pod.spec.namespace, pod.spec.name))
 
 
-def _container_labels(sandbox: PodSandbox, container: Container) -> bytes:
+def _container_labels(pod: PodSandbox, container: Container) -> bytes:
     """In the order of BASE_LABELS. The image is called as the pod's author did: what the kubelet sends besides is its id."""
     config = container.config
     name = config.metadata.name if config.metadata is not None else ""
     image = "" if config.image is None else config.image.user_specified_image or config.image.image
-    return encoding.labels(
-        (name, container.id, image, container.id, sandbox.spec.namespace, sandbox.spec.name)
-    )
+    return encoding.labels((name, container.id, image, container.id, pod.spec.namespace, pod.spec.name))
