@@ -114,6 +114,8 @@ class Layers:
 
     async def _look_first(self, container: Container) -> None:
         async with self._slots:
+            if container.id in self._known:
+                return  # somebody else has waited for it
             await self._look(container, _Pace(FIRST_SHARE))
 
     async def _look(self, container: Container, pace: _Pace) -> None:

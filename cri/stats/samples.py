@@ -31,7 +31,7 @@ def first(usage: Usage, taken: float, age: float | None) -> Sample:
     if age is None or age < LEAST_SPAN:
         since = (taken, total) if age is None else (taken - age, 0)
         return Sample(usage, taken, None, since)
-    return Sample(usage, taken, int(total / age), (taken, total))
+    return Sample(usage, taken, round(total / age), (taken, total))
 
 
 def following(before: Sample, usage: Usage, taken: float) -> Sample:
@@ -43,4 +43,4 @@ def following(before: Sample, usage: Usage, taken: float) -> Sample:
         return Sample(usage, taken, None, (taken, usage.cpu.total))
     if span < LEAST_SPAN:
         return Sample(usage, taken, before.nano_cores, before.since)
-    return Sample(usage, taken, int(spent / span), (taken, usage.cpu.total))
+    return Sample(usage, taken, round(spent / span), (taken, usage.cpu.total))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -36,13 +37,18 @@ YOUNG = 3.0
 """Intervals for which a container's first reading tells how fast it has been since its start."""
 
 
+FarEnds = Callable[[Collection[str]], Awaitable[Mapping[str, Mapping[str, str]]]]
+"""Tells of the interfaces of pods by their other ends (`CniNetwork.far_ends`)."""
+
+
 class Sampler:
     """The last reading of each pod and container."""
 
-    def __init__(self, host: Host, pods: Pods, interval: float) -> None:
-        """`interval`: seconds between two readings of the same."""
+    def __init__(self, host: Host, pods: Pods, interval: float, far_ends: FarEnds | None = None) -> None:
+        """`interval`: seconds between two readings of the same; `far_ends`: see `CniNetwork`."""
         self._host = host
         self._pods = pods
+        self._far_ends = far_ends if host.counts_at_far_ends else None
         self._interval = interval
         self._samples: dict[str, Sample] = {}
         self._under_way: dict[str, asyncio.Task[None]] = {}
@@ -145,6 +151,9 @@ class Sampler:
 
     async def _read(self, batch: Sequence[Measured]) -> None:
         async with self._slots:
+            if self._far_ends is not None:
+                ends = await self._far_ends([pod.sandbox.id for pod in batch if pod.itself])
+                batch = [replace(pod, interfaces=ends.get(pod.sandbox.id, {})) for pod in batch]
             began = time.monotonic()
             found = await self._host.usages(batch)
             ended, clock = time.monotonic(), time.time_ns()

@@ -25,7 +25,7 @@ from cri.stats import encoding
 from cri.stats.encoding import Pieces
 from cri.stats.layers import Layer, Layers
 from cri.stats.samples import Sample
-from cri.stats.sampling import Sampler
+from cri.stats.sampling import FarEnds, Sampler
 from cri.threads import in_own_thread
 
 log = structlog.get_logger(__name__)
@@ -70,14 +70,20 @@ class Stats:
     """Figures, out of memory. What was not sampled for more than an interval is sampled when it is asked for."""
 
     def __init__(
-        self, host: Host, pods: Pods, images: ImageStore, directory: Path, interval: float = INTERVAL
+        self,
+        host: Host,
+        pods: Pods,
+        images: ImageStore,
+        directory: Path,
+        interval: float = INTERVAL,
+        far_ends: FarEnds | None = None,
     ) -> None:
-        """`directory`: where layers lie; `interval`: seconds between two samples of the same."""
+        """`directory`: where layers lie; `interval`: seconds between two samples of the same; `far_ends`: see `CniNetwork`."""
         self._pods = pods
         self._images = images
         self._mountpoint = str(directory)
         self._interval = interval
-        self._sampler = Sampler(host, pods, interval)
+        self._sampler = Sampler(host, pods, interval, far_ends)
         self._layers = Layers(host, pods, interval)
         self._attributes: dict[str, bytes] = {}
         self._layer_figures: dict[str, tuple[Layer, bytes]] = {}

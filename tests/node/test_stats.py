@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 import grpc
 import pytest
@@ -26,7 +27,9 @@ BURN = ("sh", "-c", "while :; do :; done")
 
 @pytest.fixture(scope="module")
 def node(registry: str) -> Iterator[Daemon]:
-    with running_daemon(registry, f"crst{os.getpid()}", settings=f"[stats]\ninterval = {INTERVAL}\n") as daemon:
+    with running_daemon(
+        registry, f"crst{os.getpid()}", settings=f"[stats]\ninterval = {INTERVAL}\n"
+    ) as daemon:
         daemon.pull()
         yield daemon
 
@@ -46,7 +49,7 @@ class Recorder:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._record)
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -110,9 +113,10 @@ def test_processor_time_and_its_rate(node) -> None:
     pod = node.pod("burner")
     burning, idle = node.container(pod, *BURN), node.container(pod, "sleep", "3600", name="idle")
     directory = group(node, burning, "cpuacct")
-    with Recorder(lambda: number(directory / "cpuacct.usage")) as record, Recorder(
-        lambda: number(directory.parent / "cpuacct.usage")
-    ) as whole:
+    with (
+        Recorder(lambda: number(directory / "cpuacct.usage")) as record,
+        Recorder(lambda: number(directory.parent / "cpuacct.usage")) as whole,
+    ):
         time.sleep(3)
         told = after(node, burning, 0.5)
         assert near(told.cpu.usage_core_nano_seconds.value, record.at(told.cpu.timestamp), 20e6)
@@ -134,7 +138,7 @@ def test_memory(node) -> None:
         pod,
         "sh",
         "-c",
-        "x=$(head -c 30000000 /dev/zero | tr '\\0' x); head -c 20000000 /dev/zero > /file; cat /file > /dev/null; echo ready; sleep 3600",
+        "x=$(head -c 30000000 /dev/zero | tr '\\0' x); head -c 20000000 /dev/zero > /file; cat /file > /dev/null; echo ready; sleep 3600; :",
         linux=v1.LinuxContainerConfig(resources=v1.LinuxContainerResources(memory_limit_in_bytes=limit)),
     )
     directory = group(node, holding, "memory")
@@ -160,7 +164,9 @@ def test_the_writable_layer(node) -> None:
     container = node.container(pod, "sleep", "3600")
     # At once, though nobody has looked before.
     assert stats(node, container).writable_layer.used_bytes.value < MIB
-    node.exec(container, "sh", "-c", "mkdir /d; for i in 1 2 3 4; do head -c 5000000 /dev/zero > /d/$i; done; sync")
+    node.exec(
+        container, "sh", "-c", "mkdir /d; for i in 1 2 3 4; do head -c 5000000 /dev/zero > /d/$i; done; sync"
+    )
     done = time.time_ns()
     while (told := stats(node, container).writable_layer).timestamp < done:
         time.sleep(0.1)
@@ -178,13 +184,15 @@ def test_the_writable_layer(node) -> None:
 
 def test_the_network_of_a_pod(node) -> None:
     pod = node.pod("talker")
-    container = node.container(pod, "nc", "-lu", "-p", "9")
+    container = node.container(pod, "sleep", "3600")
     request = v1.PodSandboxStatusRequest(pod_sandbox_id=pod)
     address = node.client("PodSandboxStatus", request).status.network.ip
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         for _ in range(2000):
             sender.sendto(bytes(1000), (address, 9))
-    node.exec(container, "ping", "-c", "3", "-i", "0.1", "-s", "1000", node.subnets[0].replace("0.0/16", "0.1"))
+    node.exec(
+        container, "ping", "-c", "3", "-i", "0.1", "-s", "1000", node.subnets[0].replace("0.0/16", "0.1")
+    )
     done = time.time_ns()
     while (told := pod_stats(node, pod).linux.network).timestamp < done:
         time.sleep(0.1)
@@ -209,7 +217,7 @@ def test_a_pod_on_the_nodes_network_has_none_of_its_own(node) -> None:
 
 def test_processes_are_counted_and_not_their_threads(node) -> None:
     pod = node.pod("many")
-    node.container(pod, "sh", "-c", "sleep 3600 & sleep 3600 & sleep 3600")
+    node.container(pod, "sh", "-c", "sleep 3600 & sleep 3600 & sleep 3600; :")
     node.container(pod, "sleep", "3600", name="one")
     deadline = time.monotonic() + 5
     while (count := pod_stats(node, pod).linux.process.process_count.value) != 5:
@@ -283,6 +291,7 @@ def test_nothing_grows_with_the_samples(node) -> None:
     """A thousand of them, and a hundred containers that come and go."""
     pod = node.pod("long")
     node.container(pod)
+    pod_stats(node, pod)
     before = resident(node), descriptors(node)
     for number_ in range(100):
         container = node.container(pod, "sleep", "3600", name=f"c{number_}")
@@ -298,7 +307,7 @@ def test_nothing_grows_with_the_samples(node) -> None:
 
 
 def descriptors(node: Daemon) -> int:
-    return len(os.listdir(f"/proc/{node.process.pid}/fd"))
+    return sum(1 for _ in Path(f"/proc/{node.process.pid}/fd").iterdir())
 
 
 def resident(node: Daemon) -> int:

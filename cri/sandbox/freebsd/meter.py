@@ -64,19 +64,19 @@ class Meter:
         for pod in pods:
             inside: list[Process] = []
             for container in pod.containers:
-                name = jails.container_name(container)
+                name, limit = jails.container_name(container), container.resources.memory_limit
                 if (jid := jids[name]) is None:
-                    reason = "it has ended"
-                    found[container.id] = HostError(
-                        "find the jail of", f"container {container.id}", reason, errno.ENOENT
-                    )
+                    found[container.id] = _gone(f"container {container.id}")
                     continue
                 inside += living[jid]
-                limit = container.resources.memory_limit
                 found[container.id] = self._usage(name, living[jid], limit)
             if pod.itself:
-                name = jails.pod_name(pod.sandbox.id)
-                found[pod.sandbox.id] = self._usage(name, inside, None, _swapped(pod.interfaces, ends))
+                name, interfaces = jails.pod_name(pod.sandbox.id), _swapped(pod.interfaces, ends)
+                found[pod.sandbox.id] = (
+                    _gone(f"sandbox {pod.sandbox.id}")
+                    if jids[name] is None
+                    else self._usage(name, inside, None, interfaces)
+                )
         return found
 
     def _jid(self, name: str) -> int | None:
@@ -139,6 +139,12 @@ def _ids(pod: Measured) -> Iterable[str]:
 
 def _names(pod: Measured) -> Iterable[str]:
     yield from map(jails.container_name, pod.containers)
+    if pod.itself:
+        yield jails.pod_name(pod.sandbox.id)
+
+
+def _gone(subject: str) -> HostError:
+    return HostError("find the jail of", subject, "it has ended", errno.ENOENT)
 
 
 def _swapped(known: Mapping[str, str], ends: Mapping[str, InterfaceUsage]) -> tuple[InterfaceUsage, ...]:

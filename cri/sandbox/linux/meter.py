@@ -114,7 +114,8 @@ def _with(own: Usage, inside: Usage) -> Usage:
 
 
 def _processes(group: Group, counted: ProcessUsage) -> ProcessUsage:
-    top = group.unified or group.directories.get("pids") or next(iter(group.directories.values()))
+    directories = group.directories  # of the unified hierarchy containers of earlier releases know nothing
+    top = directories.get("") or directories.get("pids") or next(iter(directories.values()))
     pids = process_usage.processes(top)
     if pids is None:
         return counted  # the number of its threads
