@@ -477,6 +477,10 @@ class Host(abc.ABC):
         """
 
     @abc.abstractmethod
+    def device_of(self, path: str) -> str:
+        """What the filesystem that a path is in was mounted from: a device, a dataset. May block. Raises OSError."""
+
+    @abc.abstractmethod
     async def unknown_sandboxes(self, sandboxes: Sequence[str]) -> Sequence[str]:
         """Sandboxes of ours that are there, belong to none of these, and may still have an interface."""
 

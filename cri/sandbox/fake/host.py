@@ -218,6 +218,10 @@ class FakeHost(Host):
         """Something, not nothing."""
         return DiskUsage(4096, 1)
 
+    def device_of(self, path: str) -> str:
+        """There is one."""
+        return "/dev/fake"
+
     async def unknown_sandboxes(self, sandboxes: Sequence[str]) -> Sequence[str]:
         """None: an interface goes with its jail here."""
         return ()

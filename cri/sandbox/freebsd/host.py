@@ -205,6 +205,10 @@ class FreeBSDHost(Host):
         """What the container's own files take."""
         return await asyncio.to_thread(self.snapshots.usage, spec, check)
 
+    def device_of(self, path: str) -> str:
+        """As mount(8) shows it."""
+        return self._calls.mount_of(path).source
+
     async def unknown_sandboxes(self, sandboxes: Sequence[str]) -> Sequence[str]:
         """The pods whose jail is there."""
         return await in_own_thread(self._unknown_pods, set(sandboxes))

@@ -34,6 +34,7 @@ from cri.sandbox.linux import (
     stated,
     sysctls,
 )
+from cri.sandbox.linux.block_devices import device_name
 from cri.sandbox.linux.cgroup_hierarchies import OWN_PARENT, Hierarchies, init_group, own_parent
 from cri.sandbox.linux.cgroup_ledger import CgroupLedger, container_group
 from cri.sandbox.linux.cgroups import Group
@@ -191,6 +192,13 @@ class LinuxHost(Host):
     async def root_usage(self, spec: ContainerSpec, check: Callable[[], None] = lambda: None) -> DiskUsage:
         """What the container's own files take."""
         return await asyncio.to_thread(self.snapshots.usage, spec, check)
+
+    def device_of(self, path: str) -> str:
+        """The path of the device, or its numbers where it has none (btrfs, ZFS)."""
+        device = os.stat(path).st_dev  # noqa: PTH116
+        numbers = f"{os.major(device)}:{os.minor(device)}"
+        name = device_name(numbers)
+        return numbers if name == numbers else f"/dev/{name}"
 
     async def unknown_sandboxes(self, sandboxes: Sequence[str]) -> Sequence[str]:  # noqa: ARG002
         """None: an interface goes with its namespace."""
