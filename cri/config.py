@@ -95,6 +95,14 @@ class FreeBSDConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StatsConfig:
+    """How containers and pods are measured."""
+
+    interval: float
+    """Seconds between two samples of the same."""
+
+
+@dataclass(frozen=True, slots=True)
 class RegistryConfig:
     """How one registry is reached."""
 
@@ -130,6 +138,7 @@ class Config:
     log: LogConfig
     streaming: StreamingConfig
     image: ImageConfig
+    stats: StatsConfig
     network: NetworkConfig
     freebsd: FreeBSDConfig
     registries: Mapping[str, RegistryConfig]
@@ -187,6 +196,7 @@ def load(
         log=LogConfig(**_section(values, "log")),
         streaming=StreamingConfig(**_section(values, "streaming")),
         image=ImageConfig(**_section(values, "image")),
+        stats=StatsConfig(**_section(values, "stats")),
         network=NetworkConfig(**_section(values, "network")),
         freebsd=FreeBSDConfig(**_section(values, "freebsd")),
         registries=registries,

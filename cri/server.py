@@ -187,7 +187,8 @@ async def _serve_rpc(
     streaming = streaming_server(config.streaming)
     await streaming.start()
     end.push_async_callback(streaming.stop)
-    stats = Stats(host, pods, images, config.state_dir / "snapshots")
+    stats = Stats(host, pods, images, config.state_dir / "snapshots", config.stats.interval, network.far_ends)
+    _keep(end, stats.watch())
     runtime_service = RuntimeService(
         host=host,
         pods=pods,

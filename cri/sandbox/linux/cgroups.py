@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from cri.sandbox.host import HostError, refused_limit
-from cri.sandbox.linux import cgroup_files, cgroup_limits, cgroup_tree, cgroup_usage
+from cri.sandbox.linux import cgroup_files, cgroup_limits, cgroup_tree
 from cri.sandbox.linux.cgroup_files import failed
 from cri.sandbox.linux.cgroup_limits import Changes, Setting
-from cri.sandbox.spec import Resources, Usage
+from cri.sandbox.spec import Resources
 
 CONTROLLERS = ("pids", "memory", "cpu", "cpuacct", "cpuset", "hugetlb", "devices")
 """Those with limits or accounts; also what containers are shown of version 1."""
@@ -247,12 +247,6 @@ class Group:
             return 0
         return cgroup_tree.total(self.directories["memory"], "memory.oom_control", "oom_kill")
 
-    def usage(self) -> Usage:
-        """What the group has used."""
-        if self.version == 2:
-            return cgroup_usage.usage_v2(self.directories[""])
-        return cgroup_usage.usage_v1(self.directories)
-
     def _distinct(self) -> Iterator[str]:
         """The directories, each once: controllers may be mounted together."""
         return iter(dict.fromkeys(self.directories.values()))
@@ -344,7 +338,7 @@ class Group:
 
     def _delegate(self, parent: str) -> None:
         available = Path(parent, "cgroup.controllers").read_text().split()
-        for controller in ("cpu", "memory", "pids", "cpuset", "hugetlb"):
+        for controller in ("cpu", "memory", "pids", "cpuset", "hugetlb", "io"):
             if controller in available:
                 with contextlib.suppress(HostError):  # one that is in use elsewhere must not cost the others
                     cgroup_files.write(f"{parent}/cgroup.subtree_control", f"+{controller}")
