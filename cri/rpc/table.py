@@ -218,7 +218,6 @@ UNIMPLEMENTED: Mapping[str, str] = {
     "CheckpointContainer": _CHECKPOINT,
     "CheckpointPod": _CHECKPOINT,
     "RestorePod": _CHECKPOINT,
-    "GetContainerEvents": "this release sends no events yet; the kubelet lists instead",
     "ListMetricDescriptors": _METRICS,
     "ListPodSandboxMetrics": _METRICS,
     "StreamPodSandboxMetrics": _METRICS,

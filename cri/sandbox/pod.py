@@ -54,6 +54,8 @@ class PodSandbox:
         """It could not be run, and not be undone either: it is the client's to stop and to remove."""
         self.encoded: bytes | None = None
         """The list item, encoded; None after a change (see `cri.encode`)."""
+        self.status: tuple[SandboxRecord, bytes] | None = None
+        """Its status, encoded, with the record that it was made of (see `cri.statuses`)."""
         self._node = node
         self._watch: asyncio.Task[None] | None = None
 
@@ -233,9 +235,11 @@ class PodSandbox:
         record_files.write(directory, ready)
 
     async def _step(self, to: SandboxState, **values: object) -> None:
+        before = self.record.state
         check_step(SANDBOX_STEPS, f"sandbox {self.id}", self.state, to)
         self.record = self.record.replace(state=to.value, **values)
         self.encoded = None
+        self._node.witness.changed(self.record, before)
         if to is SandboxState.READY:
             await self._node.store.save(self.record)
         elif not self.foreign:

@@ -228,6 +228,7 @@ class Pods:
 
     def drop_sandbox(self, sandbox: PodSandbox) -> None:
         """Forget a sandbox that is gone."""
+        self._node.witness.gone(sandbox.record)
         self.sandboxes.pop(sandbox.id, None)
         name = _sandbox_name(sandbox.record)
         self._sandbox_names.pop(name, None)
@@ -241,6 +242,7 @@ class Pods:
         name = (record.sandbox_id, record.name, record.attempt)
         self._container_names.pop(name, None)
         self._making.forget(name)
+        self._node.witness.gone(record)
 
     async def disconnect(self) -> None:
         """Let go of all wardens when the daemon ends; what is being made is given a moment to get done."""
