@@ -233,8 +233,8 @@ class Events:
             subscriber.put(event)
         self._subscribers.add(subscriber)
         try:
-            while (event := await subscriber.take()) is not None:
-                yield await event.encoded(statuses)
+            while (taken := await subscriber.take()) is not None:
+                yield await taken.encoded(statuses)
         finally:
             self._subscribers.discard(subscriber)
 

@@ -168,6 +168,14 @@ class RuntimeService:
         async for message in lists.batches(self._sandboxes(request.filter)):
             yield message
 
+    async def update_pod_sandbox_resources(
+        self, request: v1.UpdatePodSandboxResourcesRequest
+    ) -> v1.UpdatePodSandboxResourcesResponse:
+        """Change the limits of a pod as a whole."""
+        resources = limits.of_pod(request.resources, request.overhead, self._host.features)
+        await self._pods.update_sandbox(request.pod_sandbox_id, resources, request)
+        return v1.UpdatePodSandboxResourcesResponse()
+
     # -- containers
 
     async def create_container(self, request: v1.CreateContainerRequest) -> v1.CreateContainerResponse:

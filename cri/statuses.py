@@ -44,7 +44,7 @@ class Moment:
     @property
     def size(self) -> int:
         """About how many bytes of memory only this holds, once the pod and its containers are gone."""
-        return sum(_size(record) for record in (self.record, *(record for _, record, _ in self.containers)))
+        return _size(self.record) + sum(_size(record) for _, record, _ in self.containers)
 
 
 class Statuses:

@@ -224,7 +224,6 @@ UNIMPLEMENTED: Mapping[str, str] = {
     "PodSandboxStats": _POD_STATS,
     "ListPodSandboxStats": _POD_STATS,
     "StreamPodSandboxStats": _POD_STATS,
-    "UpdatePodSandboxResources": "this release cannot change the resources of a whole pod yet",
 }
 """RPCs that answer Unimplemented, and what the caller is told; the only place that says so."""
 

@@ -102,6 +102,17 @@ class Pods:
         if sandbox is not None:
             await self._changing.run(("remove", sandbox.id), lambda: self._remove_sandbox(sandbox))
 
+    async def update_sandbox(
+        self, sandbox_id: str, resources: Resources, request: v1.UpdatePodSandboxResourcesRequest
+    ) -> None:
+        """Change the limits of a pod as a whole; as `update_container`."""
+        sandbox = self.sandbox(sandbox_id)
+        await self._changing.run(
+            ("update", sandbox.id),
+            lambda: sandbox.update(resources, request),
+            fingerprint=(resources, messages.encoded(request)),
+        )
+
     def find_sandbox(self, sandbox_id: str) -> PodSandbox | None:
         """The sandbox of this id, or of the only id that begins so; None if there is none."""
         return _find(self.sandboxes, sandbox_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tempfile
 import time
 from pathlib import Path
 
@@ -184,13 +185,17 @@ async def test_ways_to_end(machine) -> None:
     await asyncio.sleep(0.05)
     await machine.pods.remove_sandbox(pod)
     heard = await subscriber.settle()
-    of = {one: [kind for kind, about in told(heard) if about == one] for one in (pod, ends, fails, never, lost)}
+    of = {
+        one: [kind for kind, about in told(heard) if about == one] for one in (pod, ends, fails, never, lost)
+    }
     assert of[ends] == [CREATED, STARTED, STOPPED, DELETED]
     assert of[fails] == [CREATED, STOPPED, DELETED]
     assert of[never] == [CREATED, STOPPED, DELETED]
     assert of[lost] == [CREATED, STARTED, STOPPED, DELETED]
     assert of[pod] == [CREATED, STARTED, STOPPED, DELETED]
-    assert told(heard)[-1] == (DELETED, pod), "what came later would bring the pod back in the kubelet's cache"
+    assert told(heard)[-1] == (DELETED, pod), (
+        "what came later would bring the pod back in the kubelet's cache"
+    )
     ended = next(event for event in heard if told([event]) == [(STOPPED, fails)])
     (status,) = (one for one in ended.containers_statuses if one.id == fails)
     assert (status.reason, status.exit_code) == ("StartError", 128)
@@ -372,7 +377,9 @@ async def test_a_fast_subscriber_is_told_all_beside_a_slow_one(machine) -> None:
     assert told([v1.ContainerEventResponse.parse(await first)]) == [(CREATED, pod)]
     waiting = max(machine.events._subscribers, key=lambda one: len(one.pending))
     assert 100 <= len(waiting.pending) <= events.PENDING + 1
-    assert all(event._encoding is None for event in list(waiting.pending)[:50]), "nothing encoded is kept for him"
+    assert all(event._encoding is None for event in list(waiting.pending)[:50]), (
+        "nothing encoded is kept for him"
+    )
     await slow.aclose()
 
 
@@ -497,7 +504,9 @@ def test_a_pod_too_large_for_a_message_is_shown_without_containers_and_without_t
             image=v1.ImageSpec(image=TAG),
             annotations={str(at): "x" * 100_000 for at in range(35)},
         )
-        last = grpc_stub.CreateContainer(v1.CreateContainerRequest(pod_sandbox_id=pod, config=container)).container_id
+        last = grpc_stub.CreateContainer(
+            v1.CreateContainerRequest(pod_sandbox_id=pod, config=container)
+        ).container_id
         if number == 0:
             status = grpc_stub.PodSandboxStatus(v1.PodSandboxStatusRequest(pod_sandbox_id=pod))
             assert (len(status.containers_statuses), status.timestamp > 0) == (1, True)
@@ -566,8 +575,6 @@ class Life(RuleBasedStateMachine):
 
     @initialize(directory=st.just(None))
     def begin(self, directory) -> None:
-        import tempfile  # noqa: PLC0415
-
         self.directory = tempfile.TemporaryDirectory()
         self.names = 0
         self.machine = Machine(Path(self.directory.name))
@@ -580,7 +587,9 @@ class Life(RuleBasedStateMachine):
 
     def begun(self, call) -> None:
         async def quietly() -> None:
-            with contextlib.suppress(Exception):  # a call that comes at the wrong time, or is failed by the kernel
+            with contextlib.suppress(
+                Exception
+            ):  # a call that comes at the wrong time, or is failed by the kernel
                 await call
 
         async def start() -> None:
@@ -625,8 +634,11 @@ class Life(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def warden_dies(self, data) -> None:
-        if (of := self.any_of(data, self.machine.host.wardens)) is not None and of in self.machine.pods.sandboxes:
+        async def kill() -> None:
             self.machine.host.kill_warden(of)
+
+        if (of := self.any_of(data, self.machine.host.wardens)) is not None:
+            self.run(kill())
 
     @rule(at=st.integers(0, 5))
     def kernel_fails(self, at) -> None:

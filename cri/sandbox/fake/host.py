@@ -169,6 +169,9 @@ class FakeHost(Host):
     async def remove_sandbox(self, spec: SandboxSpec) -> None:
         """Nothing is left after stop."""
 
+    async def update_sandbox(self, spec: SandboxSpec, resources: Resources) -> None:
+        """There are no limits here."""
+
     async def create_container(self, spec: ContainerSpec) -> None:
         """A child jail and its mounts."""
         name = self._child(spec)
