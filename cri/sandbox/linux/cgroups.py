@@ -236,7 +236,7 @@ class Group:
                 finish()
         except Exception as error:
             failure = error if isinstance(error, HostError) else HostError("set", "limits", str(error))
-            raise refused_limit(changes.put_back(failure)) from error
+            raise refused_limit(changes.put_back(cgroup_limits.explained(failure))) from error
 
     def set(self, controller: str, name: str, value: str) -> None:
         """Write to a file of a controller."""
