@@ -18,6 +18,7 @@ from cni_plugins import NetworkError
 from cri import config as configuration
 from cri.config import Config, StreamingConfig
 from cri.errors import CRIError
+from cri.events import Events
 from cri.garbage import Sparing
 from cri.health import NodeHealth
 from cri.image_service import ImageService
@@ -36,6 +37,7 @@ from cri.sandbox.warden.spawning import Spawner
 from cri.sockets import SocketError, put_aside, refuse_live
 from cri.state import StateError, StateLock, Store
 from cri.stats import Stats
+from cri.statuses import Statuses
 from cri.streaming import StreamingRequests
 from cri.streaming.server import StreamingServer
 from cri.streaming.tls import CertificateError, CertificateFiles
@@ -135,6 +137,7 @@ async def serve(config: Config) -> None:
         network = CniNetwork(host, config.network, config.state_dir, make_room=reserve.give_up)
         await network.open()
         end.push_async_callback(network.close)
+        events = Events()
         node = Node(
             host=host,
             store=store,
@@ -146,8 +149,10 @@ async def serve(config: Config) -> None:
             runtime_handlers=config.runtime_handlers,
             spare_descriptors=descriptors.lent,
             demand_descriptors=descriptors.demand,
+            witness=events,
         )
         pods = Pods(node)
+        events.watch(pods.sandboxes)
         await _recover(node, pods, health)
         end.push_async_callback(pods.disconnect)
         _keep(end, _report_lost(lost, pods))
@@ -164,7 +169,10 @@ async def serve(config: Config) -> None:
         spared = Sparing()
         end.callback(spared.end)
         spared.begin()
-        await _serve_rpc(config, end, host=host, pods=pods, images=images, network=network, health=health)
+        await _serve_rpc(
+            config, end, host=host, pods=pods, images=images, network=network, health=health, events=events
+        )
+        end.callback(events.end)
         end.push_async_callback(images.abandon)  # first of all: calls that wait for a pull end with it
         log.info("serving", socket=str(config.socket), host=host.name, sandboxes=len(pods.sandboxes))
         await stop.wait()
@@ -180,6 +188,7 @@ async def _serve_rpc(
     images: ImageStore,
     network: CniNetwork,
     health: NodeHealth,
+    events: Events,
 ) -> None:
     metrics = Metrics()
     if (endpoint := config.metrics_endpoint()) is not None:
@@ -192,7 +201,8 @@ async def _serve_rpc(
     runtime_service = RuntimeService(
         host=host,
         pods=pods,
-        images=images,
+        events=events,
+        statuses=Statuses(images),
         network=network,
         stats=stats,
         streaming=StreamingRequests(pods, streaming, metrics, config.streaming.idle_timeout),

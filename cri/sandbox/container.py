@@ -100,7 +100,7 @@ class Container:
         self.encoded: bytes | None = None
         """The list item, encoded; None after a change (see `cri.encode`)."""
         self.status: tuple[ContainerRecord, str, bytes] | None = None
-        """Its status, encoded, with the record and the name of the image that it was made of."""
+        """Its status, encoded, with the record and the name of the image that it was made of (see `cri.statuses`)."""
         self._node = node
         self._pod = pod
         self._early_exit: ExitRecord | None = None
@@ -509,9 +509,11 @@ class Container:
 
     def _enter(self, to: ContainerState, **values: object) -> None:
         """Step in memory only."""
+        before = self.record.state
         check_step(CONTAINER_STEPS, f"container {self.id}", self.state, to)
         self.record = self.record.replace(state=to.value, **values)
         self.encoded = None
+        self._node.witness.changed(self.record, before)
 
     async def _step(self, to: ContainerState, **values: object) -> None:
         self._enter(to, **values)

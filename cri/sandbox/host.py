@@ -439,6 +439,13 @@ class Host(abc.ABC):
         """Remove what is left of a stopped sandbox."""
 
     @abc.abstractmethod
+    async def update_sandbox(self, spec: SandboxSpec, resources: Resources) -> None:
+        """Apply new limits to a pod as a whole, as far as the host has something of its own for that: all of them, or none.
+
+        What it makes for them goes with `stop_sandbox`. Raises as `update_container`.
+        """
+
+    @abc.abstractmethod
     async def create_container(self, spec: ContainerSpec, first: Callable[[], None] | None = None) -> None:
         """Make root filesystem, limits and whatever else the warden needs to start the container.
 

@@ -170,6 +170,9 @@ class FakeHost(Host):
     async def remove_sandbox(self, spec: SandboxSpec) -> None:
         """Nothing is left after stop."""
 
+    async def update_sandbox(self, spec: SandboxSpec, resources: Resources) -> None:
+        """There are no limits here."""
+
     async def create_container(self, spec: ContainerSpec, first: Callable[[], None] | None = None) -> None:
         """A child jail and its mounts."""
         if first is not None:

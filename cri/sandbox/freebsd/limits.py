@@ -114,6 +114,8 @@ class Limits:
 
     def _apply(self, jail: str, jid: int, resources: Resources, *, must: bool) -> None:
         wanted = rules(jail, resources)
+        if must:
+            self._check_in_use(jail, resources)
         cpus = parse_cpus(resources.cpuset_cpus) if resources.cpuset_cpus else None
         before = None if cpus is None else self._set_cpus(jid, resources.cpuset_cpus or "", cpus)
         try:
@@ -122,6 +124,26 @@ class Limits:
             if before is not None:
                 self._put_cpus_back(jid, before, resources, error)
             raise
+
+    def _check_in_use(self, jail: str, resources: Resources) -> None:
+        """A rule that a jail exceeds already has all its processes killed within a second."""
+        limit = max(resources.memory_limit or 0, 0)
+        try:
+            used = self.calls.rctl_usage(subject(jail)).get("memoryuse", 0) if limit else 0
+            if used <= limit:
+                return
+            has = limits_of(self.calls.rctl_rules(subject(jail))).memory_limit
+        except OSError as error:
+            if error.errno == errno.ENOSYS:
+                return  # which is told by who sets the rules
+            raise _limit_error(jail, error) from error
+        if has != limit:
+            raise HostError(
+                "limit",
+                f"jail {jail}",
+                f"memory_limit_in_bytes {limit}: {used} bytes are in use",
+                errno.EBUSY,
+            )
 
     def remove(self, jail: str) -> None:
         """Remove the rules of a jail; they would outlive it."""

@@ -83,17 +83,22 @@ class Group:
 
     def create(self) -> None:
         """Make the directories, and their parents as far as they are missing."""
-        self._make()
+        self.make()
         if (unified := self.unified) is not None:
             with contextlib.suppress(HostError):  # before Linux 4.14
                 cgroup_files.write(f"{unified}/cgroup.max.descendants", _MOST_BELOW)
+
+    def make(self) -> None:
+        """As `create`, for a group that processes are only in groups below of."""
+        for controller, directory in self.directories.items():
+            self._create(controller, directory)
 
     def create_inner(self) -> None:
         """Make the group inside, between rules for devices and limits.
 
         A group with others below takes no such rules any more; and the kernel's memory for this one counts.
         """
-        self.inner._make()
+        self.inner.make()
 
     @property
     def unified(self) -> str | None:
@@ -231,7 +236,7 @@ class Group:
                 finish()
         except Exception as error:
             failure = error if isinstance(error, HostError) else HostError("set", "limits", str(error))
-            raise refused_limit(changes.put_back(failure)) from error
+            raise refused_limit(changes.put_back(cgroup_limits.explained(failure))) from error
 
     def set(self, controller: str, name: str, value: str) -> None:
         """Write to a file of a controller."""
@@ -312,10 +317,6 @@ class Group:
                 path, value = f"/proc/{pid}/oom_score_adj", str(given.oom_score_adj)
                 changes.write(Setting(path, value, part, gone=(errno.ENOENT, errno.ESRCH)))
             seen |= new
-
-    def _make(self) -> None:
-        for controller, directory in self.directories.items():
-            self._create(controller, directory)
 
     def _create(self, controller: str, directory: str) -> None:
         parent = os.path.dirname(directory)  # noqa: PTH120

@@ -165,6 +165,14 @@ class LinuxHost(Host):
         """Remove what is left of the sandbox in its directories."""
         await asyncio.to_thread(self._remove_sandbox, spec)
 
+    async def update_sandbox(self, spec: SandboxSpec, resources: Resources) -> None:
+        """Apply new limits to the cgroup of a pod that the kubelet made none for.
+
+        One that it has made is the kubelet's: it has set the limits before it says so here, and others may be in there.
+        """
+        if not spec.limits_parent:
+            await asyncio.to_thread(self._update_sandbox, spec, resources)
+
     async def create_container(self, spec: ContainerSpec, first: Callable[[], None] | None = None) -> None:
         """Choose the filter; make volumes, the root filesystem and the cgroups."""
         await in_own_thread(self._create_container, spec, first)
@@ -262,6 +270,11 @@ class LinuxHost(Host):
             write_plan(replace(plan, spec=replace(plan.spec, resources=whole)))
 
         self._group(spec).apply(resources, whole, note)
+
+    def _update_sandbox(self, spec: SandboxSpec, resources: Resources) -> None:
+        group = self._hierarchies.group(own_parent(spec.id))
+        group.make()
+        group.apply(resources, wire.merged(spec.resources or Resources(), resources))
 
     def _create_container(self, spec: ContainerSpec, first: Callable[[], None] | None) -> None:
         if first is not None:
