@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,6 +55,9 @@ def _doctor(config: Config, *, as_json: bool, strict: bool) -> int:
 
 
 def _serve(config: Config) -> int:
+    for number in (signal.SIGHUP, signal.SIGUSR1):
+        # Until the daemon answers them they would end it. No SIG_IGN: whatever is started would inherit that.
+        signal.signal(number, lambda *_: None)
     from cri import log  # noqa: PLC0415 - heavy, and only needed here
     from cri.server import run  # noqa: PLC0415
 

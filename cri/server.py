@@ -22,7 +22,11 @@ from cri.garbage import Sparing
 from cri.health import NodeHealth
 from cri.image_service import ImageService
 from cri.images import ImageStore
-from cri.metrics import Metrics, MetricsServer
+from cri.metrics import Metrics
+from cri.monitoring.conditions import Conditions
+from cri.monitoring.dump import Dumper
+from cri.monitoring.figures import Figures
+from cri.monitoring.lag import LagSampler
 from cri.network import CniNetwork
 from cri.reserves import DescriptorReserve, DiskReserve, raise_limit
 from cri.rpc import RpcServer, RpcTableError
@@ -96,6 +100,9 @@ async def serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as end:
+        dumper = Dumper()
+        dumper.install()
+        end.callback(dumper.remove)
         # The state holds configs, and so secrets; the socket in the runtime directory is for a group to reach.
         config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         # As the kernel tells the paths of jails and mounts.
@@ -118,7 +125,12 @@ async def serve(config: Config) -> None:
         reserve = DiskReserve(config.state_dir / "reserve")
         await asyncio.to_thread(reserve.take)
         end.callback(reserve.close)
-        store = await Store.open(config.state_dir / "state.db", make_room=reserve.give_up)
+        metrics = Metrics()
+        store = await Store.open(
+            config.state_dir / "state.db",
+            make_room=reserve.give_up,
+            took=metrics.state_write_seconds.observe,
+        )
         end.push_async_callback(store.close)
         health = NodeHealth(host.condition, store, reserve, (config.state_dir, config.runtime_dir))
         client = await end.enter_async_context(
@@ -131,6 +143,7 @@ async def serve(config: Config) -> None:
             client,
             platforms=platforms(host),
             max_parallel=config.image.max_parallel_downloads,
+            metrics=metrics,
         )
         network = CniNetwork(host, config.network, config.state_dir, make_room=reserve.give_up)
         await network.open()
@@ -142,15 +155,18 @@ async def serve(config: Config) -> None:
             images=images,
             state_dir=config.state_dir,
             runtime_dir=config.runtime_dir,
-            trash=await asyncio.to_thread(Trash, config.state_dir / "removed"),
+            trash=await asyncio.to_thread(
+                Trash, config.state_dir / "removed", metrics.collected.labels("directories").inc
+            ),
             runtime_handlers=config.runtime_handlers,
             spare_descriptors=descriptors.lent,
             demand_descriptors=descriptors.demand,
+            undo_failed=lambda step: metrics.undo_failures.labels(step).inc(),
         )
         pods = Pods(node)
         await _recover(node, pods, health)
         end.push_async_callback(pods.disconnect)
-        _keep(end, _report_lost(lost, pods))
+        _keep(end, _report_lost(lost, pods, metrics))
         _keep(end, sweep_often(node, pods))
         try:
             await network.reconcile(lambda: list(pods.sandboxes))
@@ -164,7 +180,15 @@ async def serve(config: Config) -> None:
         spared = Sparing()
         end.callback(spared.end)
         spared.begin()
-        await _serve_rpc(config, end, host=host, pods=pods, images=images, network=network, health=health)
+        if (endpoint := config.metrics_endpoint()) is not None:
+            conditions = Conditions(
+                {"RuntimeReady": health.condition, "NetworkReady": network.condition}, store.answers
+            )
+            figures = Figures(metrics, pods=pods, images=images, store=store, conditions=conditions)
+            await _monitor(endpoint, end, metrics=metrics, conditions=conditions, figures=figures)
+        await _serve_rpc(
+            config, end, host=host, pods=pods, images=images, network=network, health=health, metrics=metrics
+        )
         end.push_async_callback(images.abandon)  # first of all: calls that wait for a pull end with it
         log.info("serving", socket=str(config.socket), host=host.name, sandboxes=len(pods.sandboxes))
         await stop.wait()
@@ -180,10 +204,8 @@ async def _serve_rpc(
     images: ImageStore,
     network: CniNetwork,
     health: NodeHealth,
+    metrics: Metrics,
 ) -> None:
-    metrics = Metrics()
-    if (endpoint := config.metrics_endpoint()) is not None:
-        await _export(metrics, endpoint, end)
     streaming = streaming_server(config.streaming)
     await streaming.start()
     end.push_async_callback(streaming.stop)
@@ -303,20 +325,32 @@ async def _load_images_later(images: ImageStore, health: NodeHealth) -> None:
             return
 
 
-async def _export(metrics: Metrics, endpoint: tuple[str, int], end: contextlib.AsyncExitStack) -> None:
-    """Serve the metrics. Pods are not to suffer for it if that cannot be."""
-    exporter = MetricsServer(metrics)
+async def _monitor(
+    endpoint: tuple[str, int],
+    end: contextlib.AsyncExitStack,
+    *,
+    metrics: Metrics,
+    conditions: Conditions,
+    figures: Figures,
+) -> None:
+    """Serve metrics and health. Pods are not to suffer for it if that cannot be."""
+    from cri.monitoring.server import MonitoringServer  # noqa: PLC0415 - it brings an HTTP server along
+
+    pages = MonitoringServer(metrics.registry, conditions, figures.take)
     try:
-        await exporter.start(*endpoint)
+        await pages.start(*endpoint)
     except OSError as error:
         log.error(
-            "no metrics are served",
+            "no metrics are served, and no health",
             address=":".join(map(str, endpoint)),
             reason=str(error),
             remedy="choose another metrics address, and restart the daemon",
         )
         return
-    end.push_async_callback(exporter.stop)
+    end.push_async_callback(pages.stop)
+    sampler = LagSampler(metrics.loop_lag.observe)
+    sampler.start()
+    end.callback(sampler.stop)
 
 
 def _keep(end: contextlib.AsyncExitStack, work: Coroutine[object, object, object]) -> None:
@@ -325,7 +359,8 @@ def _keep(end: contextlib.AsyncExitStack, work: Coroutine[object, object, object
     end.callback(task.cancel)
 
 
-async def _report_lost(lost: asyncio.Queue[str], pods: Pods) -> None:
+async def _report_lost(lost: asyncio.Queue[str], pods: Pods, metrics: Metrics) -> None:
     """Hand the deaths of wardens on; those that come before recovery is done wait in the queue."""
     while True:
         pods.lost(await lost.get())
+        metrics.warden_deaths.inc()

@@ -13,6 +13,7 @@ from typing import Self
 import structlog
 
 from baustelle.unpack import Whiteouts, unpack_stream
+from cri.metrics import Metrics
 from cri.sandbox.host import HostError, Snapshotter
 from cri.sandbox.spec import DiskUsage
 from registratur import DigestMismatchError, compute_digest
@@ -48,8 +49,9 @@ class Layers:
     their records. `collect` removes what nobody holds.
     """
 
-    def __init__(self, snapshots: Snapshotter) -> None:
+    def __init__(self, snapshots: Snapshotter, metrics: Metrics) -> None:
         self._snapshots = snapshots
+        self._metrics = metrics
         self._committed: dict[str, DiskUsage] = {}
         self._held: Counter[str] = Counter()
         self._coming: dict[str, asyncio.Future[bool]] = {}
@@ -126,7 +128,7 @@ class Layers:
                 await asyncio.wait([going])
             if not self._snapshots.parallel:
                 await self._await_parent(chain)
-            await self._unpack(chain, diff_ids[index], chunks)
+            await self._unpack(chain, diff_ids[index], _Counted(chunks, self._metrics))
         finally:
             del self._coming[chain_id]
             coming.set_result(self.has(chain_id))
@@ -166,6 +168,7 @@ class Layers:
         """
         keep = {*needed, *self._held, *self._coming}
         doomed = [chain_id for chain_id in self._committed if chain_id not in keep]
+        self._metrics.collections.labels("layers").inc()
         for chain_id in doomed:
             usage = self._committed.pop(chain_id)
             self._going[chain_id] = asyncio.create_task(self._go(chain_id, usage))
@@ -184,6 +187,9 @@ class Layers:
         try:
             if not await self._remove(chain_id):
                 self._committed[chain_id] = usage
+                return
+            self._metrics.collected.labels("layers").inc()
+            self._metrics.collected_bytes.inc(usage.bytes)
         finally:
             del self._going[chain_id]
 
@@ -213,6 +219,19 @@ def _check(chain_id: str, unpacked: str, expected: str) -> None:
         raise DigestMismatchError(
             f"layer {chain_id}: unpacks to {unpacked}, the image config says {expected}"
         )
+
+
+class _Counted(AsyncIterator[bytes]):
+    """Chunks, whose bytes are counted as they pass. No generator: nobody has to close it."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], metrics: Metrics) -> None:
+        self._chunks = chunks
+        self._bytes = metrics.pull_bytes
+
+    async def __anext__(self) -> bytes:
+        chunk = await anext(self._chunks)
+        self._bytes.inc(len(chunk))
+        return chunk
 
 
 class PullSink:

@@ -146,7 +146,8 @@ class Container:
     async def create(self) -> None:
         """CREATING to CREATED: root filesystem and limits are made. Leaves nothing behind if it fails."""
         directory = Path(self.spec.directory)
-        async with UndoStack(f"create container {self.id}", self._node.spare_descriptors) as undo:
+        node = self._node
+        async with UndoStack(f"create container {self.id}", node.spare_descriptors, node.undo_failed) as undo:
             undo.push("record", lambda: self._node.store.follow(delete=[self.record]))
             await self._node.store.save(self.record)
             undo.push("directory", lambda: self._node.trash.take(directory))

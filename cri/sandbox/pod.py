@@ -91,7 +91,7 @@ class PodSandbox:
         """
         node = self._node
         directory = Path(self.spec.directory)
-        async with UndoStack(f"run sandbox {self.id}", node.spare_descriptors) as undo:
+        async with UndoStack(f"run sandbox {self.id}", node.spare_descriptors, node.undo_failed) as undo:
             undo.push("record and directory", self._forget)
             await node.store.save(self.record)
             await in_own_thread(self._write_files, directory)  # the logs may have a disk of their own
