@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -28,6 +28,7 @@ from cri.monitoring.dump import Dumper
 from cri.monitoring.figures import Figures
 from cri.monitoring.lag import LagSampler
 from cri.network import CniNetwork
+from cri.reload import OnHangup, Reloader
 from cri.reserves import DescriptorReserve, DiskReserve, raise_limit
 from cri.rpc import RpcServer, RpcTableError
 from cri.runtime_service import RuntimeService
@@ -62,13 +63,16 @@ THREADS = 32
 """For what the kernel or a disk takes its time over; what a volume can hang has threads of its own (`cri.threads`)."""
 
 
-def run(config: Config) -> int:
-    """Run the daemon until SIGTERM or SIGINT; the exit status. Containers go on without it."""
+def run(config: Config, read: Callable[[], Config]) -> int:
+    """Run the daemon until SIGTERM or SIGINT; the exit status. Containers go on without it.
+
+    `read` gives the configuration anew, for a reload.
+    """
     sys.setswitchinterval(SWITCH_INTERVAL)
     try:
         # What began with 077 would make roots that no user of a container can enter. State is guarded by its directory.
         os.umask(0o022)
-        asyncio.run(serve(config))
+        asyncio.run(serve(config, read))
     except (
         CRIError,
         StateError,
@@ -85,7 +89,7 @@ def run(config: Config) -> int:
     return 0
 
 
-async def serve(config: Config) -> None:
+async def serve(config: Config, read: Callable[[], Config]) -> None:
     """Start, serve until told to stop, end in the reverse order.
 
     The order has reasons: nothing is touched before the lock is held; the spawner is forked before any thread exists, and
@@ -99,6 +103,8 @@ async def serve(config: Config) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    on_hangup = OnHangup()
+    given = config
     async with contextlib.AsyncExitStack() as end:
         dumper = Dumper()
         dumper.install()
@@ -186,9 +192,27 @@ async def serve(config: Config) -> None:
             )
             figures = Figures(metrics, pods=pods, images=images, store=store, conditions=conditions)
             await _monitor(endpoint, end, metrics=metrics, conditions=conditions, figures=figures)
+        shown: dict[str, str] = {}
+
+        def show(in_force: Config) -> None:
+            shown["toml"] = configuration.dump(in_force)
+
+        show(config)
         await _serve_rpc(
-            config, end, host=host, pods=pods, images=images, network=network, health=health, metrics=metrics
+            config,
+            end,
+            host=host,
+            pods=pods,
+            images=images,
+            network=network,
+            health=health,
+            metrics=metrics,
+            shown=shown,
         )
+        reloader = Reloader(
+            given, read=read, hosts=registry_hosts, registries=client, network=network, changed=show
+        )
+        _keep(end, on_hangup.serve(reloader))
         end.push_async_callback(images.abandon)  # first of all: calls that wait for a pull end with it
         log.info("serving", socket=str(config.socket), host=host.name, sandboxes=len(pods.sandboxes))
         await stop.wait()
@@ -205,6 +229,7 @@ async def _serve_rpc(
     network: CniNetwork,
     health: NodeHealth,
     metrics: Metrics,
+    shown: dict[str, str],
 ) -> None:
     streaming = streaming_server(config.streaming)
     await streaming.start()
@@ -218,7 +243,7 @@ async def _serve_rpc(
         stats=stats,
         streaming=StreamingRequests(pods, streaming, metrics, config.streaming.idle_timeout),
         runtime_handlers=config.runtime_handlers,
-        config={"toml": configuration.dump(config)},
+        config=shown,
         condition=health.condition,
     )
     rpc = RpcServer(runtime_service, ImageService(images, stats), metrics)

@@ -45,7 +45,12 @@ SETTINGS: Sequence[Setting] = (
     Setting("runtime_dir", kind.path, "/var/run/cri-jails", "sockets and wardens; emptied by a reboot"),
     Setting("socket", kind.path, None, "the endpoint's unix socket (default: cri-jails.sock in runtime_dir)"),
     Setting("socket_group", kind.text, "", "group that may connect, by name or number"),
-    Setting("metrics_address", kind.address, "", "HOST:PORT to serve Prometheus metrics and the node's health on; empty: off"),
+    Setting(
+        "metrics_address",
+        kind.address,
+        "",
+        "HOST:PORT to serve Prometheus metrics and the node's health on; empty: off",
+    ),
     Setting("host", kind.choice("auto", "linux", "freebsd"), "auto", "the operating system's driver"),
     Setting(
         "snapshotter",

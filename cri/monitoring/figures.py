@@ -41,7 +41,7 @@ class Figures:
         self._metrics.state_writable.set(not self._store.problem)
 
 
-def _set(gauge: Gauge, states: type[SandboxState] | type[ContainerState], found: Iterable[str]) -> None:
+def _set(gauge: Gauge, states: type[SandboxState | ContainerState], found: Iterable[str]) -> None:
     """Every state has a figure, so that a graph falls to 0 and does not break off."""
     counted = Counter(found)
     for state in states:

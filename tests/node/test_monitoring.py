@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from cri.api.runtime import v1
-from tests.node.conftest import Daemon, running_daemon
+from tests.node.conftest import Daemon, free_subnets, interfaces, packet_filter, running_daemon
 
 pytestmark = pytest.mark.node
 
@@ -110,3 +111,44 @@ def test_a_daemon_says_what_it_is_doing(node) -> None:
     assert "Thread 0x" in told
     assert "in watch" in told  # the task that looks at the node
     assert node.client("Version", v1.VersionRequest())
+
+
+def test_a_changed_configuration_is_read_on_sighup(node) -> None:
+    before = node.config.read_text()
+    said = "the configuration was read anew"
+
+    def reload(text: str, event: str) -> dict[str, object]:
+        known = len(node.events(event))
+        node.config.write_text(text)
+        node.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 10
+        while len(found := node.events(event)) == known:
+            assert time.monotonic() < deadline, node.log.read_text()
+            time.sleep(0.05)
+        return found[-1]
+
+    node.pull()
+    mirrored = f'\n[registries."localhost:1"]\nmirrors = ["http://{node.registry}"]\n'
+    image = v1.ImageSpec(image="localhost:1/busybox:latest")
+    with pytest.raises(Exception, match="localhost:1"):
+        node.client("PullImage", v1.PullImageRequest(image=image))
+    other = before.replace(f'bridge = "{node.network}"', f'bridge = "{node.network}x"')
+    other = other.replace(json.dumps(node.subnets), json.dumps(free_subnets()))  # the old bridge has those
+    done = reload(other.replace('format = "json"', 'format = "json"\nlevel = "debug"') + mirrored, said)
+    assert done["changed"] == ["log.level", "network.bridge", "network.subnets", 'registries."localhost:1"']
+    node.client("PullImage", v1.PullImageRequest(image=image))
+    assert node.events("request")  # which is said at the level debug
+    pod = node.pod("reloaded")
+    try:
+        assert f"{node.network}x" in interfaces()
+        refused = reload("[log\n", "the new configuration cannot be used; nothing has changed")
+        assert "not TOML" in refused["error"]
+        status = node.client("Status", v1.StatusRequest(verbose=True))
+        assert f"{node.network}x" in status.info["config"]
+    finally:
+        node.client("RemovePodSandbox", v1.RemovePodSandboxRequest(pod_sandbox_id=pod))
+    assert reload(before, said)["changed"] == done["changed"]
+    deadline = time.monotonic() + 10
+    while f"{node.network}x" in f"{interfaces()}{packet_filter()}":  # nobody uses that network any more
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
