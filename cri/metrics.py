@@ -87,7 +87,6 @@ class Metrics:
         self.undo_failures = Counter(
             "cri_jails_undo_failures",
             "Steps of failed transitions that could not be taken back",
-            ("step",),
             registry=registry,
         )
         self.collections = Counter(
@@ -126,10 +125,19 @@ class Metrics:
             ("outcome",),
             registry=registry,
         )
-        for outcome in PULL_OUTCOMES:
-            self.pulls.labels(outcome)
-        for what in ("layers", "content", "directories"):
-            self.collected.labels(what)
+        started = Gauge(
+            "cri_jails_start_time_seconds", "When the daemon began, since the epoch", registry=registry
+        )
+        started.set_to_current_time()
+        # What has a figure from the beginning can be seen to grow from 0 on.
+        for metric, words in (
+            (self.pulls, PULL_OUTCOMES),
+            (self.streaming_sessions, ("exec", "attach", "portforward")),
+            (self.collected, ("layers", "content", "directories")),
+            (self.spans, ("sent", "lost")),
+        ):
+            for word in words:
+                metric.labels(word)
         Info("cri_jails_build", "The release that runs", registry=registry).info({"version": __version__})
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)

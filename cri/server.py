@@ -167,7 +167,7 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
             runtime_handlers=config.runtime_handlers,
             spare_descriptors=descriptors.lent,
             demand_descriptors=descriptors.demand,
-            undo_failed=lambda step: metrics.undo_failures.labels(step).inc(),
+            undo_failed=lambda _: metrics.undo_failures.inc(),
         )
         pods = Pods(node)
         await _recover(node, pods, health)
