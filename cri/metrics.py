@@ -121,7 +121,7 @@ class Metrics:
         )
         self.spans = Counter(
             "cri_jails_trace_spans",
-            "Spans for the trace collector by outcome",
+            "Spans of traced calls: that have ended, that the collector took, that it did not",
             ("outcome",),
             registry=registry,
         )
@@ -134,7 +134,7 @@ class Metrics:
             (self.pulls, PULL_OUTCOMES),
             (self.streaming_sessions, ("exec", "attach", "portforward")),
             (self.collected, ("layers", "content", "directories")),
-            (self.spans, ("sent", "lost")),
+            (self.spans, ("ended", "sent", "failed")),
         ):
             for word in words:
                 metric.labels(word)

@@ -16,7 +16,8 @@ import structlog
 
 from cni_plugins import NetworkError
 from cri import config as configuration
-from cri.config import Config, StreamingConfig
+from cri import tracing
+from cri.config import Config, StreamingConfig, TracingConfig
 from cri.errors import CRIError
 from cri.garbage import Sparing
 from cri.health import NodeHealth
@@ -132,6 +133,8 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
         await asyncio.to_thread(reserve.take)
         end.callback(reserve.close)
         metrics = Metrics()
+        if config.tracing.endpoint:
+            _trace(config.tracing, metrics, end)
         store = await Store.open(
             config.state_dir / "state.db",
             make_room=reserve.give_up,
@@ -376,6 +379,27 @@ async def _monitor(
     sampler = LagSampler(metrics.loop_lag.observe)
     sampler.start()
     end.callback(sampler.stop)
+
+
+def _trace(config: TracingConfig, metrics: Metrics, end: contextlib.AsyncExitStack) -> None:
+    """Have calls traced. Pods are not to suffer for it if that cannot be."""
+    try:
+        from cri.tracing.otlp import OtlpTracer  # noqa: PLC0415 - OpenTelemetry is optional, and large
+    except ImportError as error:
+        log.error(
+            "no traces are collected: OpenTelemetry is not installed",
+            reason=str(error),
+            remedy='pip install "cri-jails[tracing]", or leave tracing.endpoint empty',
+        )
+        return
+    tracer = OtlpTracer(
+        config.endpoint,
+        config.sampling_ratio,
+        lambda outcome, number: metrics.spans.labels(outcome).inc(number),
+    )
+    tracing.use(tracer)
+    end.push_async_callback(tracer.close)
+    end.callback(tracing.use, None)
 
 
 def _keep(end: contextlib.AsyncExitStack, work: Coroutine[object, object, object]) -> None:

@@ -67,6 +67,18 @@ SETTINGS: Sequence[Setting] = (
     ),
     Setting("log.format", kind.choice("console", "json"), "console", "for people or for machines"),
     Setting(
+        "tracing.endpoint",
+        kind.collector,
+        "",
+        "http://HOST:PORT of an OpenTelemetry collector that takes OTLP by gRPC; empty: no traces",
+    ),
+    Setting(
+        "tracing.sampling_ratio",
+        kind.ratio,
+        1.0,
+        "part of the calls that are traced, of those whose caller does not trace itself",
+    ),
+    Setting(
         "streaming.address",
         kind.listener,
         "127.0.0.1:0",

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 
 import structlog
 
+from cri import tracing
 from cri.errors import InternalError, InvalidArgumentError, NotFoundError, UnavailableError
 from cri.images import outcomes
 from cri.images.disk import refusal
@@ -225,7 +226,8 @@ class ImageStore:
         self._metrics.pulls_in_flight.inc()
         failure: BaseException | None = None
         try:
-            return await self._pulled(reference, credentials, began)
+            with tracing.span("pull", image=reference):
+                return await self._pulled(reference, credentials, began)
         except BaseException as error:
             failure = error
             raise

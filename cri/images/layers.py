@@ -13,6 +13,7 @@ from typing import Self
 import structlog
 
 from baustelle.unpack import Whiteouts, unpack_stream
+from cri import tracing
 from cri.metrics import Metrics
 from cri.sandbox.host import HostError, Snapshotter
 from cri.sandbox.spec import DiskUsage
@@ -51,7 +52,7 @@ class Layers:
 
     def __init__(self, snapshots: Snapshotter, metrics: Metrics) -> None:
         self._snapshots = snapshots
-        self._metrics = metrics
+        self.metrics = metrics
         self._committed: dict[str, DiskUsage] = {}
         self._held: Counter[str] = Counter()
         self._coming: dict[str, asyncio.Future[bool]] = {}
@@ -128,7 +129,7 @@ class Layers:
                 await asyncio.wait([going])
             if not self._snapshots.parallel:
                 await self._await_parent(chain)
-            await self._unpack(chain, diff_ids[index], _Counted(chunks, self._metrics))
+            await self._unpack(chain, diff_ids[index], chunks)
         finally:
             del self._coming[chain_id]
             coming.set_result(self.has(chain_id))
@@ -168,7 +169,7 @@ class Layers:
         """
         keep = {*needed, *self._held, *self._coming}
         doomed = [chain_id for chain_id in self._committed if chain_id not in keep]
-        self._metrics.collections.labels("layers").inc()
+        self.metrics.collections.labels("layers").inc()
         for chain_id in doomed:
             usage = self._committed.pop(chain_id)
             self._going[chain_id] = asyncio.create_task(self._go(chain_id, usage))
@@ -188,8 +189,8 @@ class Layers:
             if not await self._remove(chain_id):
                 self._committed[chain_id] = usage
                 return
-            self._metrics.collected.labels("layers").inc()
-            self._metrics.collected_bytes.inc(usage.bytes)
+            self.metrics.collected.labels("layers").inc()
+            self.metrics.collected_bytes.inc(usage.bytes)
         finally:
             del self._going[chain_id]
 
@@ -226,11 +227,14 @@ class _Counted(AsyncIterator[bytes]):
 
     def __init__(self, chunks: AsyncIterator[bytes], metrics: Metrics) -> None:
         self._chunks = chunks
-        self._bytes = metrics.pull_bytes
+        self._metrics = metrics
+        self.bytes = 0
+        """Those that have passed."""
 
     async def __anext__(self) -> bytes:
         chunk = await anext(self._chunks)
-        self._bytes.inc(len(chunk))
+        self.bytes += len(chunk)
+        self._metrics.pull_bytes.inc(len(chunk))
         return chunk
 
 
@@ -262,5 +266,7 @@ class PullSink:
         self, index: int, diff_ids: Sequence[str], media_type: str, chunks: AsyncIterator[bytes]
     ) -> None:
         """Unpack the layer; the compression is told by the bytes, not by `media_type`."""
-        del media_type
-        await self._layers.unpack(index, diff_ids, chunks)
+        with tracing.span("layer", number=index, diff_id=diff_ids[index], media_type=media_type) as span:
+            counted = _Counted(chunks, self._layers.metrics)
+            await self._layers.unpack(index, diff_ids, counted)
+            span.set("bytes", counted.bytes)

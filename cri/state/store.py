@@ -20,6 +20,7 @@ from typing import Any, Self, TypeVar, cast
 
 import structlog
 
+from cri import tracing
 from cri.errors import InternalError
 from cri.state.database import Write
 from cri.state.records import RECORDS, ContainerRecord, ImageRecord, Record, SandboxRecord
@@ -145,8 +146,9 @@ class Store:
             return
         if self._closed:
             raise InternalError(f"cannot record {change}: the state database is closed")
-        self._writer.put(change)
-        await change.done
+        with tracing.span("write state", objects=change):
+            self._writer.put(change)
+            await change.done
 
     async def follow(self, *, save: Iterable[Record] = (), delete: Iterable[Record] = ()) -> None:
         """Record what has happened already, as one transaction. It is in memory at once.
@@ -155,7 +157,9 @@ class Store:
         anything that comes later; a later change of the same record makes it void. Never raises for the disk. Raises
         InternalError when a value is of a wrong type.
         """
-        await self.followed(save=save, delete=delete)
+        change = self._change(save, delete, followed=True)
+        with tracing.span("write state", objects=change):
+            await self._follow(change)
 
     def followed(self, *, save: Iterable[Record] = (), delete: Iterable[Record] = ()) -> asyncio.Future[bool]:
         """As `follow`, for who need not wait: the future is done when `follow` would return.
