@@ -13,6 +13,7 @@ from typing import Protocol, Self
 
 import structlog
 
+from cri import tracing
 from cri.api.runtime import v1
 from cri.errors import FailedPreconditionError, InternalError
 from cri.rpc import messages
@@ -150,12 +151,14 @@ class Container:
     async def create(self) -> None:
         """CREATING to CREATED: root filesystem and limits are made. Leaves nothing behind if it fails."""
         directory = Path(self.spec.directory)
-        async with UndoStack(f"create container {self.id}", self._node.spare_descriptors) as undo:
+        node = self._node
+        async with UndoStack(f"create container {self.id}", node.spare_descriptors, node.undo_failed) as undo:
             undo.push("record", lambda: self._node.store.follow(delete=[self.record]))
             await self._node.store.save(self.record)
             undo.push("directory", lambda: self._node.trash.take(directory))
             undo.push("container", lambda: self._node.host.remove_container(self.spec))
-            await self._node.host.create_container(self.spec, partial(self._make_directories, directory))
+            with tracing.span("make root filesystem"):
+                await self._node.host.create_container(self.spec, partial(self._make_directories, directory))
             await self._step(ContainerState.CREATED)
 
     async def start(self) -> None:
@@ -177,7 +180,9 @@ class Container:
             )
         self._enter(ContainerState.STARTING)
         try:
-            await self.began(await self._start(warden))
+            with tracing.span("start process"):
+                started = await self._start(warden)
+            await self.began(started)
         except DisconnectedError:
             raise  # the daemon ends; what becomes of the process is the warden's to tell the next one
         except BaseException as error:

@@ -74,8 +74,12 @@ class Owner(Protocol):
 class Writer:
     """The thread. `problem` says why the database cannot be written at present; "" if it can."""
 
-    def __init__(self, path: Path, owner: Owner, make_room: Callable[[], bool]) -> None:
+    def __init__(
+        self, path: Path, owner: Owner, make_room: Callable[[], bool], took: Callable[[float], object]
+    ) -> None:
+        """`took` is told, in the thread, the seconds of each transaction."""
         self.problem = ""
+        self._took = took
         self._path = path
         self._owner = owner
         self._make_room = make_room
@@ -214,7 +218,7 @@ class Writer:
                 database.touch()
 
         try:
-            with_room(write, self._path, self._make_room)
+            self._timed(lambda: with_room(write, self._path, self._make_room))
         except Exception as error:  # the writer must live; the error belongs to whoever asked for the change
             if _is_common(error) or (len(work) < 2 and is_refusal(error)):
                 raise
@@ -227,6 +231,13 @@ class Writer:
             change.error = None
         self._unfolded = True
         self._written()
+
+    def _timed(self, action: Callable[[], None]) -> None:
+        began = time.perf_counter()
+        try:
+            action()
+        finally:
+            self._took(time.perf_counter() - began)
 
     def _commit_each(self, database: Database, work: Sequence[Change], error: Exception) -> None:
         refused: Exception | None = None
