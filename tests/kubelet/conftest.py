@@ -42,6 +42,7 @@ def node(shell_images: Images) -> Iterator[Node]:
             shell_images,
             daemon.start,
             lambda: daemon.end(signal.SIGKILL),
+            lambda: daemon.process.pid,
         )
 
 

@@ -29,6 +29,8 @@ class Node:
     """Returns once the daemon answers."""
     kill: Callable[[], None]
     """Without any warning."""
+    pid: Callable[[], int]
+    """The daemon's."""
 
     @property
     def socket(self) -> Path:

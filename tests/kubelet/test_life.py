@@ -59,7 +59,7 @@ async def test_a_pod_starts(kubelet: Kubelet, node: Node) -> None:
             Container(
                 "sidecar",
                 image,
-                ["sh", "-c", "echo sidecar >>/work/order; exec sleep 1000"],
+                ["sh", "-c", "echo sidecar >>/work/order; touch /work/up; exec sleep 1000"],
                 sidecar=True,
                 volume_mounts={"/work": "shared"},
             ),
@@ -67,10 +67,7 @@ async def test_a_pod_starts(kubelet: Kubelet, node: Node) -> None:
                 "second",
                 image,
                 # It starts as soon as the sidecar runs, which may be before that has printed.
-                [
-                    *("sh", "-c"),
-                    "while ! read a && read b; do :; done </work/order; echo second >>/work/order",
-                ],
+                ["sh", "-c", "while [ ! -e /work/up ]; do sleep 0.1; done; echo second >>/work/order"],
                 volume_mounts={"/work": "shared"},
             ),
         ],
