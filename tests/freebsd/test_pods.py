@@ -324,7 +324,7 @@ async def test_what_is_set_aside_is_not_used(machine):
         import mmap, os, sys
         private = mmap.MAP_PRIVATE | mmap.MAP_ANON
         aside = mmap.mmap(-1, 64 << 30, private, 0)
-        untouched = mmap.mmap(-1, 512 << 20, private)
+        untouched = mmap.mmap(-1, 256 << 20, private)
         used = b"x" * (24 << 20)
         pid = os.fork()
         if not pid:
@@ -344,7 +344,9 @@ async def test_what_is_set_aside_is_not_used(machine):
             linux=limits(memory_limit_in_bytes=64 << 20, memory_swap_limit_in_bytes=together),
         )
         result = await machine.exec(container, os.path.realpath(sys.executable), "-c", script)
-        assert (result.exit_code, result.stdout, result.stderr) == (0, b"Cannot allocate memory\n", b"")
+        assert (result.exit_code, result.stdout, result.stderr) == (0, b"Cannot allocate memory\n", b""), (
+            result
+        )
 
 
 async def test_what_execs_have_reserved_is_given_back(machine):
