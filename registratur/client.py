@@ -60,6 +60,11 @@ class Client:
         )
         self._exchange = Exchange(self._transport)
 
+    def configure(self, hosts: HostsConfig) -> None:
+        """Go by other rules from the next request on. Files with certificates are read anew."""
+        self._hosts = hosts
+        self._transport.configure(hosts)
+
     async def __aenter__(self) -> Self:
         await self._transport.__aenter__()
         return self

@@ -81,6 +81,11 @@ class Transport:
         self._session: aiohttp.ClientSession | None = None
         self._heads: aiohttp.ClientSession | None = None
 
+    def configure(self, hosts: HostsConfig) -> None:
+        """Go by other rules from the next request on. Files with certificates are read anew."""
+        self._hosts = hosts
+        self._contexts = {}  # anew, too: whoever is reading a file puts it where it belongs
+
     async def __aenter__(self) -> Self:
         self._session = self._open()
         # Some servers answer HEAD with a body. Nobody knows whether one is still to come, and the next answer on that
@@ -192,15 +197,16 @@ class Transport:
             return False
         if options.ca_file is None:
             return True
-        if options.ca_file not in self._contexts:
+        contexts = self._contexts
+        if options.ca_file not in contexts:
             try:
                 made = await asyncio.to_thread(ssl.create_default_context, cafile=str(options.ca_file))
             except OSError as error:
                 raise ConnectError(
                     f"{url.host}: cannot load the CA file {options.ca_file}: {error}"
                 ) from error
-            self._contexts[options.ca_file] = made
-        return self._contexts[options.ca_file]
+            contexts[options.ca_file] = made
+        return contexts[options.ca_file]
 
 
 def shown(url: URL) -> str:

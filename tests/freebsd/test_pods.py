@@ -251,9 +251,6 @@ async def test_limits_are_rules(machine):
     assert "pcpu:deny=20" in rules
     assert "pcpu:deny=50" not in rules
     assert "memoryuse:sigkill=67108864" in rules
-    usage = await machine.host.container_usage(machine.pods.container(container).spec)
-    assert usage.memory_usage > 0
-    assert usage.processes >= 1
     await machine.pods.remove_container(container)
     assert name not in run("rctl")
 

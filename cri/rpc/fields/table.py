@@ -76,6 +76,7 @@ ROOTS = (
     "RunPodSandboxRequest",
     "CreateContainerRequest",
     "UpdateContainerResourcesRequest",
+    "UpdatePodSandboxResourcesRequest",
     "PodSandboxConfig",
     "ContainerConfig",
 )
@@ -135,6 +136,22 @@ def _limits(where: str) -> Mapping[str, Row]:
         ),
     }
     return {f"{where}.{name}": row for name, row in rows.items()}
+
+
+_NO_POD_RULES = (
+    "recorded, and shown by a verbose status: rctl(8) measures a process by its own jail, so nothing holds the containers of a pod "
+    "together but their own limits"
+)
+
+
+def _pod_limits(where: str) -> Mapping[str, Row]:
+    """The rows of a LinuxContainerResources that is about a pod as a whole."""
+    rows = {
+        path: Row(row.linux, unheeded(_NO_POD_RULES), row.rule, row.keys)
+        for path, row in _limits(where).items()
+    }
+    rows[f"{where}.oom_score_adj"] = refused("a pod has no processes of its own; give it to its containers")
+    return rows
 
 
 def _apparmor(where: str) -> Mapping[str, Row]:
@@ -337,6 +354,14 @@ _REQUESTS: Mapping[str, Row] = {
     **_limits("UpdateContainerResourcesRequest.linux"),
     "UpdateContainerResourcesRequest.windows": refused(_NO_WINDOWS),
     "UpdateContainerResourcesRequest.annotations": ignored("no annotation changes a limit", rules.ANY),
+    "UpdatePodSandboxResourcesRequest.pod_sandbox_id": done("a ready sandbox", rules.LINE),
+    "UpdatePodSandboxResourcesRequest.resources": done(
+        "recorded, and limits of the pod's cgroup, unless that is one of the kubelet's (cgroup_parent): it has set them before; "
+        "what is 0 or empty stays as it is"
+    ),
+    **_pod_limits("UpdatePodSandboxResourcesRequest.resources"),
+    "UpdatePodSandboxResourcesRequest.overhead": done("recorded, and added to the limits of memory and CPU"),
+    **_pod_limits("UpdatePodSandboxResourcesRequest.overhead"),
 }
 
 TABLE: Mapping[str, Row] = {

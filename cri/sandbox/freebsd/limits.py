@@ -1,4 +1,4 @@
-"""Limits of containers as rules of rctl(8) and as a CPU set, and what racct says they use.
+"""Limits of containers as rules of rctl(8) and as a CPU set.
 
 | CRI (LinuxContainerResources)   | FreeBSD                                   | remark |
 |---------------------------------|-------------------------------------------|--------|
@@ -12,21 +12,19 @@
 | unified["pids.max"]             | maxproc:deny                              | other keys of cgroup v2 have no counterpart: refused |
 | oom_score_adj, hugepage_limits  | none                                      | |
 
-racct adds a jail's use to that of every jail above it, so a pod's figures are those of its own jail.
-Without kern.racct.enable=1 in loader.conf(5) nothing is limited but CPUs, and usage is what the living processes add up to.
+Without kern.racct.enable=1 in loader.conf(5) nothing is limited but CPUs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cri.sandbox import wire
 from cri.sandbox.freebsd.calls import Calls
 from cri.sandbox.host import HalfUpdatedError, HostError, refused_limit
-from cri.sandbox.spec import Resources, Usage
+from cri.sandbox.spec import Resources
 
 ADDRESS_SPACE_ROOM = 1 << 30
 """Bytes of address space that a container may map beyond its memory limit."""
@@ -99,11 +97,9 @@ def parse_cpus(text: str) -> set[int]:
 
 @dataclass(slots=True)
 class Limits:
-    """Sets limits and reads usage. Every method blocks."""
+    """Sets limits. Every method blocks."""
 
     calls: Calls
-    _cpu: dict[str, int] = field(default_factory=dict)
-    """The most that was read of each jail: a counter that goes back is taken for one that began anew."""
 
     def apply(self, jail: str, jid: int, resources: Resources, *, must: bool = False) -> None:
         """Make a jail's limits those of `resources`, all of them or none: new ones first, so that it is never without.
@@ -118,6 +114,8 @@ class Limits:
 
     def _apply(self, jail: str, jid: int, resources: Resources, *, must: bool) -> None:
         wanted = rules(jail, resources)
+        if must:
+            self._check_in_use(jail, resources)
         cpus = parse_cpus(resources.cpuset_cpus) if resources.cpuset_cpus else None
         before = None if cpus is None else self._set_cpus(jid, resources.cpuset_cpus or "", cpus)
         try:
@@ -127,9 +125,28 @@ class Limits:
                 self._put_cpus_back(jid, before, resources, error)
             raise
 
+    def _check_in_use(self, jail: str, resources: Resources) -> None:
+        """A rule that a jail exceeds already has all its processes killed within a second."""
+        limit = max(resources.memory_limit or 0, 0)
+        try:
+            used = self.calls.rctl_usage(subject(jail)).get("memoryuse", 0) if limit else 0
+            if used <= limit:
+                return
+            has = limits_of(self.calls.rctl_rules(subject(jail))).memory_limit
+        except OSError as error:
+            if error.errno == errno.ENOSYS:
+                return  # which is told by who sets the rules
+            raise _limit_error(jail, error) from error
+        if has != limit:
+            raise HostError(
+                "limit",
+                f"jail {jail}",
+                f"memory_limit_in_bytes {limit}: {used} bytes are in use",
+                errno.EBUSY,
+            )
+
     def remove(self, jail: str) -> None:
         """Remove the rules of a jail; they would outlive it."""
-        self._cpu.pop(jail, None)
         try:
             self.calls.rctl_remove(subject(jail))
         except OSError as error:
@@ -147,43 +164,6 @@ class Limits:
                 return set()
             raise HostError("read", "rctl rules", error.strerror or str(error), error.errno) from error
         return {rule.split(":")[1] for rule in found}
-
-    def usage(self, jail: str, jid: int, resources: Resources) -> Usage:
-        """What a jail has used so far. Raises HostError if it is gone."""
-        try:
-            processes = self.calls.processes({jid})
-        except OSError as error:
-            raise _usage_error(jail, error) from error
-        cpu = sum(process.cpu_microseconds for process in processes) * 1000
-        memory = sum(process.resident for process in processes)
-        swap = None
-        count = len(processes)
-        try:
-            used = self.calls.rctl_usage(subject(jail))
-        except OSError as error:
-            if error.errno != errno.ENOSYS:
-                raise _usage_error(jail, error) from error
-            used = {}
-        if used:
-            # racct keeps what ended processes have used, but tells whole seconds.
-            cpu = max(cpu, used.get("cputime", 0) * 1_000_000_000)
-            memory, swap, count = (
-                used.get("memoryuse", memory),
-                used.get("swapuse"),
-                used.get("maxproc", count),
-            )
-        cpu = self._cpu[jail] = max(cpu, self._cpu.get(jail, 0))
-        limit = resources.memory_limit
-        return Usage(
-            timestamp=time.time_ns(),
-            cpu_nanoseconds=cpu,
-            memory_usage=memory,
-            memory_working_set=memory,
-            memory_rss=memory,
-            memory_available=max(limit - memory, 0) if limit else None,
-            swap_usage=swap,
-            processes=count,
-        )
 
     def _set_cpus(self, jid: int, text: str, cpus: set[int]) -> set[int]:
         """Let a jail run on these; on which it ran before."""
@@ -237,10 +217,6 @@ class Limits:
             with contextlib.suppress(OSError):  # then what may be there must do
                 now = self.calls.rctl_rules(subject(jail))
             raise _half_updated(error, f"rules: {second.strerror}", limits_of(now)) from error
-
-
-def _usage_error(jail: str, error: OSError) -> HostError:
-    return HostError("read the usage of", f"jail {jail}", error.strerror or str(error), error.errno)
 
 
 def _limit_error(jail: str, error: OSError) -> HostError:
