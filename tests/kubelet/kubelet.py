@@ -180,17 +180,20 @@ class Kubelet:
         self.add(*pods)
         await self.until(lambda: all(map(self.is_running, pods)), patience)
 
-    async def delete(self, pod: Pod, grace: int | None = None) -> PodStatus:
-        """A pod is deleted: end it, remove what was its; how it ended."""
-        del self.pods[pod.uid]
-        self._due.pop(pod.uid, None)
-        last = await self.manager.terminate(pod, grace)
-        for each in last.containers:
-            await self.manager.remove_container(each.id)
+    async def delete(self, *pods: Pod, grace: int | None = None) -> list[PodStatus]:
+        """Pods are deleted: end them, remove what was theirs; how they ended."""
+        for pod in pods:
+            del self.pods[pod.uid]
+            self._due.pop(pod.uid, None)
+        last = await asyncio.gather(*(self.manager.terminate(pod, grace) for pod in pods))
+        for status in last:
+            for each in status.containers:
+                await self.manager.remove_container(each.id)
         await self.collection.collect()
         await self.pleg.relist()
-        self.cgroups.remove(pod)
-        shutil.rmtree(self.places.pod(pod))
+        for pod in pods:
+            self.cgroups.remove(pod)
+            shutil.rmtree(self.places.pod(pod))
         return last
 
     async def liveness(self) -> None:
@@ -205,7 +208,6 @@ class Kubelet:
     async def close(self) -> None:
         """Delete all pods, and hang up."""
         await self.evented.stop()
-        for pod in list(self.pods.values()):
-            await self.delete(pod, 0)
+        await self.delete(*self.pods.values(), grace=0)
         self.cgroups.close()
         await self.runtime.close()

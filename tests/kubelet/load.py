@@ -292,9 +292,9 @@ def main() -> int:
             lambda: daemon.process.pid,
         )
         report = asyncio.run(measure(node, options.pods, seconds, max(seconds / 5, 10), options.hertz))
-    report.show()
-    problems = report.problems(best_window=False)
-    print("\n" + ("\n".join(problems) or "no error, no growth, no delay"))
+        report.show()
+        problems = report.problems(best_window=False)
+        print("\n" + ("\n".join(problems) or "no error, no growth, no delay"), flush=True)
     return bool(problems)
 
 

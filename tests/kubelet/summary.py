@@ -22,7 +22,7 @@ class PodFigures:
     containers: dict[str, Any] = field(default_factory=dict)
     """ContainerStats by name."""
     cores: dict[str, float] = field(default_factory=dict)
-    """CPUs in use by container since the summary before; without those that are new."""
+    """CPUs in use by container between the last two samples of the runtime's; without those that are new."""
 
 
 class Statistics:
@@ -32,6 +32,7 @@ class Statistics:
         self._runtime = runtime
         self._before: dict[str, tuple[int, int]] = {}
         """Timestamp and CPU time by container, both in nanoseconds."""
+        self._cores: dict[str, float] = {}
 
     async def summary(self) -> dict[str, PodFigures]:
         """All pods' figures by uid, strictly from the runtime (the gate PodAndContainerStatsFromCRI)."""
@@ -74,7 +75,9 @@ class Statistics:
         name, one = stats.attributes.metadata.name, stats.attributes.id
         figures.containers[name] = stats
         now = stats.cpu.timestamp, stats.cpu.usage_core_nano_seconds.value
-        before = self._before.get(one)
-        if before is not None and now[0] > before[0]:
-            figures.cores[name] = (now[1] - before[1]) / (now[0] - before[0])
-        self._before[one] = now
+        before = self._before.setdefault(one, now)
+        if now[0] > before[0]:
+            self._cores[one] = (now[1] - before[1]) / (now[0] - before[0])
+            self._before[one] = now
+        if one in self._cores:
+            figures.cores[name] = self._cores[one]

@@ -97,7 +97,7 @@ async def test_pods_outlive_their_runtime_and_their_kubelet(kubelet: Kubelet, no
     assert (ended.exit_code, ended.reason) == (11, "Error")
     assert kubelet.is_running(steady)
     assert kubelet.is_running(deaf)
-    last = await kubelet.delete(deaf)
+    (last,) = await kubelet.delete(deaf)
     assert last.containers[0].exit_code == 137
 
     last = await kubelet.manager.terminate(steady)
