@@ -11,6 +11,7 @@ import pytest
 from cri.sandbox.freebsd import jails
 from cri.sandbox.freebsd.calls import DISABLE, INHERIT, NEW
 from cri.sandbox.freebsd.jails import ANNOTATION, FIB_ANNOTATION
+from cri.sandbox.freebsd.limits import most_reserved
 from cri.sandbox.host import HostError, LimitRefusedError, Measured
 from cri.sandbox.spec import Namespaces, Resources, Security, Sharing
 from cri.sandbox.usage import InterfaceUsage
@@ -241,8 +242,7 @@ async def test_cpu_memory_and_swap_up_and_down(machine) -> None:
             f"jail:{jail.name}:{rule}"
             for rule in (
                 f"memoryuse:sigkill={memory}",
-                f"vmemoryuse:deny={memory + (1 << 30)}",
-                f"swapuse:deny={swap - memory}",
+                f"swapuse:deny={most_reserved(memory, swap)}",
                 f"pcpu:deny={quota // 1000}",
             )
         }
