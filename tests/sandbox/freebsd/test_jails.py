@@ -282,6 +282,12 @@ async def test_interfaces_are_seen_from_the_pod(machine) -> None:
     assert found.interfaces == (InterfaceUsage("eth0", 5, 6, 7, 8, 1, 2, 3, 4),)
 
 
+async def test_a_filesystem_is_called_after_what_it_was_mounted_from(machine, tmp_path) -> None:
+    assert machine.host.device_of(str(tmp_path)) == machine.kernel.mounts()[0].source
+    with pytest.raises(FileNotFoundError):
+        machine.host.device_of("/missing")
+
+
 async def usages(machine, sandbox, *containers):
     return await machine.host.usages([Measured(sandbox, None, containers)])
 
