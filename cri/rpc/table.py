@@ -218,8 +218,6 @@ UNIMPLEMENTED: Mapping[str, str] = {
     "CheckpointContainer": _CHECKPOINT,
     "CheckpointPod": _CHECKPOINT,
     "RestorePod": _CHECKPOINT,
-    "GetContainerEvents": "this release sends no events yet; the kubelet lists instead",
-    "UpdatePodSandboxResources": "this release cannot change the resources of a whole pod yet",
 }
 """RPCs that answer Unimplemented, and what the caller is told; the only place that says so."""
 

@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from cri.api.runtime import v1
+from cri.events import Events
 from cri.image_service import ImageService
 from cri.metrics import Metrics
 from cri.runtime_service import RuntimeService
@@ -22,6 +23,7 @@ from cri.sandbox.recovery import recover
 from cri.sandbox.trash import Trash
 from cri.state import Store
 from cri.stats import Stats
+from cri.statuses import Statuses
 from cri.streaming import StreamingRequests
 from cri.streaming.server import StreamingServer
 
@@ -57,6 +59,7 @@ def grpc_servicer(grpc_run, images):
     host, network = FakeHost(kernel, directory), Network(kernel)
 
     async def make():
+        events = Events()
         store = await Store.open(directory / "state.db")
         node = Node(
             host=host,
@@ -67,8 +70,10 @@ def grpc_servicer(grpc_run, images):
             runtime_dir=directory / "run",
             trash=Trash(directory / "removed"),
             runtime_handlers=("linux",),
+            witness=events,
         )
         pods = Pods(node)
+        events.watch(pods.sandboxes)
         await host.open(pods.lost)
         await recover(node, pods)
         stats = Stats(host, pods, images, directory)
@@ -77,7 +82,8 @@ def grpc_servicer(grpc_run, images):
         runtime = RuntimeService(
             host=host,
             pods=pods,
-            images=images,
+            events=events,
+            statuses=Statuses(images),
             network=network,
             stats=stats,
             streaming=StreamingRequests(pods, server, Metrics(), 60),

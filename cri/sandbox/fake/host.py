@@ -170,8 +170,13 @@ class FakeHost(Host):
     async def remove_sandbox(self, spec: SandboxSpec) -> None:
         """Nothing is left after stop."""
 
-    async def create_container(self, spec: ContainerSpec) -> None:
+    async def update_sandbox(self, spec: SandboxSpec, resources: Resources) -> None:
+        """There are no limits here."""
+
+    async def create_container(self, spec: ContainerSpec, first: Callable[[], None] | None = None) -> None:
         """A child jail and its mounts."""
+        if first is not None:
+            await asyncio.to_thread(first)
         name = self._child(spec)
         self._kernel_call("create", spec.id, lambda: self.kernel.jail_set(name))
         try:
