@@ -236,6 +236,23 @@ class CniNetwork:
         self._default = default
         log.info("new pods get addresses of the kubelet's pod CIDR", pod_cidr=pod_cidr)
 
+    async def prepare(self, config: NetworkConfig) -> Callable[[], None]:
+        """Look whether pods can have the network of another configuration; what is returned makes it count for pods to come.
+
+        Pods that are there keep theirs, and a pod CIDR of the kubelet's goes on taking the place of `subnets`. Which
+        directories have plugins of others stays as it is. Raises ConfigurationError.
+        """
+        kept = await asyncio.to_thread(self._pod_cidr.read)
+        default = default_network.render(config, kept or config.subnets)
+
+        def take_over() -> None:
+            if config.conf_dir != self._directory.path:
+                self._directory = ConfDirectory(config.conf_dir)
+            self._config, self._default, self._found = config, default, None
+            self._broken.set()  # so that what nobody uses any more goes soon
+
+        return take_over
+
     async def close(self) -> None:
         """Finish what is under way; remove the bridges that no pod hangs on. Pods keep their network."""
         if self._watch is not None:

@@ -19,6 +19,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cri.sandbox.spec import (
     ContainerSpec,
@@ -30,7 +31,9 @@ from cri.sandbox.spec import (
     SandboxSpec,
     Started,
 )
-from cri.sandbox.usage import Usage
+
+if TYPE_CHECKING:  # wardens import this module, and measure nothing
+    from cri.sandbox.usage import Usage
 
 
 class HostError(Exception):
@@ -439,8 +442,19 @@ class Host(abc.ABC):
         """Remove what is left of a stopped sandbox."""
 
     @abc.abstractmethod
-    async def create_container(self, spec: ContainerSpec) -> None:
-        """Make root filesystem, limits and whatever else the warden needs to start the container."""
+    async def update_sandbox(self, spec: SandboxSpec, resources: Resources) -> None:
+        """Apply new limits to a pod as a whole, as far as the host has something of its own for that: all of them, or none.
+
+        What it makes for them goes with `stop_sandbox`. Raises as `update_container`.
+        """
+
+    @abc.abstractmethod
+    async def create_container(self, spec: ContainerSpec, first: Callable[[], None] | None = None) -> None:
+        """Make root filesystem, limits and whatever else the warden needs to start the container.
+
+        Calls `first` before that, which may block for as long as a volume does, and raises what it raises: a second visit to a
+        thread would take longer than both.
+        """
 
     @abc.abstractmethod
     async def stop_container(self, spec: ContainerSpec) -> None:
@@ -475,6 +489,10 @@ class Host(abc.ABC):
         `check` is called, in a thread, for every file that has to be looked at, and may wait; not where the filesystem
         keeps account itself.
         """
+
+    @abc.abstractmethod
+    def device_of(self, path: str) -> str:
+        """What the filesystem that a path is in was mounted from: a device, a dataset. May block. Raises OSError."""
 
     @abc.abstractmethod
     async def unknown_sandboxes(self, sandboxes: Sequence[str]) -> Sequence[str]:

@@ -12,14 +12,16 @@ from typing import Self
 
 import structlog
 
+from cri import tracing
 from cri.api.runtime import v1
+from cri.errors import FailedPreconditionError
 from cri.rpc import messages
 from cri.sandbox import pod_files, record_files, wire
 from cri.sandbox.container import Container
-from cri.sandbox.host import Warden, WardenGoneError
+from cri.sandbox.host import HalfUpdatedError, HostError, Warden, WardenGoneError
 from cri.sandbox.machine import SANDBOX_STEPS, ContainerState, SandboxState, check_step
 from cri.sandbox.node import Node
-from cri.sandbox.spec import PodAddresses, SandboxSpec, Sharing
+from cri.sandbox.spec import PodAddresses, Resources, SandboxSpec, Sharing
 from cri.sandbox.undo import UndoStack
 from cri.state import SandboxRecord
 from cri.threads import in_own_thread
@@ -54,6 +56,8 @@ class PodSandbox:
         """It could not be run, and not be undone either: it is the client's to stop and to remove."""
         self.encoded: bytes | None = None
         """The list item, encoded; None after a change (see `cri.encode`)."""
+        self.status: tuple[SandboxRecord, bytes] | None = None
+        """Its status, encoded, with the record that it was made of (see `cri.statuses`)."""
         self._node = node
         self._watch: asyncio.Task[None] | None = None
 
@@ -91,23 +95,28 @@ class PodSandbox:
         """
         node = self._node
         directory = Path(self.spec.directory)
-        async with UndoStack(f"run sandbox {self.id}", node.spare_descriptors) as undo:
+        async with UndoStack(f"run sandbox {self.id}", node.spare_descriptors, node.undo_failed) as undo:
             undo.push("record and directory", self._forget)
             await node.store.save(self.record)
-            await in_own_thread(self._write_files, directory)  # the logs may have a disk of their own
+            with tracing.span("write files"):
+                await in_own_thread(self._write_files, directory)  # the logs may have a disk of their own
             undo.push("sandbox", self._take_back)
-            self.adopt(await node.host.create_sandbox(self.spec))
+            with tracing.span("start warden"):
+                self.adopt(await node.host.create_sandbox(self.spec))
             assert self.warden is not None
             given = PodAddresses(())
             if self.spec.namespaces.network is not Sharing.NODE:
-                given = await node.network.attach(self.spec, self.warden)
-                await node.host.network_attached(self.spec, self.warden)
-                await asyncio.to_thread(self._write_addresses, directory, given)
+                with tracing.span("attach network"):
+                    given = await node.network.attach(self.spec, self.warden)
+                    await node.host.network_attached(self.spec, self.warden)
+                with tracing.span("write addresses"):
+                    await asyncio.to_thread(self._write_addresses, directory, given)
             if self.warden_lost:
                 raise WardenGoneError(
                     "run", f"sandbox {self.id}", "its warden died right after it was started"
                 )
-            await self._step(SandboxState.READY, addresses=list(given.addresses))
+            with tracing.span("become ready"):
+                await self._step(SandboxState.READY, addresses=list(given.addresses))
 
     def adopt(self, warden: Warden) -> None:
         """Take over the warden: one just started, or one found again."""
@@ -120,12 +129,15 @@ class PodSandbox:
     async def stop(self) -> None:
         """READY to NOTREADY: every container is killed, network and processes are given back. May be repeated."""
         stopping = [container.stop(0, signals.SIGKILL) for container in self.containers.values()]
-        failures = await asyncio.gather(*stopping, return_exceptions=True)
+        with tracing.span("stop containers", count=len(stopping)):
+            failures = await asyncio.gather(*stopping, return_exceptions=True)
         if self.spec.namespaces.network is not Sharing.NODE:
-            await self._node.network.detach(self.id)
-        # Whatever a container's own stop has failed at, this ends all that runs in the pod, or says why it cannot.
-        await self._node.host.stop_sandbox(self.spec, self.warden)
-        await self._release_warden()
+            with tracing.span("detach network"):
+                await self._node.network.detach(self.id)
+        with tracing.span("end warden"):
+            # Whatever a container's own stop has failed at, this ends all that runs in the pod, or says why it cannot.
+            await self._node.host.stop_sandbox(self.spec, self.warden)
+            await self._release_warden()
         await _all(container.lose() for container in self.containers.values())
         # What was made and never started cannot start any more; on FreeBSD its mounts are the node's.
         unstarted = [one for one in self.containers.values() if one.state is ContainerState.CREATED]
@@ -144,6 +156,53 @@ class PodSandbox:
         await self._node.host.remove_sandbox(self.spec)
         await self._node.trash.take(Path(self.spec.directory))
         await self._node.store.follow(delete=[self.record])
+
+    async def update(self, resources: Resources, request: v1.UpdatePodSandboxResourcesRequest) -> None:
+        """Apply new limits to the pod as a whole, and remember them: all of them, or none.
+
+        Must not be called again before it is done. Raises FailedPreconditionError if the sandbox is not READY, or is not any
+        more; HostError.
+        """
+        self._check_limited()
+        try:
+            await self._node.host.update_sandbox(self.spec, resources)
+        except HalfUpdatedError as error:
+            await self._check_still_limited(error)
+            await self._limits_are(error.changed)  # what the kernel has
+            raise
+        except HostError as error:
+            await self._check_still_limited(error)
+            raise
+        await self._check_still_limited()
+        linux = self.config.linux or v1.LinuxPodSandboxConfig()
+        linux.overhead = request.overhead or linux.overhead
+        linux.resources = request.resources or linux.resources
+        self.config.linux = linux
+        await self._limits_are(resources)
+
+    def _check_limited(self, why: str = "its limits cannot change", cause: Exception | None = None) -> None:
+        if self.state is not SandboxState.READY:
+            raise FailedPreconditionError(f"sandbox {self.id} is {self.state}: {why}") from cause
+        if self.foreign:
+            raise FailedPreconditionError(f"sandbox {self.id}: its limits cannot change: {self.foreign}")
+
+    async def _check_still_limited(self, error: HostError | None = None) -> None:
+        """After an update: what it may have made for a pod that was stopped meanwhile is given back."""
+        if self.state is not SandboxState.READY:
+            await self._node.host.stop_sandbox(self.spec, self.warden)
+        self._check_limited("it was stopped while its limits were changed", error)
+
+    async def _limits_are(self, resources: Resources) -> None:
+        limits = wire.merged(self.spec.resources or Resources(), resources)
+        self.spec = wire.replace(self.spec, resources=limits)
+        spec, config = await asyncio.to_thread(self._encode)  # of ten thousand annotations, perhaps
+        self.record = self.record.replace(spec=spec, config=config)
+        self.encoded = None
+        if self.state is not SandboxState.REMOVING:
+            await self._node.store.follow(save=[self.record])
+
+    def _encode(self) -> tuple[str, bytes]:
+        return wire.dumps(self.spec), messages.encoded(self.config)
 
     async def lose(self) -> None:
         """Take note that the warden has died: the sandbox is not ready any more, its containers have ended.
@@ -233,9 +292,11 @@ class PodSandbox:
         record_files.write(directory, ready)
 
     async def _step(self, to: SandboxState, **values: object) -> None:
+        before = self.record.state
         check_step(SANDBOX_STEPS, f"sandbox {self.id}", self.state, to)
         self.record = self.record.replace(state=to.value, **values)
         self.encoded = None
+        self._node.witness.changed(self.record, before)
         if to is SandboxState.READY:
             await self._node.store.save(self.record)
         elif not self.foreign:

@@ -81,6 +81,8 @@ class SandboxSpec:
     uid: str = ""
     """The pod's uid, as the kubelet has it."""
     port_mappings: tuple[PortMapping, ...] = ()
+    resources: Resources | None = None
+    """Limits of the pod as a whole, once it has been given some while it ran."""
 
 
 @dataclass(frozen=True, slots=True)

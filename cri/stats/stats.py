@@ -59,6 +59,8 @@ class PodFigures:
 class FilesystemRoom:
     """The filesystem with the writable layers, of statvfs(3)."""
 
+    device: str
+    """What it was mounted from."""
     bytes: int
     free_bytes: int
     """To anybody but root."""
@@ -79,6 +81,7 @@ class Stats:
         far_ends: FarEnds | None = None,
     ) -> None:
         """`directory`: where layers lie; `interval`: seconds between two samples of the same; `far_ends`: see `CniNetwork`."""
+        self._host = host
         self._pods = pods
         self._images = images
         self._mountpoint = str(directory)
@@ -179,17 +182,23 @@ class Stats:
     async def _watch_room(self) -> None:
         while True:
             try:
-                found = await in_own_thread(os.statvfs, self._mountpoint)
+                self.room = await in_own_thread(self._look_at_room)
             except OSError as error:
                 if self.room is not None:
                     log.warning(
                         "the size of the filesystem is not known", path=self._mountpoint, error=str(error)
                     )
                 self.room = None
-            else:
-                block = found.f_frsize
-                self.room = FilesystemRoom(
-                    found.f_blocks * block, found.f_bavail * block, found.f_files, found.f_ffree
-                )
             self._forget_gone()
             await asyncio.sleep(self._interval)
+
+    def _look_at_room(self) -> FilesystemRoom:
+        found = os.statvfs(self._mountpoint)
+        block = found.f_frsize
+        return FilesystemRoom(
+            self._host.device_of(self._mountpoint),
+            found.f_blocks * block,
+            found.f_bavail * block,
+            found.f_files,
+            found.f_ffree,
+        )

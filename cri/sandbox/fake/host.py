@@ -170,8 +170,13 @@ class FakeHost(Host):
     async def remove_sandbox(self, spec: SandboxSpec) -> None:
         """Nothing is left after stop."""
 
-    async def create_container(self, spec: ContainerSpec) -> None:
+    async def update_sandbox(self, spec: SandboxSpec, resources: Resources) -> None:
+        """There are no limits here."""
+
+    async def create_container(self, spec: ContainerSpec, first: Callable[[], None] | None = None) -> None:
         """A child jail and its mounts."""
+        if first is not None:
+            await asyncio.to_thread(first)
         name = self._child(spec)
         self._kernel_call("create", spec.id, lambda: self.kernel.jail_set(name))
         try:
@@ -217,6 +222,10 @@ class FakeHost(Host):
     async def root_usage(self, spec: ContainerSpec, check: Callable[[], None] = lambda: None) -> DiskUsage:
         """Something, not nothing."""
         return DiskUsage(4096, 1)
+
+    def device_of(self, path: str) -> str:
+        """There is one."""
+        return "/dev/fake"
 
     async def unknown_sandboxes(self, sandboxes: Sequence[str]) -> Sequence[str]:
         """None: an interface goes with its jail here."""

@@ -181,9 +181,17 @@ class FreeBSDHost(Host):
         """Remove what is left of the sandbox in its directories."""
         await in_own_thread(self._remove_sandbox, spec)
 
-    async def create_container(self, spec: ContainerSpec) -> None:
+    async def update_sandbox(self, spec: SandboxSpec, resources: Resources) -> None:
+        """Nothing: no rule holds the containers of a pod together.
+
+        Though racct adds their use up in the pod's jail, rctl measures a process by the jail that it is in itself
+        (rctl_proc_rule_to_racct in sys/kern/kern_rctl.c), and it forgets the rules of the jails above whenever the process
+        changes its user (rctl_proc_ucred_changed).
+        """
+
+    async def create_container(self, spec: ContainerSpec, first: Callable[[], None] | None = None) -> None:
         """Make the root filesystem, the mounts, the jail and its limits."""
-        await in_own_thread(self._create_container, spec)
+        await in_own_thread(self._create_container, spec, first)
 
     async def stop_container(self, spec: ContainerSpec) -> None:
         """Remove the jail, whatever still runs in it, its limits and its mounts."""
@@ -204,6 +212,10 @@ class FreeBSDHost(Host):
     async def root_usage(self, spec: ContainerSpec, check: Callable[[], None] = lambda: None) -> DiskUsage:
         """What the container's own files take."""
         return await asyncio.to_thread(self.snapshots.usage, spec, check)
+
+    def device_of(self, path: str) -> str:
+        """As mount(8) shows it."""
+        return self._calls.mount_of(path).source
 
     async def unknown_sandboxes(self, sandboxes: Sequence[str]) -> Sequence[str]:
         """The pods whose jail is there."""
@@ -245,7 +257,9 @@ class FreeBSDHost(Host):
         with contextlib.suppress(OSError):  # not empty: somebody else's files
             directory.rmdir()
 
-    def _create_container(self, spec: ContainerSpec) -> None:
+    def _create_container(self, spec: ContainerSpec, first: Callable[[], None] | None) -> None:
+        if first is not None:
+            first()
         name = jails.container_name(spec)
         try:
             self._check_emulation(spec)

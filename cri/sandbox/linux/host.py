@@ -34,11 +34,11 @@ from cri.sandbox.linux import (
     stated,
     sysctls,
 )
+from cri.sandbox.linux.block_devices import device_name
 from cri.sandbox.linux.cgroup_hierarchies import OWN_PARENT, Hierarchies, init_group, own_parent
 from cri.sandbox.linux.cgroup_ledger import CgroupLedger, container_group
 from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.linux.meter import Meter, Stack
-from cri.sandbox.linux.run_plan import Filter
 from cri.sandbox.linux.seccomp import selection
 from cri.sandbox.linux.snapshots import make_snapshotter
 from cri.sandbox.places import VOLUMES
@@ -165,12 +165,17 @@ class LinuxHost(Host):
         """Remove what is left of the sandbox in its directories."""
         await asyncio.to_thread(self._remove_sandbox, spec)
 
-    async def create_container(self, spec: ContainerSpec) -> None:
+    async def update_sandbox(self, spec: SandboxSpec, resources: Resources) -> None:
+        """Apply new limits to the cgroup of a pod that the kubelet made none for.
+
+        One that it has made is the kubelet's: it has set the limits before it says so here, and others may be in there.
+        """
+        if not spec.limits_parent:
+            await asyncio.to_thread(self._update_sandbox, spec, resources)
+
+    async def create_container(self, spec: ContainerSpec, first: Callable[[], None] | None = None) -> None:
         """Choose the filter; make volumes, the root filesystem and the cgroups."""
-        seccomp = await in_own_thread(selection.choose, spec.security) if spec.security.seccomp else None
-        if image_volumes.wanted(spec):
-            await in_own_thread(image_volumes.prepare, spec, self.snapshots)
-        await asyncio.to_thread(self._create_container, spec, seccomp)
+        await in_own_thread(self._create_container, spec, first)
 
     async def stop_container(self, spec: ContainerSpec) -> None:
         """Remove the cgroups; whatever still is in there is killed."""
@@ -191,6 +196,13 @@ class LinuxHost(Host):
     async def root_usage(self, spec: ContainerSpec, check: Callable[[], None] = lambda: None) -> DiskUsage:
         """What the container's own files take."""
         return await asyncio.to_thread(self.snapshots.usage, spec, check)
+
+    def device_of(self, path: str) -> str:
+        """The path of the device, or its numbers where it has none (btrfs, ZFS)."""
+        device = os.stat(path).st_dev  # noqa: PTH116
+        numbers = f"{os.major(device)}:{os.minor(device)}"
+        name = device_name(numbers)
+        return numbers if name == numbers else f"/dev/{name}"
 
     async def unknown_sandboxes(self, sandboxes: Sequence[str]) -> Sequence[str]:  # noqa: ARG002
         """None: an interface goes with its namespace."""
@@ -259,7 +271,17 @@ class LinuxHost(Host):
 
         self._group(spec).apply(resources, whole, note)
 
-    def _create_container(self, spec: ContainerSpec, seccomp: Filter | None) -> None:
+    def _update_sandbox(self, spec: SandboxSpec, resources: Resources) -> None:
+        group = self._hierarchies.group(own_parent(spec.id))
+        group.make()
+        group.apply(resources, wire.merged(spec.resources or Resources(), resources))
+
+    def _create_container(self, spec: ContainerSpec, first: Callable[[], None] | None) -> None:
+        if first is not None:
+            first()
+        seccomp = selection.choose(spec.security) if spec.security.seccomp else None
+        if image_volumes.wanted(spec):
+            image_volumes.prepare(spec, self.snapshots)
         group = self._group(spec)
         self._ledger.add(spec)
         try:
