@@ -191,12 +191,13 @@ def _pressure(read: Read, directory: str | None, resource: str) -> Pressure | No
 
 def pressure(content: bytes | None) -> Pressure | None:
     """What a file of PSI says: `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, and the same for `full`."""
-    stalls: dict[bytes, Stall] = {}
-    for line in (content or b"").splitlines():
-        what, *words = line.split()
-        values = dict(word.split(b"=", 1) for word in words)
-        average = (float(values[name]) for name in (b"avg10", b"avg60", b"avg300"))
-        stalls[what] = Stall(int(values[b"total"]) * 1000, *average)
+    words = (content or b"").replace(b"=", b" ").split()
+    stalls = {
+        words[at]: Stall(
+            int(words[at + 8]) * 1000, float(words[at + 2]), float(words[at + 4]), float(words[at + 6])
+        )
+        for at in range(0, len(words) - 8, 9)
+    }
     if b"some" not in stalls:
         return None
     # Before Linux 5.13 there is no `full` of the processor.
