@@ -9,6 +9,7 @@ has the time when its walk began.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from cri.sandbox.machine import ContainerState
 from cri.sandbox.pods import Pods
 from cri.sandbox.shared_work import SharedWork
 from cri.sandbox.spec import DiskUsage
+from cri.threads import AbandonedError
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +69,9 @@ class Layers:
         self._looked: dict[str, tuple[bool, float]] = {}
         """Whether a container ran when its layer was looked at last, and when that will have been long ago."""
         self._failed: set[str] = set()
+        self._awaited: set[str] = set()
+        """Layers that were not looked at in time for who has asked first; nobody waits for them again."""
+        self._ending = threading.Event()
         self._looking: SharedWork[None] = SharedWork("layers")
         self._slots = asyncio.Semaphore(AT_ONCE)
 
@@ -84,25 +89,30 @@ class Layers:
         )
 
     async def watch(self) -> None:
-        """Look at layers, one after the other, again and again."""
-        while True:
-            for container in list(self._pods.containers.values()):
-                if self._is_due(container):
-                    pace = _Pace(SHARE)
-                    await self._look(container, pace)
-                    if not self._host.snapshots.accounts:
-                        await asyncio.sleep(pace.owed)
-            self._forget_gone()
-            await asyncio.sleep(min(self._interval, 1.0))
+        """Look at layers, one after the other, again and again; ends with all walks that are under way."""
+        self._ending.clear()
+        try:
+            while True:
+                for container in list(self._pods.containers.values()):
+                    if self._is_due(container):
+                        pace = _Pace(SHARE, self._ending)
+                        await self._look(container, pace)
+                        if not self._host.snapshots.accounts:
+                            await asyncio.sleep(pace.owed)
+                self._forget_gone()
+                await asyncio.sleep(min(self._interval, 1.0))
+        finally:
+            self._ending.set()
 
     async def first(self, containers: Sequence[Container]) -> None:
         """Wait a moment for the first look at these."""
-        new = [one for one in containers if one.id not in self._known and one.id not in self._failed]
+        hopeless = self._failed | self._awaited
+        new = [one for one in containers if one.id not in self._known and one.id not in hopeless]
         if new and len(new) <= FIRST_WALKS:
-            await asyncio.wait(
-                [asyncio.create_task(self._look_first(container)) for container in new],
-                timeout=FIRST_PATIENCE,
-            )
+            looks = [asyncio.create_task(self._look_first(container)) for container in new]
+            _, late = await asyncio.wait(looks, timeout=FIRST_PATIENCE)
+            if late:
+                self._awaited.update(one.id for one in new if one.id not in self._known)
 
     def _is_due(self, container: Container) -> bool:
         if container.state not in _WITH_LAYER:
@@ -116,7 +126,7 @@ class Layers:
         async with self._slots:
             if container.id in self._known:
                 return  # somebody else has waited for it
-            await self._look(container, _Pace(FIRST_SHARE))
+            await self._look(container, _Pace(FIRST_SHARE, self._ending))
 
     async def _look(self, container: Container, pace: _Pace) -> None:
         await self._looking.run(container.id, lambda: self._measure(container, pace))
@@ -126,6 +136,8 @@ class Layers:
         pace.begin()
         try:
             usage = await self._host.root_usage(container.spec, pace.check)
+        except AbandonedError:
+            return  # the daemon ends
         except (HostError, OSError) as error:
             if container.id not in self._failed and container.state in _WITH_LAYER:
                 self._failed.add(container.id)
@@ -141,13 +153,16 @@ class Layers:
             del self._looked[gone]
             self._known.pop(gone, None)
         self._failed &= known
+        self._awaited &= known - self._known.keys()
 
 
 class _Pace:
     """Makes a walk in a thread rest, so that it takes but a part of the time."""
 
-    def __init__(self, share: int) -> None:
+    def __init__(self, share: int, ending: threading.Event) -> None:
+        """`ending`: the walk is to be given up."""
         self._rest = share - 1
+        self._ending = ending
         self._began = time.perf_counter()
 
     def begin(self) -> None:
@@ -155,9 +170,10 @@ class _Pace:
         self._began = time.perf_counter()
 
     def check(self) -> None:
-        """Rest, if it is time to. Blocks."""
+        """Rest, if it is time to. Blocks. Raises AbandonedError."""
         if time.perf_counter() - self._began > STRETCH:
-            time.sleep(self.owed)
+            if self._ending.wait(self.owed):
+                raise AbandonedError
             self.begin()
 
     @property

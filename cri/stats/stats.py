@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -97,9 +97,8 @@ class Stats:
     async def watch(self) -> None:
         """Sample everything, again and again, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._sampler.watch())
-            group.create_task(self._layers.watch())
-            group.create_task(self._watch_room())
+            for watch in (self._sampler.watch, self._layers.watch, self._watch_room):
+                group.create_task(self._for_ever(watch))
 
     async def containers(self, chosen: Sequence[Container]) -> list[ContainerFigures]:
         """The figures of those of the containers that run; one that ends meanwhile is left out."""
@@ -178,6 +177,14 @@ class Stats:
         for about in (self._attributes, self._layer_figures):
             for gone in about.keys() - known:
                 del about[gone]
+
+    async def _for_ever(self, watch: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await watch()
+            except Exception:
+                log.exception("statistics have stopped; they go on soon", seconds=self._interval)
+            await asyncio.sleep(self._interval)
 
     async def _watch_room(self) -> None:
         while True:

@@ -113,9 +113,12 @@ async def test_the_network_of_a_pod(machine):
             sender.sendto(bytes(1000), (address, 9))
             if number % 20 == 0:
                 await asyncio.sleep(0.02)
-    await machine.sh(
-        container, f"dd if=/dev/zero bs=1000 count=50 | nc -u -w 1 {address.rpartition('.')[0]}.1 7"
-    )
+    gateway = f"{address.rpartition('.')[0]}.1"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind((gateway, 0))
+        one = "dd if=/dev/zero bs=1000 count=1 2>/dev/null; sleep 0.05"
+        script = f"i=0; while [ $i -lt 60 ]; do {one}; i=$((i+1)); done"
+        await machine.sh(container, f"({script}) | nc -u -w 1 {gateway} {receiver.getsockname()[1]}")
     await asyncio.sleep(1)
     (told,) = (await usages(machine, pod))[pod].interfaces
     of_pod, _ = names(machine, container)

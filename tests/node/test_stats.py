@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -285,6 +286,33 @@ def test_containers_that_end_meanwhile(node) -> None:
     for asker in askers:
         asker.join()
     assert errors == []
+
+
+def test_a_new_daemon_goes_on_counting(daemon: Daemon) -> None:
+    daemon.pull()
+    pod = daemon.pod("stays")
+    container = daemon.container(pod, *BURN)
+    time.sleep(1)
+    before = pod_stats(daemon, pod).linux
+    daemon.end(signal.SIGKILL)
+    daemon.start()
+    after_ = pod_stats(daemon, pod).linux
+    assert after_.cpu.usage_core_nano_seconds.value > before.cpu.usage_core_nano_seconds.value
+    assert after_.network.default_interface.rx_bytes.value >= before.network.default_interface.rx_bytes.value
+    assert [one.attributes.id for one in after_.containers] == [container]
+
+
+def test_a_list_that_no_message_can_have(node) -> None:
+    """It is refused with the name of the call that sends it in pieces; a few large ones are sent."""
+    pod = node.pod("fat")
+    annotations = {f"a{number}": "x" * 100_000 for number in range(20)}
+    for number_ in range(9):
+        node.container(pod, "sleep", "3600", name=f"c{number_}", annotations=annotations)
+    with pytest.raises(grpc.RpcError, match="StreamContainerStats"):
+        node.client("ListContainerStats", v1.ListContainerStatsRequest())
+    with pytest.raises(grpc.RpcError, match=f"sandbox {pod} has .* bytes in a list"):
+        node.client("ListPodSandboxStats", v1.ListPodSandboxStatsRequest())
+    node.client("RemovePodSandbox", v1.RemovePodSandboxRequest(pod_sandbox_id=pod))
 
 
 def test_nothing_grows_with_the_samples(node) -> None:

@@ -80,6 +80,32 @@ async def test_who_asks_for_a_new_one_waits_a_moment(node, host) -> None:
     await layers.first([node.containers["q-c0"]])
     assert time.monotonic() - began < 2
     assert layers.of("q-c0") is None
+    began = time.monotonic()
+    await layers.first([node.containers["q-c0"]])
+    assert time.monotonic() - began < 0.2, "nobody waits for it twice"
+
+
+async def test_a_walk_ends_with_the_daemon(node, host) -> None:
+    node.pod("p")
+    ended = []
+
+    async def walk(spec, check) -> DiskUsage:
+        def forever() -> DiskUsage:
+            try:
+                while True:
+                    check()
+            finally:
+                ended.append(spec.id)
+
+        return await asyncio.to_thread(forever)
+
+    host.root_usage = walk
+    layers = Layers(host, node, interval=0.01)
+    async with watched(layers):
+        await asyncio.sleep(0.1)
+        assert not ended
+    await until(lambda: ended)
+    assert layers.of("p-c0") is None
 
 
 async def test_who_asks_for_many_new_ones_does_not(node, host) -> None:
@@ -101,7 +127,7 @@ async def test_one_that_cannot_be_looked_at_is_told_of_once(node, host, capsys) 
 
 
 def test_a_walk_takes_a_part_of_the_time() -> None:
-    pace = _Pace(SHARE)
+    pace = _Pace(SHARE, threading.Event())
     slept = 0.0
 
     def walk() -> None:

@@ -32,12 +32,23 @@ from cri.sandbox.host import HostError, Measured
 from cri.sandbox.usage import CpuUsage, InterfaceUsage, MemoryUsage, ProcessUsage, Usage
 
 
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What does not go back. Microseconds, but for the faults."""
+
+    cpu: int = 0
+    user: int = 0
+    system: int = 0
+    minor_faults: int = 0
+    major_faults: int = 0
+
+
 @dataclass(slots=True)
 class Meter:
     """Reads usage. Every method blocks."""
 
     calls: Calls
-    _most: dict[str, CpuUsage] = field(default_factory=dict)
+    _most: dict[str, Counters] = field(default_factory=dict)
     """The most that was read of each jail: what processes have had that are gone was used all the same."""
 
     def usages(self, pods: Sequence[Measured]) -> dict[str, Usage | HostError]:
@@ -98,17 +109,18 @@ class Meter:
             used = {}
         timestamp = time.time_ns()
         memory = used.get("memoryuse", sum(process.resident for process in living))
+        counters = self._counters(jail, living, used.get("cputime", 0))
         return Usage(
             timestamp=timestamp,
-            cpu=self._cpu(jail, living, used.get("cputime", 0)),
+            cpu=CpuUsage(counters.cpu * 1000, counters.user * 1000, counters.system * 1000),
             memory=MemoryUsage(
                 usage=memory,
                 working_set=memory,
                 rss=memory,
                 available=max(limit - memory, 0) if limit else None,
                 limit=limit or None,
-                page_faults=sum(process.minor_faults for process in living),
-                major_page_faults=sum(process.major_faults for process in living),
+                page_faults=counters.minor_faults,
+                major_page_faults=counters.major_faults,
             ),
             processes=ProcessUsage(
                 processes=used.get("maxproc", len(living)),
@@ -118,16 +130,17 @@ class Meter:
             interfaces=interfaces,
         )
 
-    def _cpu(self, jail: str, living: Sequence[Process], seconds: int) -> CpuUsage:
-        before = self._most.get(jail, CpuUsage(user=0, system=0))
-        total = sum(process.cpu_microseconds for process in living) * 1000
-        system = sum(process.system_microseconds for process in living) * 1000
-        now = CpuUsage(
-            total=max(total, seconds * 1_000_000_000, before.total),
-            user=max(total - system, before.user or 0),
-            system=max(system, before.system or 0),
+    def _counters(self, jail: str, living: Sequence[Process], seconds: int) -> Counters:
+        before = self._most.get(jail, Counters())
+        cpu = sum(process.cpu_microseconds for process in living)
+        system = sum(process.system_microseconds for process in living)
+        now = self._most[jail] = Counters(
+            max(cpu, seconds * 1_000_000, before.cpu),
+            max(cpu - system, before.user),
+            max(system, before.system),
+            max(sum(process.minor_faults for process in living), before.minor_faults),
+            max(sum(process.major_faults for process in living), before.major_faults),
         )
-        self._most[jail] = now
         return now
 
 

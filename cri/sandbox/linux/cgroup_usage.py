@@ -8,6 +8,7 @@ therefore counted in either of them: version 1 adds up nothing of that, version 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,6 +29,7 @@ from cri.sandbox.usage import (
 
 _NO_LIMIT = 1 << 62
 """Without a limit, version 1 shows the largest number of pages there is."""
+_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _IO_V1 = "blkio.throttle.io_service_bytes_recursive"
 _IOS_V1 = "blkio.throttle.io_serviced_recursive"
 
@@ -46,10 +48,12 @@ def usage_v1(read: Read, directories: Directories, inner: Directories) -> Usage 
     quota = [
         _fields(read(f"{group['cpu']}/cpu.stat")) for group in (directories, inner) if "cpu" in group
     ] or [{}]
+    # In ticks; cpuacct.usage_user and usage_sys are of another account than the total.
+    parts = _fields(read(f"{directories['cpuacct']}/cpuacct.stat")) if "cpuacct" in directories else {}
     cpu = CpuUsage(
         total=total or 0,
-        user=_number(read, directories, "cpuacct", "cpuacct.usage_user"),
-        system=_number(read, directories, "cpuacct", "cpuacct.usage_sys"),
+        user=_of_ticks(parts.get("user")),
+        system=_of_ticks(parts.get("system")),
         periods=_most(quota, "nr_periods"),
         throttled_periods=_most(quota, "nr_throttled"),
         throttled=_most(quota, "throttled_time"),
@@ -95,6 +99,8 @@ def _memory_v1(read: Read, directories: Directories, inner: Directories) -> Memo
     swap = None if together is None else max(together - used, 0)
     swap_limit = None if both is None or limit is None else max(both - limit, 0)
     groups = [at, inner["memory"]]
+    # Charged with swap first, and so refused there, where the two limits are the same.
+    refusals = ("memory.failcnt", "memory.memsw.failcnt")
     return MemoryUsage(
         usage=used,
         working_set=(working := max(used - stat.get("total_inactive_file", 0), 0)),
@@ -105,7 +111,7 @@ def _memory_v1(read: Read, directories: Directories, inner: Directories) -> Memo
         mapped_file=stat.get("total_mapped_file"),
         kernel=_value(read(f"{at}/memory.kmem.usage_in_bytes")),
         peak=_value(read(f"{at}/memory.max_usage_in_bytes")),
-        limit_hits=sum(_value(read(f"{group}/memory.failcnt")) or 0 for group in groups),
+        limit_hits=sum(_value(read(f"{group}/{name}")) or 0 for group in groups for name in refusals),
         oom_kills=sum(_fields(read(f"{group}/memory.oom_control")).get("oom_kill", 0) for group in groups),
         page_faults=max(stat.get("total_pgfault", 0) - stat.get("total_pgmajfault", 0), 0),
         major_page_faults=stat.get("total_pgmajfault", 0),
@@ -185,12 +191,13 @@ def _pressure(read: Read, directory: str | None, resource: str) -> Pressure | No
 
 def pressure(content: bytes | None) -> Pressure | None:
     """What a file of PSI says: `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`, and the same for `full`."""
-    stalls: dict[bytes, Stall] = {}
-    for line in (content or b"").splitlines():
-        what, *words = line.split()
-        values = dict(word.split(b"=", 1) for word in words)
-        average = (float(values[name]) for name in (b"avg10", b"avg60", b"avg300"))
-        stalls[what] = Stall(int(values[b"total"]) * 1000, *average)
+    words = (content or b"").replace(b"=", b" ").split()
+    stalls = {
+        words[at]: Stall(
+            int(words[at + 8]) * 1000, float(words[at + 2]), float(words[at + 4]), float(words[at + 6])
+        )
+        for at in range(0, len(words) - 8, 9)
+    }
     if b"some" not in stalls:
         return None
     # Before Linux 5.13 there is no `full` of the processor.
@@ -222,6 +229,11 @@ def _limit(content: bytes | None) -> int | None:
 def _most(of: list[dict[str, int]], name: str) -> int | None:
     """The most that any says. Each limit counts for itself when it was met; how often both were is not known."""
     return max((found[name] for found in of if name in found), default=None)
+
+
+def _of_ticks(ticks: int | None) -> int | None:
+    """Nanoseconds."""
+    return None if ticks is None else ticks * _TICK
 
 
 def _thousandfold(value: int | None) -> int | None:

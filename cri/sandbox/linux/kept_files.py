@@ -16,8 +16,8 @@ SHARE = 4
 """At most this part of what the process may open is kept open."""
 SPARED = 64
 """What is not taken of that share: the reserve for removals has as many."""
-MOST = 16384
-"""Kept open at most: the kernel holds a buffer for each of them."""
+MOST = 8192
+"""Kept open at most, those of some 300 groups: the kernel holds a page for each, which is 32 MiB."""
 
 _BLOCK = 4096
 _ABSENT = -1
