@@ -113,7 +113,9 @@ class Sampler:
 
     def _measured(self, pods: Sequence[PodSandbox]) -> list[Measured]:
         """Pods as a whole."""
-        parents = Counter(pod.spec.limits_parent for pod in self._pods.sandboxes.values())
+        # One that is stopped may have left its group to a successor: the kubelet makes a pod anew in the same one.
+        ready = (pod for pod in self._pods.sandboxes.values() if pod.state is SandboxState.READY)
+        parents = Counter(pod.spec.limits_parent for pod in ready)
         return [
             Measured(
                 pod.spec,

@@ -120,7 +120,10 @@ def free_subnets() -> list[str]:
         ["ip", "-json", "route", "show", "table", "all"], check=True, capture_output=True, text=True
     )
     taken = {route["dst"] for route in json.loads(routes.stdout)}
-    number = next(number for number in range(215, 256) if f"10.{number}.0.0/16" not in taken)
+    numbers = range(215, 256)
+    # Another run may look at the same moment, so each begins elsewhere.
+    begun = [numbers[(os.getpid() + at) % len(numbers)] for at in range(len(numbers))]
+    number = next(number for number in begun if f"10.{number}.0.0/16" not in taken)
     return [f"10.{number}.0.0/16", f"fd{number:x}::/64"]
 
 

@@ -64,6 +64,7 @@ async def test_pods_that_share_their_limits(node, host) -> None:
     node.pod("a", parent="/shared")
     node.pod("b", parent="/shared")
     node.pod("c", parent="/own")
+    node.pod("before c", parent="/own", state=SandboxState.NOTREADY)
     node.pod("d")
     node.pod("e")
     await Sampler(host, node, interval=10).read_all()
