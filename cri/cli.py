@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cri import config as configuration
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.command == "doctor":
         return _doctor(config, as_json=options.json, strict=options.strict)
-    return _serve(config)
+    return _serve(config, lambda: configuration.load(options.config, flags=_flags(options)))
 
 
 def _doctor(config: Config, *, as_json: bool, strict: bool) -> int:
@@ -53,12 +54,17 @@ def _doctor(config: Config, *, as_json: bool, strict: bool) -> int:
     return doctor.exit_status(findings, strict=strict)
 
 
-def _serve(config: Config) -> int:
+def _serve(config: Config, read: Callable[[], Config]) -> int:
+    for number in (signal.SIGHUP, signal.SIGUSR1):
+        # Until the daemon answers them they would end it. No SIG_IGN: whatever is started would inherit that.
+        signal.signal(number, lambda *_: None)
+    # structlog imports it wherever it is installed, for tracebacks that would show secrets: three megabytes for nothing.
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
     from cri import log  # noqa: PLC0415 - heavy, and only needed here
     from cri.server import run  # noqa: PLC0415
 
     log.configure(config.log.level, config.log.format)
-    return run(config)
+    return run(config, read)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -36,6 +36,16 @@ class LogConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TracingConfig:
+    """Where traces go."""
+
+    endpoint: str
+    """http(s)://HOST:PORT of a collector, or empty for none."""
+    sampling_ratio: float
+    """From 0 to 1: how many of the calls are traced whose caller does not say whether they are."""
+
+
+@dataclass(frozen=True, slots=True)
 class StreamingConfig:
     """The HTTP server for exec, attach and port-forward."""
 
@@ -95,6 +105,14 @@ class FreeBSDConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StatsConfig:
+    """How containers and pods are measured."""
+
+    interval: float
+    """Seconds between two samples of the same."""
+
+
+@dataclass(frozen=True, slots=True)
 class RegistryConfig:
     """How one registry is reached."""
 
@@ -128,8 +146,10 @@ class Config:
     runtime_handlers: tuple[str, ...]
     """Names of RuntimeClass handlers that pods may ask for, beside the unnamed default."""
     log: LogConfig
+    tracing: TracingConfig
     streaming: StreamingConfig
     image: ImageConfig
+    stats: StatsConfig
     network: NetworkConfig
     freebsd: FreeBSDConfig
     registries: Mapping[str, RegistryConfig]
@@ -185,8 +205,10 @@ def load(
         raise ConfigError(f"{sources['socket']}: {error}") from None
     return Config(
         log=LogConfig(**_section(values, "log")),
+        tracing=TracingConfig(**_section(values, "tracing")),
         streaming=StreamingConfig(**_section(values, "streaming")),
         image=ImageConfig(**_section(values, "image")),
+        stats=StatsConfig(**_section(values, "stats")),
         network=NetworkConfig(**_section(values, "network")),
         freebsd=FreeBSDConfig(**_section(values, "freebsd")),
         registries=registries,

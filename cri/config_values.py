@@ -68,6 +68,34 @@ def seconds(value: Any) -> float:
     return number
 
 
+def ratio(value: Any) -> float:
+    """A number from 0 to 1."""
+    try:
+        number = (
+            float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else -1.0
+        )
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise ValueError("a number from 0 to 1")
+    return number
+
+
+def collector(value: Any) -> str:
+    """A URL of a scheme, a host and a port; or nothing."""
+    if value == "":
+        return ""
+    scheme, mark, rest = text(value).partition("://")
+    expected = "http://HOST:PORT or https://HOST:PORT, such as http://127.0.0.1:4317, or nothing"
+    if not mark or scheme not in ("http", "https") or "@" in rest or "/" in rest:
+        raise ValueError(expected)
+    try:
+        endpoint(rest)
+    except ValueError:
+        raise ValueError(expected) from None
+    return str(value)
+
+
 def flag(value: Any) -> bool:
     """True or false."""
     words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

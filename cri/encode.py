@@ -23,7 +23,7 @@ from cri.sandbox import stop_signals, wire
 from cri.sandbox.container import Container
 from cri.sandbox.machine import ContainerState, SandboxState
 from cri.sandbox.pod import PodSandbox
-from cri.sandbox.spec import ContainerSpec, Credentials, DiskUsage, Resources, Usage
+from cri.sandbox.spec import ContainerSpec, Credentials, Resources
 from cri.state import ContainerRecord, ImageRecord, SandboxRecord
 
 log = structlog.get_logger(__name__)
@@ -61,7 +61,7 @@ def list_item(message: Message) -> bytes:
 def sandbox_item(sandbox: PodSandbox) -> bytes:
     """The sandbox as an element of ListPodSandboxResponse.items."""
     record = sandbox.record
-    item = _new(
+    item = new(
         "PodSandbox",
         id=record.id,
         state=_SANDBOX_STATE[SandboxState(record.state)],
@@ -75,7 +75,7 @@ def sandbox_item(sandbox: PodSandbox) -> bytes:
 def container_item(container: Container) -> bytes:
     """The container as an element of ListContainersResponse.containers."""
     record = container.record
-    item = _new(
+    item = new(
         "Container",
         id=record.id,
         pod_sandbox_id=record.sandbox_id,
@@ -92,7 +92,7 @@ def image_item(image: ImageRecord) -> bytes:
     """The image as an element of ListImagesResponse.images; also the image of an ImageStatusResponse."""
     user = image.user.partition(":")[0]
     uid = _uid(user)
-    item = _new(
+    item = new(
         "Image",
         id=image.id,
         repo_tags=image.tags,
@@ -120,7 +120,7 @@ def sandbox_status(sandbox: PodSandbox, record: SandboxRecord) -> bytes:
     """Everything about a sandbox, as a record of it has it: a PodSandboxStatus."""
     config = _config(sandbox, record)
     primary, *others = record.addresses or [""]
-    status = _new(
+    status = new(
         "PodSandboxStatus",
         id=record.id,
         state=_SANDBOX_STATE[SandboxState(record.state)],
@@ -140,7 +140,7 @@ def container_status(container: Container, record: ContainerRecord, spec: Contai
     `image` is how its image is called at the moment.
     """
     config = _config(container, record)
-    status = _new(
+    status = new(
         "ContainerStatus",
         id=record.id,
         state=_CONTAINER_STATE[ContainerState(record.state)],
@@ -181,54 +181,16 @@ def info_field(*text: bytes) -> list[bytes]:
 
 def container_attributes(container: Container) -> bytes:
     """What never changes of a container's statistics: the field `attributes`, encoded."""
-    attributes = _new("ContainerAttributes", id=container.id)
+    attributes = new("ContainerAttributes", id=container.id)
     _copy(_config(container), attributes, "metadata", "labels", "annotations")
     return list_item(attributes)
 
 
-def container_stats(
-    attributes: bytes, usage: Usage, disk: DiskUsage, now: int, mountpoint: str
-) -> tuple[bytes, ...]:
-    """A container's figures as an element of ListContainerStatsResponse.stats, in pieces that share `attributes`."""
-    figures: dict[str, Any] = {
-        "cpu": {
-            "timestamp": usage.timestamp,
-            "usage_core_nano_seconds": {"value": usage.cpu_nanoseconds},
-        },
-        "memory": {
-            "timestamp": usage.timestamp,
-            "working_set_bytes": {"value": usage.memory_working_set},
-            "usage_bytes": {"value": usage.memory_usage},
-            "rss_bytes": {"value": usage.memory_rss},
-            "page_faults": {"value": usage.page_faults},
-            "major_page_faults": {"value": usage.major_page_faults},
-        },
-        "writable_layer": {
-            "timestamp": now,
-            "fs_id": {"mountpoint": mountpoint},
-            "used_bytes": {"value": disk.bytes},
-            "inodes_used": {"value": disk.inodes},
-        },
-    }
-    if usage.memory_available is not None:
-        figures["memory"]["available_bytes"] = {"value": usage.memory_available}
-    if usage.swap_usage is not None:
-        figures["swap"] = {
-            "timestamp": usage.timestamp,
-            "swap_usage_bytes": {"value": usage.swap_usage},
-        }
-    body = _new("ContainerStats", **figures).SerializeToString()
-    return header(1, len(attributes) + len(body)), attributes, body
-
-
-def filesystem_usage(disk: DiskUsage, now: int, mountpoint: str) -> v1.FilesystemUsage:
-    """What a directory tree takes, as the CRI has it."""
-    return v1.FilesystemUsage(
-        timestamp=now,
-        fs_id=v1.FilesystemIdentifier(mountpoint=mountpoint),
-        used_bytes=_uint64(disk.bytes),
-        inodes_used=_uint64(disk.inodes),
-    )
+def sandbox_attributes(sandbox: PodSandbox) -> bytes:
+    """What never changes of a pod's statistics: the field `attributes`, encoded."""
+    attributes = new("PodSandboxAttributes", id=sandbox.id)
+    _copy(_config(sandbox), attributes, "metadata", "labels", "annotations")
+    return list_item(attributes)
 
 
 def matches_labels(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
@@ -254,7 +216,7 @@ def _config(of: PodSandbox | Container, record: SandboxRecord | ContainerRecord 
         return messages.strict(of.config)
 
 
-def _new(name: str, **fields: Any) -> Any:
+def new(name: str, **fields: Any) -> Any:
     """A message of protobuf's own class, which takes nothing that a client could not read.
 
     A value that cannot be in it costs that field alone, never the list or status that it is a part of: it is shown as far
@@ -355,7 +317,3 @@ def _uid(user: str) -> int | None:
     if not (user.isascii() and user.isdecimal()) or len(user) > 18:
         return None
     return int(user)
-
-
-def _uint64(value: int) -> v1.UInt64Value:
-    return v1.UInt64Value(value=value)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
@@ -164,6 +165,13 @@ class CniNetwork:
         """
         return await asyncio.to_thread(self._cni.is_attached, sandbox_id)
 
+    async def far_ends(self, sandbox_ids: Collection[str]) -> dict[str, dict[str, str]]:
+        """The interfaces of pods, in the order in which they were made, by the names of their other ends on the node.
+
+        As their attachments are written down; what others' plugins have made is left out, unless they have told of both ends.
+        """
+        return await asyncio.to_thread(self._far_ends, sandbox_ids)
+
     async def rebuild(self, spec: SandboxSpec, warden: Warden, addresses: Sequence[str] = ()) -> bool:
         """Write the network of a pod down that `is_attached` does not know; False if it has none, or was losing it.
 
@@ -227,6 +235,23 @@ class CniNetwork:
         await asyncio.to_thread(self._pod_cidr.write, subnets)
         self._default = default
         log.info("new pods get addresses of the kubelet's pod CIDR", pod_cidr=pod_cidr)
+
+    async def prepare(self, config: NetworkConfig) -> Callable[[], None]:
+        """Look whether pods can have the network of another configuration; what is returned makes it count for pods to come.
+
+        Pods that are there keep theirs, and a pod CIDR of the kubelet's goes on taking the place of `subnets`. Which
+        directories have plugins of others stays as it is. Raises ConfigurationError.
+        """
+        kept = await asyncio.to_thread(self._pod_cidr.read)
+        default = default_network.render(config, kept or config.subnets)
+
+        def take_over() -> None:
+            if config.conf_dir != self._directory.path:
+                self._directory = ConfDirectory(config.conf_dir)
+            self._config, self._default, self._found = config, default, None
+            self._broken.set()  # so that what nobody uses any more goes soon
+
+        return take_over
 
     async def close(self) -> None:
         """Finish what is under way; remove the bridges that no pod hangs on. Pods keep their network."""
@@ -324,6 +349,15 @@ class CniNetwork:
             log.warning("no network for new pods", error=str(error))
             return [self._default]
 
+    def _far_ends(self, sandbox_ids: Collection[str]) -> dict[str, dict[str, str]]:
+        found: dict[str, dict[str, str]] = {}
+        for sandbox_id in sandbox_ids:
+            ends = found[sandbox_id] = {}
+            for entry in self._ledger.entries(container=sandbox_id):
+                if entry.whole:
+                    ends |= _pairs((entry.result or {}).get("interfaces", ()))
+        return found
+
     def _network(self) -> NetworkList:
         """The network that new pods get. Raises ConfigurationError if the operator's configuration is none."""
         found = self._directory.look()
@@ -351,6 +385,15 @@ def _attachment(spec: SandboxSpec, runtime: RuntimeConfig, netns: str) -> Attach
         "K8S_POD_UID": spec.uid,
     }
     return Attachment(spec.id, INTERFACE, netns, runtime, args)
+
+
+def _pairs(interfaces: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The pods' ends in a result, by the ends on the node, which a result has right before them."""
+    return {
+        str(near["name"]): str(far["name"])
+        for near, far in itertools.pairwise(interfaces)
+        if far.get("sandbox") and not near.get("sandbox")
+    }
 
 
 def _runtime_config(spec: SandboxSpec) -> RuntimeConfig:

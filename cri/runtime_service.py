@@ -13,6 +13,7 @@ from cri.api.runtime import v1
 from cri.errors import InvalidArgumentError, NotFoundError
 from cri.events import Events
 from cri.network import CniNetwork
+from cri.pod_metrics import PodMetrics, metric_descriptors
 from cri.rpc import messages
 from cri.rpc.answers import MAX_MESSAGE_BYTES
 from cri.sandbox import limits
@@ -57,6 +58,7 @@ class RuntimeService:
         self._statuses = statuses
         self._network = network
         self._stats = stats
+        self._pod_metrics = PodMetrics(stats)
         self._streaming = streaming
         self._handlers = tuple(runtime_handlers)
         self._config = config
@@ -277,26 +279,76 @@ class RuntimeService:
     ) -> AsyncGenerator[Sequence[bytes], None]:
         """One container's figures."""
         container = self._pods.container(request.container_id)
-        found = await self._stats.of([container])
-        if not found:
-            raise NotFoundError(
-                f"container {container.id} is {container.state}: only running ones have statistics"
-            )
-        yield found[0][1]
+        async for some in self._stats.container_items([container]):
+            for _, item in some:
+                yield item
+                return
+        raise NotFoundError(
+            f"container {container.id} is {container.state}: only running ones have statistics"
+        )
 
     async def list_container_stats(
         self, request: v1.ListContainerStatsRequest
     ) -> AsyncGenerator[list[bytes], None]:
         """The figures of running containers that match the filter."""
-        async for some in self._figures(request.filter):
+        async for some in self._container_figures(request.filter):
             yield [piece for item in some for piece in item]
 
     async def stream_container_stats(
         self, request: v1.StreamContainerStatsRequest
     ) -> AsyncGenerator[bytes, None]:
         """As ListContainerStats, in messages of bounded size."""
-        items = ([b"".join(item) for item in some] async for some in self._figures(request.filter))
+        items = ([b"".join(item) for item in some] async for some in self._container_figures(request.filter))
         async for message in lists.batches(items):
+            yield message
+
+    async def pod_sandbox_stats(
+        self, request: v1.PodSandboxStatsRequest
+    ) -> AsyncGenerator[Sequence[bytes], None]:
+        """One pod's figures, with those of its running containers."""
+        sandbox = self._pods.sandbox(request.pod_sandbox_id)
+        async for some in self._stats.pod_items([sandbox]):
+            for _, item in some:
+                yield item
+                return
+        raise NotFoundError(f"sandbox {sandbox.id} is {sandbox.state}: only ready ones have statistics")
+
+    async def list_pod_sandbox_stats(
+        self, request: v1.ListPodSandboxStatsRequest
+    ) -> AsyncGenerator[list[bytes], None]:
+        """The figures of ready pods that match the filter, with those of their running containers."""
+        async for some in self._pod_figures(request.filter):
+            yield [piece for item in some for piece in item]
+
+    async def stream_pod_sandbox_stats(
+        self, request: v1.StreamPodSandboxStatsRequest
+    ) -> AsyncGenerator[bytes, None]:
+        """As ListPodSandboxStats, in messages of bounded size."""
+        items = ([b"".join(item) for item in some] async for some in self._pod_figures(request.filter))
+        async for message in lists.batches(items):
+            yield message
+
+    # -- metrics
+
+    async def list_metric_descriptors(self, request: v1.ListMetricDescriptorsRequest) -> bytes:
+        """The names of all metrics there are, with their labels."""
+        del request
+        return metric_descriptors()
+
+    async def list_pod_sandbox_metrics(
+        self, request: v1.ListPodSandboxMetricsRequest
+    ) -> AsyncGenerator[list[bytes], None]:
+        """What pods and containers use, as cAdvisor would tell it."""
+        del request
+        async for items in self._pod_metrics.items():
+            yield items
+
+    async def stream_pod_sandbox_metrics(
+        self, request: v1.StreamPodSandboxMetricsRequest
+    ) -> AsyncGenerator[bytes, None]:
+        """As ListPodSandboxMetrics, in messages of bounded size."""
+        del request
+        async for message in lists.batches(self._pod_metrics.items()):
             yield message
 
     # -- what the lists show
@@ -357,7 +409,7 @@ class RuntimeService:
 
         return await (make() if is_short(record) else self._encoding.run(of.id, make, fingerprint=id(record)))
 
-    async def _figures(
+    async def _container_figures(
         self, wanted: v1.ContainerStatsFilter | None
     ) -> AsyncGenerator[list[tuple[bytes, ...]], None]:
         wanted = wanted or v1.ContainerStatsFilter()
@@ -365,7 +417,24 @@ class RuntimeService:
             id=wanted.id, pod_sandbox_id=wanted.pod_sandbox_id, label_selector=wanted.label_selector
         )
         containers = [container async for some in self._containers(chosen) for container in some]
-        async for figures in self._pace.over(await self._stats.of(containers)):
-            for container, item in figures:
+        async for items in self._stats.container_items(containers):
+            for container, item in items:
                 lists.checked(f"container {container}", sum(map(len, item)))
-            yield [item for _, item in figures]
+            yield [item for _, item in items]
+
+    async def _pod_figures(
+        self, wanted: v1.PodSandboxStatsFilter | None
+    ) -> AsyncGenerator[list[tuple[bytes, ...]], None]:
+        wanted = wanted or v1.PodSandboxStatsFilter()
+        async for items in self._stats.pod_items(
+            [
+                sandbox
+                async for some in self._pace.over(list(self._pods.sandboxes.values()))
+                for sandbox in some
+                if sandbox.id.startswith(wanted.id)
+                and encode.matches_labels(sandbox.config.labels, wanted.label_selector)
+            ]
+        ):
+            for sandbox, item in items:
+                lists.checked(f"sandbox {sandbox}", sum(map(len, item)))
+            yield [item for _, item in items]

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -16,15 +16,21 @@ import structlog
 
 from cni_plugins import NetworkError
 from cri import config as configuration
-from cri.config import Config, StreamingConfig
+from cri import tracing
+from cri.config import Config, StreamingConfig, TracingConfig
 from cri.errors import CRIError
 from cri.events import Events
 from cri.garbage import Sparing
 from cri.health import NodeHealth
 from cri.image_service import ImageService
 from cri.images import ImageStore
-from cri.metrics import Metrics, MetricsServer
+from cri.metrics import Metrics
+from cri.monitoring.conditions import Conditions
+from cri.monitoring.dump import Dumper
+from cri.monitoring.figures import Figures
+from cri.monitoring.lag import LagSampler
 from cri.network import CniNetwork
+from cri.reload import OnHangup, Reloader
 from cri.reserves import DescriptorReserve, DiskReserve, raise_limit
 from cri.rpc import RpcServer, RpcTableError
 from cri.runtime_service import RuntimeService
@@ -60,13 +66,16 @@ THREADS = 32
 """For what the kernel or a disk takes its time over; what a volume can hang has threads of its own (`cri.threads`)."""
 
 
-def run(config: Config) -> int:
-    """Run the daemon until SIGTERM or SIGINT; the exit status. Containers go on without it."""
+def run(config: Config, read: Callable[[], Config]) -> int:
+    """Run the daemon until SIGTERM or SIGINT; the exit status. Containers go on without it.
+
+    `read` gives the configuration anew, for a reload.
+    """
     sys.setswitchinterval(SWITCH_INTERVAL)
     try:
         # What began with 077 would make roots that no user of a container can enter. State is guarded by its directory.
         os.umask(0o022)
-        asyncio.run(serve(config))
+        asyncio.run(serve(config, read))
     except (
         CRIError,
         StateError,
@@ -83,7 +92,7 @@ def run(config: Config) -> int:
     return 0
 
 
-async def serve(config: Config) -> None:
+async def serve(config: Config, read: Callable[[], Config]) -> None:
     """Start, serve until told to stop, end in the reverse order.
 
     The order has reasons: nothing is touched before the lock is held; the spawner is forked before any thread exists, and
@@ -97,7 +106,12 @@ async def serve(config: Config) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    on_hangup = OnHangup()
+    given = config
     async with contextlib.AsyncExitStack() as end:
+        dumper = Dumper()
+        dumper.install()
+        end.callback(dumper.remove)
         # The state holds configs, and so secrets; the socket in the runtime directory is for a group to reach.
         config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         # As the kernel tells the paths of jails and mounts.
@@ -120,7 +134,14 @@ async def serve(config: Config) -> None:
         reserve = DiskReserve(config.state_dir / "reserve")
         await asyncio.to_thread(reserve.take)
         end.callback(reserve.close)
-        store = await Store.open(config.state_dir / "state.db", make_room=reserve.give_up)
+        metrics = Metrics()
+        if config.tracing.endpoint:
+            _trace(config.tracing, metrics, end)
+        store = await Store.open(
+            config.state_dir / "state.db",
+            make_room=reserve.give_up,
+            took=metrics.state_write_seconds.observe,
+        )
         end.push_async_callback(store.close)
         health = NodeHealth(host.condition, store, reserve, (config.state_dir, config.runtime_dir))
         client = await end.enter_async_context(
@@ -133,6 +154,7 @@ async def serve(config: Config) -> None:
             client,
             platforms=platforms(host),
             max_parallel=config.image.max_parallel_downloads,
+            metrics=metrics,
         )
         network = CniNetwork(host, config.network, config.state_dir, make_room=reserve.give_up)
         await network.open()
@@ -145,17 +167,20 @@ async def serve(config: Config) -> None:
             images=images,
             state_dir=config.state_dir,
             runtime_dir=config.runtime_dir,
-            trash=await asyncio.to_thread(Trash, config.state_dir / "removed"),
+            trash=await asyncio.to_thread(
+                Trash, config.state_dir / "removed", metrics.collected.labels("directories").inc
+            ),
             runtime_handlers=config.runtime_handlers,
             spare_descriptors=descriptors.lent,
             demand_descriptors=descriptors.demand,
             witness=events,
+            undo_failed=lambda _: metrics.undo_failures.inc(),
         )
         pods = Pods(node)
         events.watch(pods.sandboxes)
         await _recover(node, pods, health)
         end.push_async_callback(pods.disconnect)
-        _keep(end, _report_lost(lost, pods))
+        _keep(end, _report_lost(lost, pods, metrics))
         _keep(end, sweep_often(node, pods))
         try:
             await network.reconcile(lambda: list(pods.sandboxes))
@@ -169,10 +194,35 @@ async def serve(config: Config) -> None:
         spared = Sparing()
         end.callback(spared.end)
         spared.begin()
+        if (endpoint := config.metrics_endpoint()) is not None:
+            conditions = Conditions(
+                {"RuntimeReady": health.condition, "NetworkReady": network.condition}, store.answers
+            )
+            figures = Figures(metrics, pods=pods, images=images, store=store, conditions=conditions)
+            await _monitor(endpoint, end, metrics=metrics, conditions=conditions, figures=figures)
+        shown: dict[str, str] = {}
+
+        def show(in_force: Config) -> None:
+            shown["toml"] = configuration.dump(in_force)
+
+        show(config)
         await _serve_rpc(
-            config, end, host=host, pods=pods, images=images, network=network, health=health, events=events
+            config,
+            end,
+            host=host,
+            pods=pods,
+            images=images,
+            network=network,
+            health=health,
+            events=events,
+            metrics=metrics,
+            shown=shown,
         )
         end.callback(events.end)
+        reloader = Reloader(
+            given, read=read, hosts=registry_hosts, registries=client, network=network, changed=show
+        )
+        _keep(end, on_hangup.serve(reloader))
         end.push_async_callback(images.abandon)  # first of all: calls that wait for a pull end with it
         log.info("serving", socket=str(config.socket), host=host.name, sandboxes=len(pods.sandboxes))
         await stop.wait()
@@ -189,14 +239,14 @@ async def _serve_rpc(
     network: CniNetwork,
     health: NodeHealth,
     events: Events,
+    metrics: Metrics,
+    shown: dict[str, str],
 ) -> None:
-    metrics = Metrics()
-    if (endpoint := config.metrics_endpoint()) is not None:
-        await _export(metrics, endpoint, end)
     streaming = streaming_server(config.streaming)
     await streaming.start()
     end.push_async_callback(streaming.stop)
-    stats = Stats(host, pods, images, config.state_dir / "snapshots")
+    stats = Stats(host, pods, images, config.state_dir / "snapshots", config.stats.interval, network.far_ends)
+    _keep(end, stats.watch())
     runtime_service = RuntimeService(
         host=host,
         pods=pods,
@@ -206,7 +256,7 @@ async def _serve_rpc(
         stats=stats,
         streaming=StreamingRequests(pods, streaming, metrics, config.streaming.idle_timeout),
         runtime_handlers=config.runtime_handlers,
-        config={"toml": configuration.dump(config)},
+        config=shown,
         condition=health.condition,
     )
     rpc = RpcServer(runtime_service, ImageService(images, stats), metrics)
@@ -313,20 +363,53 @@ async def _load_images_later(images: ImageStore, health: NodeHealth) -> None:
             return
 
 
-async def _export(metrics: Metrics, endpoint: tuple[str, int], end: contextlib.AsyncExitStack) -> None:
-    """Serve the metrics. Pods are not to suffer for it if that cannot be."""
-    exporter = MetricsServer(metrics)
+async def _monitor(
+    endpoint: tuple[str, int],
+    end: contextlib.AsyncExitStack,
+    *,
+    metrics: Metrics,
+    conditions: Conditions,
+    figures: Figures,
+) -> None:
+    """Serve metrics and health. Pods are not to suffer for it if that cannot be."""
+    from cri.monitoring.server import MonitoringServer  # noqa: PLC0415 - it brings an HTTP server along
+
+    pages = MonitoringServer(metrics.registry, conditions, figures.take)
     try:
-        await exporter.start(*endpoint)
+        await pages.start(*endpoint)
     except OSError as error:
         log.error(
-            "no metrics are served",
+            "no metrics are served, and no health",
             address=":".join(map(str, endpoint)),
             reason=str(error),
             remedy="choose another metrics address, and restart the daemon",
         )
         return
-    end.push_async_callback(exporter.stop)
+    end.push_async_callback(pages.stop)
+    sampler = LagSampler(metrics.loop_lag.observe)
+    sampler.start()
+    end.callback(sampler.stop)
+
+
+def _trace(config: TracingConfig, metrics: Metrics, end: contextlib.AsyncExitStack) -> None:
+    """Have calls traced. Pods are not to suffer for it if that cannot be."""
+    try:
+        from cri.tracing.otlp import OtlpTracer  # noqa: PLC0415 - OpenTelemetry is optional, and large
+    except ImportError as error:
+        log.error(
+            "no traces are collected: OpenTelemetry is not installed",
+            reason=str(error),
+            remedy='pip install "cri-jails[tracing]", or leave tracing.endpoint empty',
+        )
+        return
+    tracer = OtlpTracer(
+        config.endpoint,
+        config.sampling_ratio,
+        lambda outcome, number: metrics.spans.labels(outcome).inc(number),
+    )
+    tracing.use(tracer)
+    end.push_async_callback(tracer.close)
+    end.callback(tracing.use, None)
 
 
 def _keep(end: contextlib.AsyncExitStack, work: Coroutine[object, object, object]) -> None:
@@ -335,7 +418,8 @@ def _keep(end: contextlib.AsyncExitStack, work: Coroutine[object, object, object
     end.callback(task.cancel)
 
 
-async def _report_lost(lost: asyncio.Queue[str], pods: Pods) -> None:
+async def _report_lost(lost: asyncio.Queue[str], pods: Pods, metrics: Metrics) -> None:
     """Hand the deaths of wardens on; those that come before recovery is done wait in the queue."""
     while True:
         pods.lost(await lost.get())
+        metrics.warden_deaths.inc()

@@ -45,7 +45,12 @@ SETTINGS: Sequence[Setting] = (
     Setting("runtime_dir", kind.path, "/var/run/cri-jails", "sockets and wardens; emptied by a reboot"),
     Setting("socket", kind.path, None, "the endpoint's unix socket (default: cri-jails.sock in runtime_dir)"),
     Setting("socket_group", kind.text, "", "group that may connect, by name or number"),
-    Setting("metrics_address", kind.address, "", "HOST:PORT to serve Prometheus metrics on; empty: off"),
+    Setting(
+        "metrics_address",
+        kind.address,
+        "",
+        "HOST:PORT to serve Prometheus metrics and the node's health on; empty: off",
+    ),
     Setting("host", kind.choice("auto", "linux", "freebsd"), "auto", "the operating system's driver"),
     Setting(
         "snapshotter",
@@ -62,6 +67,18 @@ SETTINGS: Sequence[Setting] = (
     ),
     Setting("log.format", kind.choice("console", "json"), "console", "for people or for machines"),
     Setting(
+        "tracing.endpoint",
+        kind.collector,
+        "",
+        "http://HOST:PORT of an OpenTelemetry collector that takes OTLP by gRPC; empty: no traces",
+    ),
+    Setting(
+        "tracing.sampling_ratio",
+        kind.ratio,
+        1.0,
+        "part of the calls that are traced, of those whose caller does not trace itself",
+    ),
+    Setting(
         "streaming.address",
         kind.listener,
         "127.0.0.1:0",
@@ -77,6 +94,12 @@ SETTINGS: Sequence[Setting] = (
     Setting("streaming.idle_timeout", kind.seconds, 4 * 3600.0, "seconds without a byte that end a session"),
     Setting("image.max_parallel_downloads", kind.whole(1, 64), 4, "layers of one image at a time"),
     Setting("image.idle_timeout", kind.seconds, 60.0, "seconds without a byte that end a download"),
+    Setting(
+        "stats.interval",
+        kind.seconds,
+        10.0,
+        "seconds between two samples of what each container and pod uses",
+    ),
     Setting(
         "network.conf_dir",
         kind.path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+LINUX = sys.platform == "linux"
 WARDEN = ROOT / "cri" / "sandbox" / "warden"
 LAUNCHER = ROOT / "cri" / "sandbox" / "launcher"
 ALLOWED = (
@@ -65,3 +67,24 @@ def test_who_speaks_to_a_launcher_knows_nothing_else_of_ours(file: Path) -> None
     for name in imported(file):
         known = name.partition(".")[0] in sys.stdlib_module_names or name.startswith("cri.sandbox.launcher.")
         assert known, f"{file.relative_to(ROOT)} imports {name}"
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """The packages that a new process has after it has imported some modules."""
+    program = (
+        f"import sys; import {', '.join(modules)}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    return set(done.stdout.split())
+
+
+def test_opentelemetry_is_imported_where_a_collector_is_configured_only() -> None:
+    assert "opentelemetry" not in loaded_by("cri.cli", "cri.server", "cri.monitoring.server")
+
+
+def test_what_only_a_pull_needs_is_not_imported_before() -> None:
+    loaded = loaded_by(
+        "cri.cli", "cri.log", "cri.server", "cri.sandbox.linux.host" if LINUX else "cri.sandbox.host"
+    )
+    assert "sqlmodel" in loaded  # else this says nothing
+    assert "aiohttp" not in loaded

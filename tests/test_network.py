@@ -17,6 +17,7 @@ from cni_plugins import (
     CNI,
     DNS,
     ClosedError,
+    ConfigurationError,
     Interface,
     IPConfig,
     KernelError,
@@ -429,3 +430,30 @@ async def test_a_kept_pod_cidr_that_cannot_be_is_passed_over(open_network, calls
     (tmp_path / "pod-cidr").write_text("10.0.0.1/32")
     opened = await open_network()
     assert opened._default.plugins[0]["ipam"]["ranges"][0] == [{"subnet": "10.88.0.0/16"}]
+
+
+async def test_another_configuration_counts_for_pods_to_come(open_network, calls, settings, tmp_path):
+    opened = await open_network()
+    await attach(opened, sandbox())
+    take_over = await opened.prepare(replace(settings, bridge="other", conf_dir=tmp_path / "elsewhere"))
+    await attach(opened, sandbox())
+    take_over()
+    await attach(opened, sandbox())
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/1.conflist").write_text(json.dumps(LIST))
+    await attach(opened, sandbox())
+    assert [wanted.name for wanted, _ in calls.added] == ["cri0", "cri0", "other", "mine"]
+    with pytest.raises(ConfigurationError, match="no room"):
+        await opened.prepare(replace(settings, subnets=("10.0.0.0/31",)))
+
+
+async def test_a_pod_cidr_is_kept_over_a_new_configuration(open_network, calls, settings):
+    opened = await open_network()
+    await opened.set_pod_cidr("10.5.0.0/24")
+    (await opened.prepare(replace(settings, mtu=1400, subnets=("10.6.0.0/16",))))()
+    await attach(opened, sandbox())
+    ((wanted, _),) = calls.added
+    text = json.dumps(wanted.to_json())
+    assert "10.5.0.0/24" in text
+    assert "1400" in text
+    assert "10.6." not in text

@@ -10,12 +10,15 @@ from contextlib import AbstractContextManager
 
 import structlog
 
+from cri import tracing
 from cri.errors import InternalError, InvalidArgumentError, NotFoundError, UnavailableError
+from cri.images import outcomes
 from cri.images.disk import refusal
 from cri.images.layers import Layers, PullSink, chain_ids
 from cri.images.mending import mend, without_tags_of
 from cri.images.notes import ImageNotes, says
 from cri.images.readings import ContainerLayers, RunnableImages
+from cri.metrics import Metrics
 from cri.sandbox.host import Snapshotter
 from cri.sandbox.machine import ContainerState
 from cri.sandbox.node import RunnableImage
@@ -58,8 +61,10 @@ class ImageStore:
         *,
         platforms: Sequence[Platform],
         max_parallel: int,
+        metrics: Metrics | None = None,
     ) -> None:
-        self.layers = Layers(snapshots)
+        self._metrics = metrics = metrics or Metrics()
+        self.layers = Layers(snapshots, metrics)
         self._store = store
         self._content = content
         self._client = client
@@ -218,6 +223,20 @@ class ImageStore:
 
     async def _pull(self, reference: Reference, credentials: Credentials | None) -> str:
         began = time.monotonic()
+        self._metrics.pulls_in_flight.inc()
+        failure: BaseException | None = None
+        try:
+            with tracing.span("pull", image=reference):
+                return await self._pulled(reference, credentials, began)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            self._metrics.pulls_in_flight.dec()
+            self._metrics.pulls.labels(outcomes.word(failure)).inc()
+            self._metrics.pull_seconds.observe(time.monotonic() - began)
+
+    async def _pulled(self, reference: Reference, credentials: Credentials | None, began: float) -> str:
         try:
             image = await self._bring(reference, credentials)
         except Exception as error:
@@ -334,12 +353,15 @@ class ImageStore:
             for image in self._store.images.values():
                 used.update((image.id, image.manifest))
                 used.update(digest.partition("@")[2] for digest in image.digests)
-            await asyncio.to_thread(self._delete_content_but, used)
+            removed = await asyncio.to_thread(self._delete_content_but, used)
+            self._metrics.collections.labels("content").inc()
+            self._metrics.collected.labels("content").inc(removed)
 
-    def _delete_content_but(self, used: set[str]) -> None:
-        for digest in list(self._content.digests()):
-            if digest not in used:
-                self._content.delete(digest)
+    def _delete_content_but(self, used: set[str]) -> int:
+        doomed = [digest for digest in self._content.digests() if digest not in used]
+        for digest in doomed:
+            self._content.delete(digest)
+        return len(doomed)
 
     def _of_images(self) -> set[str]:
         return {chain_id for image in self._store.images.values() for chain_id in image.chains}

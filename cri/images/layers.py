@@ -13,6 +13,8 @@ from typing import Self
 import structlog
 
 from baustelle.unpack import Whiteouts, unpack_stream
+from cri import tracing
+from cri.metrics import Metrics
 from cri.sandbox.host import HostError, Snapshotter
 from cri.sandbox.spec import DiskUsage
 from registratur import DigestMismatchError, compute_digest
@@ -48,8 +50,9 @@ class Layers:
     their records. `collect` removes what nobody holds.
     """
 
-    def __init__(self, snapshots: Snapshotter) -> None:
+    def __init__(self, snapshots: Snapshotter, metrics: Metrics) -> None:
         self._snapshots = snapshots
+        self.metrics = metrics
         self._committed: dict[str, DiskUsage] = {}
         self._held: Counter[str] = Counter()
         self._coming: dict[str, asyncio.Future[bool]] = {}
@@ -166,6 +169,7 @@ class Layers:
         """
         keep = {*needed, *self._held, *self._coming}
         doomed = [chain_id for chain_id in self._committed if chain_id not in keep]
+        self.metrics.collections.labels("layers").inc()
         for chain_id in doomed:
             usage = self._committed.pop(chain_id)
             self._going[chain_id] = asyncio.create_task(self._go(chain_id, usage))
@@ -184,6 +188,9 @@ class Layers:
         try:
             if not await self._remove(chain_id):
                 self._committed[chain_id] = usage
+                return
+            self.metrics.collected.labels("layers").inc()
+            self.metrics.collected_bytes.inc(usage.bytes)
         finally:
             del self._going[chain_id]
 
@@ -215,6 +222,22 @@ def _check(chain_id: str, unpacked: str, expected: str) -> None:
         )
 
 
+class _Counted(AsyncIterator[bytes]):
+    """Chunks, whose bytes are counted as they pass. No generator: nobody has to close it."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], metrics: Metrics) -> None:
+        self._chunks = chunks
+        self._metrics = metrics
+        self.bytes = 0
+        """Those that have passed."""
+
+    async def __anext__(self) -> bytes:
+        chunk = await anext(self._chunks)
+        self.bytes += len(chunk)
+        self._metrics.pull_bytes.inc(len(chunk))
+        return chunk
+
+
 class PullSink:
     """Where one pull's layers go (`registratur.LayerSink`).
 
@@ -243,5 +266,7 @@ class PullSink:
         self, index: int, diff_ids: Sequence[str], media_type: str, chunks: AsyncIterator[bytes]
     ) -> None:
         """Unpack the layer; the compression is told by the bytes, not by `media_type`."""
-        del media_type
-        await self._layers.unpack(index, diff_ids, chunks)
+        with tracing.span("layer", number=index, diff_id=diff_ids[index], media_type=media_type) as span:
+            counted = _Counted(chunks, self._layers.metrics)
+            await self._layers.unpack(index, diff_ids, counted)
+            span.set("bytes", counted.bytes)

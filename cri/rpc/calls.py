@@ -15,7 +15,7 @@ import betterproto2
 import grpc
 import structlog
 
-from cri import garbage
+from cri import garbage, tracing
 from cri.errors import UnsupportedError
 from cri.metrics import Metrics
 from cri.rpc import answers, descriptors, fields, messages
@@ -38,6 +38,8 @@ _ROUTINE = frozenset(
     }
 )
 """Answers that tell of the caller's doing, not of trouble on the node."""
+
+_FINE = _ROUTINE | {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED}
 
 
 LONG_REQUEST = 64 * 1024
@@ -75,6 +77,7 @@ class Call:
         room: Room | None = None,
     ) -> None:
         self.rpc = rpc
+        self._service_name = service_name
         self._method = method
         self._room = room or Room()
         self._reading = asyncio.Semaphore(READ_AT_ONCE)
@@ -89,7 +92,7 @@ class Call:
 
     async def unary(self, data: bytes, context: grpc.aio.ServicerContext) -> bytes:
         """Answer one request with one response."""
-        with self._observed() as outcome:
+        with self._observed(context) as outcome:
             try:
                 parts = await answers.parts(self._method(await self._received(data)))
                 return await self._whole(parts, outcome)
@@ -99,7 +102,7 @@ class Call:
 
     async def stream(self, data: bytes, context: grpc.aio.ServicerContext) -> AsyncGenerator[bytes, None]:
         """Answer one request with a stream of responses."""
-        with self._observed() as outcome:
+        with self._observed(context) as outcome:
             try:
                 async with aclosing(self._method(await self._received(data))) as messages:
                     async for message in messages:
@@ -157,16 +160,20 @@ class Call:
             return self._read(data)
 
     @contextmanager
-    def _observed(self) -> Iterator[_Outcome]:
-        """Count and time the call."""
+    def _observed(self, context: grpc.aio.ServicerContext) -> Iterator[_Outcome]:
+        """Count, time and trace the call."""
         outcome = _Outcome()
         began = time.perf_counter()
         self._in_flight.inc()
         try:
-            yield outcome
-        except BaseException:
-            outcome.code = grpc.StatusCode.CANCELLED
-            raise
+            with self._traced(context) as span:
+                try:
+                    yield outcome
+                except BaseException:
+                    outcome.code = grpc.StatusCode.CANCELLED
+                    raise
+                finally:
+                    span.answered(outcome.code.name, failed=outcome.code not in _FINE)
         finally:
             took = time.perf_counter() - began
             self._in_flight.dec()
@@ -174,6 +181,17 @@ class Call:
             self._totals[outcome.code].inc()
             if self.rpc.slow_after is not None and took - outcome.waited > self.rpc.slow_after:
                 log.warning("slow call", seconds=round(took, 3), code=outcome.code.name)
+
+    def _traced(self, context: grpc.aio.ServicerContext) -> tracing.Span:
+        if (tracer := tracing.tracer()) is None:
+            return tracing.NOTHING
+        # The task goes on with a stream's generator now and then, and with others' work in between.
+        return tracer.call(
+            self._service_name,
+            self.rpc.name,
+            context.invocation_metadata() or (),
+            current=not self.rpc.stream,
+        )
 
     def _judge(self, error: Exception) -> tuple[grpc.StatusCode, str]:
         """The answer that an error becomes; logs it."""

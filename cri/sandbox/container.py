@@ -13,6 +13,7 @@ from typing import Protocol, Self
 
 import structlog
 
+from cri import tracing
 from cri.api.runtime import v1
 from cri.errors import FailedPreconditionError, InternalError
 from cri.rpc import messages
@@ -46,6 +47,9 @@ START_KILL_PATIENCE = 1.0
 RETRY_PAUSE = 0.5
 RETRY_PAUSE_MAX = 60.0
 """Seconds between two attempts to give back what an ended container has; doubled from the one to the other."""
+
+LEISURE = 0.002
+"""Seconds until something is done that nobody waits for: whoever asked has the answer by then."""
 
 LOST_EXIT_CODE = 255
 """Exit code of a container whose true one nobody could observe."""
@@ -106,6 +110,7 @@ class Container:
         self._stopping: Stopping | None = None
         self._retry: asyncio.Task[None] | None = None
         self._retry_pause = RETRY_PAUSE
+        self._telling: asyncio.Task[None] | None = None
         if self.state in (ContainerState.EXITED, ContainerState.REMOVING):
             self.ended.set()
 
@@ -146,13 +151,14 @@ class Container:
     async def create(self) -> None:
         """CREATING to CREATED: root filesystem and limits are made. Leaves nothing behind if it fails."""
         directory = Path(self.spec.directory)
-        async with UndoStack(f"create container {self.id}", self._node.spare_descriptors) as undo:
+        node = self._node
+        async with UndoStack(f"create container {self.id}", node.spare_descriptors, node.undo_failed) as undo:
             undo.push("record", lambda: self._node.store.follow(delete=[self.record]))
             await self._node.store.save(self.record)
             undo.push("directory", lambda: self._node.trash.take(directory))
-            await in_own_thread(self._make_directories, directory)
             undo.push("container", lambda: self._node.host.remove_container(self.spec))
-            await self._node.host.create_container(self.spec)
+            with tracing.span("make root filesystem"):
+                await self._node.host.create_container(self.spec, partial(self._make_directories, directory))
             await self._step(ContainerState.CREATED)
 
     async def start(self) -> None:
@@ -174,7 +180,9 @@ class Container:
             )
         self._enter(ContainerState.STARTING)
         try:
-            await self.began(await self._start(warden))
+            with tracing.span("start process"):
+                started = await self._start(warden)
+            await self.began(started)
         except DisconnectedError:
             raise  # the daemon ends; what becomes of the process is the warden's to tell the next one
         except BaseException as error:
@@ -186,12 +194,15 @@ class Container:
         """STARTING to RUNNING, as the warden tells it; not if the container has been ended meanwhile."""
         if self.state is not ContainerState.STARTING:
             return
-        await self._step(
+        self._enter(
             ContainerState.RUNNING,
             pid=started.pid,
             started_at=started.started_at,
             credentials=wire.encode(started.credentials),
         )
+        if not self.foreign:
+            # Nobody need wait: until that is on disk, the warden tells whoever asks.
+            self._node.store.followed(save=[self.record], hurried=False)
         if self._early_exit is not None:
             await self._exit(self._early_exit)
 
@@ -265,29 +276,31 @@ class Container:
             await self._step(ContainerState.REMOVING)  # else it could be started without what it has lost
         elif self.state is not ContainerState.REMOVING:
             self._enter(ContainerState.REMOVING)
-        forgetting = asyncio.create_task(self._have_forgotten())
         doomed: Path | None = None
 
         def take_away() -> None:
             nonlocal doomed
             doomed = self._node.trash.out_of_sight(Path(self.spec.directory))
 
-        try:
-            await self._node.host.remove_container(self.spec, take_away)
-        finally:
-            await forgetting
-        deleted = self._node.store.followed(delete=[self.record])
+        await self._node.host.remove_container(self.spec, take_away)
+        asyncio.get_running_loop().call_later(LEISURE, self._have_forgotten)
+        deleted = self._node.store.followed(delete=[self.record], hurried=doomed is None)
         if doomed is None:
             await deleted
         else:
             deleted.add_done_callback(partial(self._record_is_gone, doomed))
 
-    async def _have_forgotten(self) -> None:
-        if (warden := self._pod.warden) is not None:
+    def _have_forgotten(self) -> None:
+        """Tell the warden, which has nothing of the container any more but what it remembers."""
+
+        async def tell(warden: Warden) -> None:
             try:
                 await warden.forget(self.id)
-            except HostError as error:  # it has nothing of the container but what it remembers
+            except HostError as error:
                 log.debug("the warden does not forget", container=self.id, error=str(error))
+
+        if (warden := self._pod.warden) is not None:
+            self._telling = asyncio.create_task(tell(warden))
 
     def _record_is_gone(self, doomed: Path, deleted: asyncio.Future[bool]) -> None:
         if not deleted.cancelled() and deleted.result():
@@ -477,7 +490,8 @@ class Container:
             message=record.message,
         )
         self.ended.set()
-        await self._write_down()
+        if not self.foreign:
+            await self._node.store.followed(save=[self.record], hurried=False)
         await self.give_back()
 
     async def give_back(self) -> None:

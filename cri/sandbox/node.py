@@ -102,6 +102,8 @@ class Node:
     demand_descriptors: Callable[[str], None] = lambda _: None
     """Raises ResourceExhaustedError, which names what was wanted, while there are too few to make something new."""
     witness: Witness = NOBODY
+    undo_failed: Callable[[str], object] = lambda _: None
+    """Is told of a step that could not be taken back."""
 
     def sandbox_directory(self, sandbox_id: str) -> Path:
         """Where a sandbox keeps its files."""

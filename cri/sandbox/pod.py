@@ -12,6 +12,7 @@ from typing import Self
 
 import structlog
 
+from cri import tracing
 from cri.api.runtime import v1
 from cri.errors import FailedPreconditionError
 from cri.rpc import messages
@@ -94,23 +95,28 @@ class PodSandbox:
         """
         node = self._node
         directory = Path(self.spec.directory)
-        async with UndoStack(f"run sandbox {self.id}", node.spare_descriptors) as undo:
+        async with UndoStack(f"run sandbox {self.id}", node.spare_descriptors, node.undo_failed) as undo:
             undo.push("record and directory", self._forget)
             await node.store.save(self.record)
-            await in_own_thread(self._write_files, directory)  # the logs may have a disk of their own
+            with tracing.span("write files"):
+                await in_own_thread(self._write_files, directory)  # the logs may have a disk of their own
             undo.push("sandbox", self._take_back)
-            self.adopt(await node.host.create_sandbox(self.spec))
+            with tracing.span("start warden"):
+                self.adopt(await node.host.create_sandbox(self.spec))
             assert self.warden is not None
             given = PodAddresses(())
             if self.spec.namespaces.network is not Sharing.NODE:
-                given = await node.network.attach(self.spec, self.warden)
-                await node.host.network_attached(self.spec, self.warden)
-                await asyncio.to_thread(self._write_addresses, directory, given)
+                with tracing.span("attach network"):
+                    given = await node.network.attach(self.spec, self.warden)
+                    await node.host.network_attached(self.spec, self.warden)
+                with tracing.span("write addresses"):
+                    await asyncio.to_thread(self._write_addresses, directory, given)
             if self.warden_lost:
                 raise WardenGoneError(
                     "run", f"sandbox {self.id}", "its warden died right after it was started"
                 )
-            await self._step(SandboxState.READY, addresses=list(given.addresses))
+            with tracing.span("become ready"):
+                await self._step(SandboxState.READY, addresses=list(given.addresses))
 
     def adopt(self, warden: Warden) -> None:
         """Take over the warden: one just started, or one found again."""
@@ -123,12 +129,15 @@ class PodSandbox:
     async def stop(self) -> None:
         """READY to NOTREADY: every container is killed, network and processes are given back. May be repeated."""
         stopping = [container.stop(0, signals.SIGKILL) for container in self.containers.values()]
-        failures = await asyncio.gather(*stopping, return_exceptions=True)
+        with tracing.span("stop containers", count=len(stopping)):
+            failures = await asyncio.gather(*stopping, return_exceptions=True)
         if self.spec.namespaces.network is not Sharing.NODE:
-            await self._node.network.detach(self.id)
-        # Whatever a container's own stop has failed at, this ends all that runs in the pod, or says why it cannot.
-        await self._node.host.stop_sandbox(self.spec, self.warden)
-        await self._release_warden()
+            with tracing.span("detach network"):
+                await self._node.network.detach(self.id)
+        with tracing.span("end warden"):
+            # Whatever a container's own stop has failed at, this ends all that runs in the pod, or says why it cannot.
+            await self._node.host.stop_sandbox(self.spec, self.warden)
+            await self._release_warden()
         await _all(container.lose() for container in self.containers.values())
         # What was made and never started cannot start any more; on FreeBSD its mounts are the node's.
         unstarted = [one for one in self.containers.values() if one.state is ContainerState.CREATED]

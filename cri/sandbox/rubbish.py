@@ -19,12 +19,13 @@ class Rubbish:
     What is not deleted when the daemon ends must be told by its name, and handed in again by the next one.
     """
 
-    def __init__(self, sync: Callable[[], None]) -> None:
-        """`sync` brings the renames to disk; before that, nothing is deleted.
+    def __init__(self, sync: Callable[[], None], deleted: Callable[[], object] = lambda: None) -> None:
+        """`sync` brings the renames to disk; before that, nothing is deleted. `deleted` is called after each tree.
 
         A power cut that undid a rename, but not the deletions, would leave half a tree under its old name.
         """
         self._sync = sync
+        self._deleted = deleted
         self._changing = threading.Condition()
         self._waiting: list[Path] = []
         self._doomed: set[Path] = set()
@@ -72,6 +73,8 @@ class Rubbish:
             remove_any(path)
         except (OSError, RecursionError) as error:
             log.warning("not deleted; the next start tries again", paths=_text([path]), error=str(error))
+        else:
+            self._deleted()
 
 
 def _text(paths: list[Path]) -> list[str]:

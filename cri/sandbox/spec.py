@@ -278,26 +278,6 @@ class ExitRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    """What a container or pod has used so far."""
-
-    timestamp: int
-    """Nanoseconds since the epoch."""
-    cpu_nanoseconds: int = 0
-    memory_usage: int = 0
-    """Bytes, with the page cache."""
-    memory_working_set: int = 0
-    """Bytes that cannot be reclaimed at once; what eviction looks at."""
-    memory_rss: int = 0
-    memory_available: int | None = None
-    """Bytes left under the limit; None where there is no limit."""
-    page_faults: int = 0
-    major_page_faults: int = 0
-    swap_usage: int | None = None
-    processes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class DiskUsage:
     """What a directory tree takes on disk."""
 

@@ -31,11 +31,14 @@ _ID = re.compile(r"[0-9a-f]{64}")
 class Trash:
     """What is to be deleted."""
 
-    def __init__(self, directory: Path) -> None:
-        """`directory` is made here, while there is room; without it things are deleted where they are. Blocks."""
+    def __init__(self, directory: Path, deleted: Callable[[], object] = lambda: None) -> None:
+        """`directory` is made here, while there is room; without it things are deleted where they are. Blocks.
+
+        `deleted` is called, in a thread, after something is gone that was out of sight.
+        """
         self._directory = directory
         # After a power cut nothing of a container runs, so half a directory under its old name does no harm.
-        self._rubbish = Rubbish(lambda: None)
+        self._rubbish = Rubbish(lambda: None, deleted)
         try:
             if aside := make_directory(directory):
                 log.error("something else was in the place of what is removed", moved_to=str(aside))

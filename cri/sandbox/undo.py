@@ -21,11 +21,18 @@ class UndoStack:
     """
 
     def __init__(
-        self, transition: str, spare: Callable[[], AbstractContextManager[object]] = nullcontext
+        self,
+        transition: str,
+        spare: Callable[[], AbstractContextManager[object]] = nullcontext,
+        failed: Callable[[str], object] = lambda _: None,
     ) -> None:
-        """`spare` gives what undoing may need and has run out: see `Node.spare_descriptors`."""
+        """`spare` gives what undoing may need and has run out: see `Node.spare_descriptors`.
+
+        `failed` is told what could not be taken back.
+        """
         self._transition = transition
         self._spare = spare
+        self._failed = failed
         self._actions: list[tuple[str, Callable[[], Awaitable[object]]]] = []
 
     def push(self, what: str, action: Callable[[], Awaitable[object]]) -> None:
@@ -53,3 +60,4 @@ class UndoStack:
                 except Exception:
                     # Going on undoes the most. What lingers has no record any more, and is found by that at the next start.
                     log.exception("undo failed", transition=self._transition, step=what)
+                    self._failed(what)

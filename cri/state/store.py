@@ -20,6 +20,7 @@ from typing import Any, Self, TypeVar, cast
 
 import structlog
 
+from cri import tracing
 from cri.errors import InternalError
 from cri.state.database import Write
 from cri.state.records import RECORDS, ContainerRecord, ImageRecord, Record, SandboxRecord
@@ -71,7 +72,7 @@ class Store:
     new: bool = False
     """There was no database at all, or an empty file: a fresh node, or the file was lost."""
 
-    def __init__(self, path: Path, make_room: Callable[[], bool]) -> None:
+    def __init__(self, path: Path, make_room: Callable[[], bool], took: Callable[[float], object]) -> None:
         self.path = path
         self._content = Content()
         self.sandboxes = self._view(SandboxRecord)
@@ -81,21 +82,27 @@ class Store:
         self._loop = asyncio.get_running_loop()
         self._opened: asyncio.Future[None] = self._loop.create_future()
         owner = _Owner(self._loop, self._take, self._fail, self._handled, self._copy)
-        self._writer = Writer(path, owner, make_room)
+        self._writer = Writer(path, owner, make_room, took)
         self._number = 0
         self._followed: dict[Key, int] = {}
         """By key, the last change that is in memory before the writer has had it."""
         self._closed = False
 
     @classmethod
-    async def open(cls, path: Path, *, make_room: Callable[[], bool] = lambda: False) -> Self:
+    async def open(
+        cls,
+        path: Path,
+        *,
+        make_room: Callable[[], bool] = lambda: False,
+        took: Callable[[float], object] = lambda _: None,
+    ) -> Self:
         """Read the database, whatever its state: one that is damaged, locked, or of a newer release is put aside or mended.
 
         Never raises for what the disk holds or does. `make_room` is called in a thread when the disk is full; it frees
-        space, or returns False. What became of the database is in the log, and in `rebuilt`, `new`, `unreadable` and
-        `problem`.
+        space, or returns False; `took` is told, in the writer's thread, the seconds of each transaction. What became of the
+        database is in the log, and in `rebuilt`, `new`, `unreadable` and `problem`.
         """
-        store = cls(path, make_room)
+        store = cls(path, make_room, took)
         store._writer.start()
         await store._opened
         return store
@@ -111,6 +118,13 @@ class Store:
             self._closed = True
             self._writer.end()
         await asyncio.to_thread(self._writer.join)
+
+    async def answers(self) -> None:
+        """Wait until the writer has dealt with all that has come so far, whatever the disk says to it."""
+        if not self._closed:
+            change = self._change((), (), followed=True)
+            self._writer.put(change)
+            await change.done
 
     async def save(self, *records: Record) -> None:
         """Insert or replace records; see `apply`."""
@@ -132,8 +146,9 @@ class Store:
             return
         if self._closed:
             raise InternalError(f"cannot record {change}: the state database is closed")
-        self._writer.put(change)
-        await change.done
+        with tracing.span("write state", objects=change):
+            self._writer.put(change)
+            await change.done
 
     async def follow(self, *, save: Iterable[Record] = (), delete: Iterable[Record] = ()) -> None:
         """Record what has happened already, as one transaction. It is in memory at once.
@@ -142,15 +157,21 @@ class Store:
         anything that comes later; a later change of the same record makes it void. Never raises for the disk. Raises
         InternalError when a value is of a wrong type.
         """
-        await self.followed(save=save, delete=delete)
+        change = self._change(save, delete, followed=True)
+        with tracing.span("write state", objects=change):
+            await self._follow(change)
 
-    def followed(self, *, save: Iterable[Record] = (), delete: Iterable[Record] = ()) -> asyncio.Future[bool]:
+    def followed(
+        self, *, save: Iterable[Record] = (), delete: Iterable[Record] = (), hurried: bool = True
+    ) -> asyncio.Future[bool]:
         """As `follow`, for who need not wait: the future is done when `follow` would return.
 
-        The change is in memory on return, and goes to disk whether or not anybody waits. The result is False when it never
-        will, as the database is closed.
+        The change is in memory on return, and goes to disk whether or not anybody waits; if not `hurried`, in a moment, so that
+        the writer is in nobody's way before that. The result is False when it never will, as the database is closed.
         """
-        return self._follow(self._change(save, delete, followed=True))
+        change = self._change(save, delete, followed=True)
+        change.hurried = hurried
+        return self._follow(change)
 
     async def delete_unreadable(self, kind: type[Record], key: str) -> None:
         """Delete a row of `unreadable`, as its object is gone; succeeds if it is not there. As `follow` for the disk."""

@@ -36,6 +36,8 @@ log = structlog.get_logger(__name__)
 
 RETRY_SECONDS = 2.0
 """Between two attempts to write what the disk has refused."""
+LEISURE_SECONDS = 0.002
+"""What a change that nobody waits for may wait for others: whoever made it has its answer sent by then."""
 IDLE_SECONDS = 2.0
 """Without a change, until the log is folded into the database, so that little is lost with it."""
 
@@ -49,6 +51,8 @@ class Change:
     """It has happened already, and must not be lost."""
     error: Exception | None = None
     """Why it has not been written, if it has not."""
+    hurried: bool = True
+    """Somebody waits for it."""
 
 
 class Owner(Protocol):
@@ -70,8 +74,12 @@ class Owner(Protocol):
 class Writer:
     """The thread. `problem` says why the database cannot be written at present; "" if it can."""
 
-    def __init__(self, path: Path, owner: Owner, make_room: Callable[[], bool]) -> None:
+    def __init__(
+        self, path: Path, owner: Owner, make_room: Callable[[], bool], took: Callable[[float], object]
+    ) -> None:
+        """`took` is told, in the thread, the seconds of each transaction."""
         self.problem = ""
+        self._took = took
         self._path = path
         self._owner = owner
         self._make_room = make_room
@@ -138,9 +146,13 @@ class Writer:
         patience = RETRY_SECONDS if self.problem else IDLE_SECONDS if self._unfolded else None
         try:
             item = self._queue.get(timeout=patience)
+            until = time.monotonic() + LEISURE_SECONDS
+            hurried = False
             while item is not None:
                 changes.append(item)
-                item = self._queue.get_nowait()
+                hurried = hurried or item.hurried
+                left = 0.0 if hurried else until - time.monotonic()
+                item = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
         except queue.Empty:
             return changes, True
         return changes, False
@@ -206,7 +218,7 @@ class Writer:
                 database.touch()
 
         try:
-            with_room(write, self._path, self._make_room)
+            self._timed(lambda: with_room(write, self._path, self._make_room))
         except Exception as error:  # the writer must live; the error belongs to whoever asked for the change
             if _is_common(error) or (len(work) < 2 and is_refusal(error)):
                 raise
@@ -219,6 +231,13 @@ class Writer:
             change.error = None
         self._unfolded = True
         self._written()
+
+    def _timed(self, action: Callable[[], None]) -> None:
+        began = time.perf_counter()
+        try:
+            action()
+        finally:
+            self._took(time.perf_counter() - began)
 
     def _commit_each(self, database: Database, work: Sequence[Change], error: Exception) -> None:
         refused: Exception | None = None

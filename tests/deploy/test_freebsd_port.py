@@ -250,12 +250,24 @@ def test_the_script_looks_for_the_modules_that_the_doctor_wants(tmp_path: Path) 
 
 
 def test_the_script_has_the_commands_that_it_documents(tmp_path: Path) -> None:
-    shown = run_script(tmp_path, "true", SHOWN="extra_commands reload_cmd configtest_cmd doctor_cmd")
+    shown = run_script(
+        tmp_path, "true", SHOWN="extra_commands reload_cmd reopen_cmd configtest_cmd doctor_cmd"
+    )
     values = dict(line.split("=", 1) for line in shown.splitlines())
     text = installed("cri_jails.in")
     for command in values["extra_commands"].split():
         assert re.search(rf"^# {command}\s", text, re.MULTILINE)
         assert f"\n{values[f'{command}_cmd']}()\n" in text
+
+
+def test_a_reload_is_for_the_daemon_and_a_rotation_for_the_log(tmp_path: Path) -> None:
+    shown = run_script(tmp_path, "true", SHOWN="daemon_pidfile command_args")
+    pidfile = shown.splitlines()[0].removeprefix("daemon_pidfile=")
+    assert f" -p {pidfile} " in shown
+    assert 'pkill -HUP -L -F "$daemon_pidfile"' in installed("cri_jails.in")
+    assert "cri_jails onereopen" in installed("reopen-log.in")
+    unit = (ROOT / "deploy/systemd/cri-jails.service").read_text()
+    assert "\nExecReload=/bin/kill -HUP $MAINPID\n" in unit
 
 
 def test_the_script_is_not_for_service_jails(tmp_path: Path) -> None:

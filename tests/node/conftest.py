@@ -128,9 +128,17 @@ class Daemon:
     """`python -m cri serve`, as often as wanted, on the same directories."""
 
     def __init__(
-        self, registry: str, name: str, wrapper: Sequence[str | Path] = (), checkout: Path = REPOSITORY
+        self,
+        registry: str,
+        name: str,
+        wrapper: Sequence[str | Path] = (),
+        checkout: Path = REPOSITORY,
+        settings: str = "",
     ) -> None:
-        """`wrapper` is a command that executes what follows it; `checkout` is where the daemon's code is."""
+        """`wrapper` is a command that executes what follows it; `checkout` is where the daemon's code is.
+
+        `settings` are lines of its configuration, beside the usual ones.
+        """
         self.wrapper = wrapper
         self.checkout = checkout
         self.base = Path(tempfile.mkdtemp(prefix="cri-test-"))
@@ -145,7 +153,7 @@ class Daemon:
             f'state_dir = "{self.base}/state"\nruntime_dir = "{self.base}/run"\n'
             '[log]\nformat = "json"\n'
             f'[network]\nbridge = "{name}"\nsubnets = {json.dumps(self.subnets)}\n'
-            f'conf_dir = "{self.base}/net.d"\n'
+            f'conf_dir = "{self.base}/net.d"\n{settings}'
         )
         self.client: Client
         self.process: subprocess.Popen[bytes]
@@ -273,10 +281,14 @@ def traces(base: Path, bridge: str) -> list[str]:
 
 @contextlib.contextmanager
 def running_daemon(
-    registry: str, bridge: str, wrapper: Sequence[str | Path] = (), checkout: Path = REPOSITORY
+    registry: str,
+    bridge: str,
+    wrapper: Sequence[str | Path] = (),
+    checkout: Path = REPOSITORY,
+    settings: str = "",
 ) -> Iterator[Daemon]:
     """A daemon; afterwards it and all its pods are gone without a trace."""
-    node = Daemon(registry, bridge, wrapper, checkout)
+    node = Daemon(registry, bridge, wrapper, checkout, settings)
     others = set(traces(node.base, bridge))  # cgroups of another daemon on the machine
     node.start()
     try:

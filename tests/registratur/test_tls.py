@@ -111,3 +111,20 @@ async def test_a_missing_ca_file_is_named(server, tmp_path):
     async with reaching(server, ca_file=tmp_path / "none.pem") as client:
         with pytest.raises(ConnectError, match=r"cannot load the CA file .*none\.pem"):
             await client.manifest(Reference.parse("a:1"))
+
+
+async def test_other_rules_count_from_the_next_request_on_and_files_are_read_anew(server, certificate):
+    async with reaching(server) as client:
+        with pytest.raises(ConnectError, match="certificate verify failed"):
+            await client.manifest(Reference.parse("a:1"))
+        mirrors = {"*": [f"https://{server}"]}
+        trusting = HostsConfig(
+            mirrors=mirrors, options={server: HostOptions(ca_file=certificate)}, mirrors_only=True
+        )
+        client.configure(trusting)
+        await client.manifest(Reference.parse("a:1"))
+        certificate.rename(certificate.with_name("gone.pem"))
+        await client.manifest(Reference.parse("a:1"))  # what was read once counts
+        client.configure(trusting)
+        with pytest.raises(ConnectError, match="cannot load the CA file"):
+            await client.manifest(Reference.parse("a:1"))

@@ -264,7 +264,8 @@ async def test_warden_death_makes_the_sandbox_not_ready(node, make):
     await node.pods.start_container(container_id)
     node.host.kill_warden(sandbox_id)
     container = node.pods.container(container_id)
-    await make.eventually(lambda: node.pods.sandbox(sandbox_id).state is SandboxState.NOTREADY)
+    await make.eventually(lambda: container.state is ContainerState.EXITED)
+    assert node.pods.sandbox(sandbox_id).state is SandboxState.NOTREADY
     assert (container.state, container.record.exit_code) == (ContainerState.EXITED, 255)
     assert "warden" in container.record.message
     assert node.pods.sandbox(sandbox_id).addresses == [], "the address is somebody else's from now on"
@@ -277,10 +278,10 @@ async def test_removal_waits_for_a_container_that_is_being_created(node, make):
     reached, go_on = asyncio.Event(), asyncio.Event()
     create = node.host.create_container
 
-    async def slow(spec: object) -> None:
+    async def slow(spec: object, first: object = None) -> None:
         reached.set()
         await go_on.wait()
-        await create(spec)
+        await create(spec, first)
 
     node.host.create_container = slow
     creating = asyncio.create_task(node.pods.create_container(sandbox_id, make.container("sleep")))

@@ -98,15 +98,15 @@ async def test_the_log_cannot_be_opened(node, make, monkeypatch, error) -> None:
 @pytest.mark.parametrize("error", ERRORS, ids=names)
 async def test_it_cannot_be_written_down_that_it_runs(node, make, monkeypatch, error) -> None:
     sandbox, container = await created(node, make)
-    follow = node.store.follow
+    followed = node.store.followed
     failing = [error]
 
-    async def fail(**changes) -> None:
+    def fail(**changes):
         if failing:
             raise failing.pop()
-        await follow(**changes)
+        return followed(**changes)
 
-    monkeypatch.setattr(node.store, "follow", fail)
+    monkeypatch.setattr(node.store, "followed", fail)
     with pytest.raises(type(error)):
         await container.start()
     await check(node, sandbox, container)

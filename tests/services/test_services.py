@@ -281,6 +281,26 @@ def test_exec_sync_and_stats(grpc_stub, pod):
     assert message.container_stats[0].attributes.id == container
 
 
+def test_metrics(grpc_stub, pod):
+    container = create(grpc_stub, pod, "sleep")
+    grpc_stub.StartContainer(v1.StartContainerRequest(container_id=container))
+    described = grpc_stub.ListMetricDescriptors(v1.ListMetricDescriptorsRequest()).descriptors
+    keys = {one.name: one.label_keys for one in described}
+    (found,) = grpc_stub.ListPodSandboxMetrics(v1.ListPodSandboxMetricsRequest()).pod_metrics
+    (inner,) = found.container_metrics
+    assert (found.pod_sandbox_id, inner.container_id) == (pod, container)
+    for metric in (*found.metrics, *inner.metrics):
+        labels = dict(zip(keys[metric.name], metric.label_values, strict=True))
+        assert (labels["namespace"], labels["pod"]) == ("ns", "pod")
+        assert metric.value is not None
+    assert {one.name for one in inner.metrics} > {"container_cpu_usage_seconds_total", "container_memory_rss"}
+    (message,) = grpc_stub.StreamPodSandboxMetrics(v1.StreamPodSandboxMetricsRequest())
+    assert message.pod_sandbox_metrics == [found]
+    grpc_stub.StopPodSandbox(v1.StopPodSandboxRequest(pod_sandbox_id=pod))
+    assert grpc_stub.ListPodSandboxMetrics(v1.ListPodSandboxMetricsRequest()).pod_metrics == []
+    assert list(grpc_stub.StreamPodSandboxMetrics(v1.StreamPodSandboxMetricsRequest())) == []
+
+
 @pytest.mark.parametrize(
     ("fields", "code", "message"),
     [

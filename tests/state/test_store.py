@@ -232,3 +232,17 @@ async def test_a_daemon_that_dies_loses_no_answered_save(tmp_path: Path) -> None
     store = await Store.open(path)
     assert len(store.images) == 50
     await store.close()
+
+
+async def test_transactions_are_timed_and_the_writer_answers(tmp_path):
+    took: list[float] = []
+    store = await Store.open(tmp_path / "state.db", took=took.append)
+    before = len(took)
+    await store.save(sandbox("a"))
+    assert len(took) == before + 1
+    assert took[-1] > 0
+    later = store.followed(save=[sandbox("b")])
+    await store.answers()
+    assert later.done()  # it came before
+    await store.close()
+    await store.answers()  # nobody waits for a writer that has ended

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from cri.sandbox.host import HostError, refused_limit
-from cri.sandbox.linux import cgroup_files, cgroup_limits, cgroup_tree, cgroup_usage
+from cri.sandbox.linux import cgroup_files, cgroup_limits, cgroup_tree
 from cri.sandbox.linux.cgroup_files import failed
 from cri.sandbox.linux.cgroup_limits import Changes, Setting
-from cri.sandbox.spec import Resources, Usage
+from cri.sandbox.spec import Resources
 
 CONTROLLERS = ("pids", "memory", "cpu", "cpuacct", "cpuset", "hugetlb", "devices")
 """Those with limits or accounts; also what containers are shown of version 1."""
@@ -252,12 +252,6 @@ class Group:
             return 0
         return cgroup_tree.total(self.directories["memory"], "memory.oom_control", "oom_kill")
 
-    def usage(self) -> Usage:
-        """What the group has used."""
-        if self.version == 2:
-            return cgroup_usage.usage_v2(self.directories[""])
-        return cgroup_usage.usage_v1(self.directories)
-
     def _distinct(self) -> Iterator[str]:
         """The directories, each once: controllers may be mounted together."""
         return iter(dict.fromkeys(self.directories.values()))
@@ -341,21 +335,21 @@ class Group:
         if controller == "":
             self._delegate(parent)
         elif controller == "cpuset":
-            _inherit_cpuset(directory)
+            _inherit_cpuset(directory, new=True)
 
     def _delegate(self, parent: str) -> None:
         available = Path(parent, "cgroup.controllers").read_text().split()
-        for controller in ("cpu", "memory", "pids", "cpuset", "hugetlb"):
+        for controller in ("cpu", "memory", "pids", "cpuset", "hugetlb", "io"):
             if controller in available:
                 with contextlib.suppress(HostError):  # one that is in use elsewhere must not cost the others
                     cgroup_files.write(f"{parent}/cgroup.subtree_control", f"+{controller}")
 
 
-def _inherit_cpuset(directory: str) -> None:
+def _inherit_cpuset(directory: str, *, new: bool = False) -> None:
     """A new cpuset has no CPUs, and nothing can join it; nor has one that others have made and not set up."""
     for name in ("cpuset.cpus", "cpuset.mems"):
-        above: list[str] = []
-        at = directory
+        above = [directory] if new else []
+        at = os.path.dirname(directory) if new else directory  # noqa: PTH120
         while not (value := cgroup_files.read(f"{at}/{name}")):
             above.append(at)
             at = os.path.dirname(at)  # noqa: PTH120

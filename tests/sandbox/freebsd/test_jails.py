@@ -11,8 +11,10 @@ import pytest
 from cri.sandbox.freebsd import jails
 from cri.sandbox.freebsd.calls import DISABLE, INHERIT, NEW
 from cri.sandbox.freebsd.jails import ANNOTATION, FIB_ANNOTATION
-from cri.sandbox.host import HostError, LimitRefusedError
+from cri.sandbox.freebsd.limits import most_reserved
+from cri.sandbox.host import HostError, LimitRefusedError, Measured
 from cri.sandbox.spec import Namespaces, Resources, Security, Sharing
+from cri.sandbox.usage import InterfaceUsage
 
 PODS = {
     "plain": {},
@@ -198,11 +200,12 @@ class TestWithoutRacct:
         spec, jail = await a_container(machine, sandbox)
         for _ in range(2):
             pid = machine.kernel.spawn(jail.name, cpu_microseconds=1500, resident=4096)
-        usage = await machine.host.container_usage(spec)
-        assert (usage.cpu_nanoseconds, usage.memory_working_set, usage.processes) == (3_000_000, 8192, 2)
+        for one in (await usages(machine, sandbox, spec)).values():
+            assert (one.cpu.total, one.memory.working_set, one.processes.processes) == (3_000_000, 8192, 2)
+            assert one.processes.descriptors is None
         machine.kernel.end(pid)
-        usage = await machine.host.container_usage(spec)
-        assert usage.cpu_nanoseconds >= 3_000_000, "what was used stays used"
+        for one in (await usages(machine, sandbox, spec)).values():
+            assert one.cpu.total >= 3_000_000, "what was used stays used"
 
 
 async def test_a_limit_below_what_is_in_use_is_refused_and_kills_nobody(machine) -> None:
@@ -239,8 +242,7 @@ async def test_cpu_memory_and_swap_up_and_down(machine) -> None:
             f"jail:{jail.name}:{rule}"
             for rule in (
                 f"memoryuse:sigkill={memory}",
-                f"vmemoryuse:deny={memory + (1 << 30)}",
-                f"swapuse:deny={swap - memory}",
+                f"swapuse:deny={most_reserved(memory, swap)}",
                 f"pcpu:deny={quota // 1000}",
             )
         }
@@ -257,14 +259,37 @@ async def test_nothing_is_done_for_a_pod_as_a_whole_that_would_hold_each_contain
 async def test_usage_of_racct(machine) -> None:
     sandbox, _ = await a_pod(machine)
     spec, jail = await a_container(machine, sandbox, resources=Resources(memory_limit=10_000))
-    machine.kernel.use(jail.name, cputime=2, memoryuse=4096, swapuse=1, maxproc=3)
-    usage = await machine.host.container_usage(spec)
-    assert (usage.cpu_nanoseconds, usage.memory_usage, usage.memory_available) == (2_000_000_000, 4096, 5904)
-    assert (usage.swap_usage, usage.processes) == (1, 3)
+    machine.kernel.use(jail.name, cputime=2, memoryuse=4096, swapuse=1, maxproc=3, openfiles=9, nthr=5)
+    machine.kernel.use(jail.name.partition(".")[0], cputime=7, memoryuse=5000, maxproc=4)
+    found = await usages(machine, sandbox, spec)
+    usage, pod = found[spec.id], found[sandbox.id]
+    assert (usage.cpu.total, usage.memory.usage, usage.memory.available) == (2_000_000_000, 4096, 5904)
+    assert usage.memory.swap is None, "what is reserved is not what is used"
+    counts = usage.processes
+    assert (counts.processes, counts.threads, counts.descriptors, counts.sockets) == (3, 5, 9, None)
+    assert (pod.cpu.total, pod.memory.usage, pod.memory.available) == (7_000_000_000, 5000, None)
     await machine.host.stop_container(spec)
-    with pytest.raises(HostError) as caught:
-        await machine.host.container_usage(spec)
-    assert caught.value.errno == errno.ENOENT
+    gone = (await usages(machine, sandbox, spec))[spec.id]
+    assert isinstance(gone, HostError)
+    assert gone.errno == errno.ENOENT
+
+
+async def test_interfaces_are_seen_from_the_pod(machine) -> None:
+    sandbox, _ = await a_pod(machine)
+    machine.kernel.interface_counters = [InterfaceUsage("cnihost1", 1, 2, 3, 4, 5, 6, 7, 8)]
+    asked = Measured(sandbox, None, [], interfaces={"cnihost1": "eth0", "cnihost2": "net1"})
+    found = (await machine.host.usages([asked]))[sandbox.id]
+    assert found.interfaces == (InterfaceUsage("eth0", 5, 6, 7, 8, 1, 2, 3, 4),)
+
+
+async def test_a_filesystem_is_called_after_what_it_was_mounted_from(machine, tmp_path) -> None:
+    assert machine.host.device_of(str(tmp_path)) == machine.kernel.mounts()[0].source
+    with pytest.raises(FileNotFoundError):
+        machine.host.device_of("/missing")
+
+
+async def usages(machine, sandbox, *containers):
+    return await machine.host.usages([Measured(sandbox, None, containers)])
 
 
 @pytest.mark.parametrize("cpus", ["7", "0-7", "x", "1-", "-", "", "3-1"])
