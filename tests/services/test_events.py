@@ -704,7 +704,7 @@ def test_who_follows_the_events_knows_what_the_lists_say() -> None:
     run_state_machine_as_test(
         Life,
         settings=settings(
-            max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
 
