@@ -105,6 +105,14 @@ class FreeBSDConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StatsConfig:
+    """How containers and pods are measured."""
+
+    interval: float
+    """Seconds between two samples of the same."""
+
+
+@dataclass(frozen=True, slots=True)
 class RegistryConfig:
     """How one registry is reached."""
 
@@ -141,6 +149,7 @@ class Config:
     tracing: TracingConfig
     streaming: StreamingConfig
     image: ImageConfig
+    stats: StatsConfig
     network: NetworkConfig
     freebsd: FreeBSDConfig
     registries: Mapping[str, RegistryConfig]
@@ -199,6 +208,7 @@ def load(
         tracing=TracingConfig(**_section(values, "tracing")),
         streaming=StreamingConfig(**_section(values, "streaming")),
         image=ImageConfig(**_section(values, "image")),
+        stats=StatsConfig(**_section(values, "stats")),
         network=NetworkConfig(**_section(values, "network")),
         freebsd=FreeBSDConfig(**_section(values, "freebsd")),
         registries=registries,

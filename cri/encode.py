@@ -23,8 +23,8 @@ from cri.sandbox import stop_signals, wire
 from cri.sandbox.container import Container
 from cri.sandbox.machine import ContainerState, SandboxState
 from cri.sandbox.pod import PodSandbox
-from cri.sandbox.spec import DiskUsage, Resources, Usage
-from cri.state import ImageRecord
+from cri.sandbox.spec import ContainerSpec, Credentials, Resources
+from cri.state import ContainerRecord, ImageRecord, SandboxRecord
 
 log = structlog.get_logger(__name__)
 
@@ -49,14 +49,7 @@ LONG = 200
 
 def header(field: int, size: int) -> bytes:
     """What stands before the `size` bytes of a string, bytes or message field."""
-    found, tag = bytearray(), field << 3 | 2
-    for number in (tag, size):
-        rest = number
-        while rest > 0x7F:
-            found.append(rest & 0x7F | 0x80)
-            rest >>= 7
-        found.append(rest)
-    return bytes(found)
+    return _varint(field << 3 | 2) + _varint(size)
 
 
 def list_item(message: Message) -> bytes:
@@ -68,7 +61,7 @@ def list_item(message: Message) -> bytes:
 def sandbox_item(sandbox: PodSandbox) -> bytes:
     """The sandbox as an element of ListPodSandboxResponse.items."""
     record = sandbox.record
-    item = _new(
+    item = new(
         "PodSandbox",
         id=record.id,
         state=_SANDBOX_STATE[SandboxState(record.state)],
@@ -82,7 +75,7 @@ def sandbox_item(sandbox: PodSandbox) -> bytes:
 def container_item(container: Container) -> bytes:
     """The container as an element of ListContainersResponse.containers."""
     record = container.record
-    item = _new(
+    item = new(
         "Container",
         id=record.id,
         pod_sandbox_id=record.sandbox_id,
@@ -99,7 +92,7 @@ def image_item(image: ImageRecord) -> bytes:
     """The image as an element of ListImagesResponse.images; also the image of an ImageStatusResponse."""
     user = image.user.partition(":")[0]
     uid = _uid(user)
-    item = _new(
+    item = new(
         "Image",
         id=image.id,
         repo_tags=image.tags,
@@ -123,32 +116,34 @@ def container_state(container: Container) -> v1.ContainerState:
     return _CONTAINER_STATE[container.state]
 
 
-def sandbox_status(sandbox: PodSandbox, *, verbose: bool) -> bytes:
-    """Everything about a sandbox, as a PodSandboxStatusResponse."""
-    record, config = sandbox.record, _config(sandbox)
-    primary, *others = sandbox.addresses or [""]
-    status = _new(
+def sandbox_status(sandbox: PodSandbox, record: SandboxRecord) -> bytes:
+    """Everything about a sandbox, as a record of it has it: a PodSandboxStatus."""
+    config = _config(sandbox, record)
+    primary, *others = record.addresses or [""]
+    status = new(
         "PodSandboxStatus",
         id=record.id,
-        state=sandbox_state(sandbox),
+        state=_SANDBOX_STATE[SandboxState(record.state)],
         created_at=record.created_at,
         network={"ip": primary, "additional_ips": [{"ip": ip} for ip in others]},
         runtime_handler=record.runtime_handler,
     )
     _copy(config, status, "metadata", "labels", "annotations")
     status.linux.namespaces.options.CopyFrom(config.linux.security_context.namespace_options)
-    pid = sandbox.warden.pid if sandbox.warden else 0
-    info = f'{{"pid": {pid}, "spec": {wire.dumps(sandbox.spec)}}}'.encode() if verbose else b""
-    return b"".join([list_item(status), *(info_field(info) if verbose else ())])
+    encoded: bytes = status.SerializeToString()
+    return encoded
 
 
-def container_status(container: Container, image: str, *, verbose: bool) -> bytes:
-    """Everything about a container, as a ContainerStatusResponse. `image` is how its image is called at the moment."""
-    record, config = container.record, _config(container)
-    status = _new(
+def container_status(container: Container, record: ContainerRecord, spec: ContainerSpec, image: str) -> bytes:
+    """Everything about a container, as a record and a spec of it have it: a ContainerStatus.
+
+    `image` is how its image is called at the moment.
+    """
+    config = _config(container, record)
+    status = new(
         "ContainerStatus",
         id=record.id,
-        state=container_state(container),
+        state=_CONTAINER_STATE[ContainerState(record.state)],
         created_at=record.created_at,
         started_at=record.started_at,
         finished_at=record.finished_at,
@@ -157,18 +152,24 @@ def container_status(container: Container, image: str, *, verbose: bool) -> byte
         reason=record.reason,
         message=record.message,
         log_path=record.log_path,
-        resources={"linux": _resources(container.spec.resources)},
+        resources={"linux": _resources(spec.resources)},
         image_id=record.image_id,
         stop_signal=_stop_signal(container),
     )
     _copy(config, status, "metadata", "image", "labels", "annotations", "mounts")
     status.image.image = image or status.image.image
     status.image.image_ref = record.image_ref
-    if (credentials := container.credentials) is not None:
-        user = status.user.linux
+    if record.credentials is not None:
+        credentials, user = wire.decode(Credentials, record.credentials), status.user.linux
         user.uid, user.gid = credentials.uid, credentials.gid
         user.supplemental_groups.extend(credentials.groups)
-    return b"".join([list_item(status), *(info_field(_container_info(container)) if verbose else ())])
+    encoded: bytes = status.SerializeToString()
+    return encoded
+
+
+def number(field: int, value: int) -> bytes:
+    """A field of an integer or an enumeration that is not negative."""
+    return _varint(field << 3) + _varint(value)
 
 
 def info_field(*text: bytes) -> list[bytes]:
@@ -180,54 +181,16 @@ def info_field(*text: bytes) -> list[bytes]:
 
 def container_attributes(container: Container) -> bytes:
     """What never changes of a container's statistics: the field `attributes`, encoded."""
-    attributes = _new("ContainerAttributes", id=container.id)
+    attributes = new("ContainerAttributes", id=container.id)
     _copy(_config(container), attributes, "metadata", "labels", "annotations")
     return list_item(attributes)
 
 
-def container_stats(
-    attributes: bytes, usage: Usage, disk: DiskUsage, now: int, mountpoint: str
-) -> tuple[bytes, ...]:
-    """A container's figures as an element of ListContainerStatsResponse.stats, in pieces that share `attributes`."""
-    figures: dict[str, Any] = {
-        "cpu": {
-            "timestamp": usage.timestamp,
-            "usage_core_nano_seconds": {"value": usage.cpu_nanoseconds},
-        },
-        "memory": {
-            "timestamp": usage.timestamp,
-            "working_set_bytes": {"value": usage.memory_working_set},
-            "usage_bytes": {"value": usage.memory_usage},
-            "rss_bytes": {"value": usage.memory_rss},
-            "page_faults": {"value": usage.page_faults},
-            "major_page_faults": {"value": usage.major_page_faults},
-        },
-        "writable_layer": {
-            "timestamp": now,
-            "fs_id": {"mountpoint": mountpoint},
-            "used_bytes": {"value": disk.bytes},
-            "inodes_used": {"value": disk.inodes},
-        },
-    }
-    if usage.memory_available is not None:
-        figures["memory"]["available_bytes"] = {"value": usage.memory_available}
-    if usage.swap_usage is not None:
-        figures["swap"] = {
-            "timestamp": usage.timestamp,
-            "swap_usage_bytes": {"value": usage.swap_usage},
-        }
-    body = _new("ContainerStats", **figures).SerializeToString()
-    return header(1, len(attributes) + len(body)), attributes, body
-
-
-def filesystem_usage(disk: DiskUsage, now: int, mountpoint: str) -> v1.FilesystemUsage:
-    """What a directory tree takes, as the CRI has it."""
-    return v1.FilesystemUsage(
-        timestamp=now,
-        fs_id=v1.FilesystemIdentifier(mountpoint=mountpoint),
-        used_bytes=_uint64(disk.bytes),
-        inodes_used=_uint64(disk.inodes),
-    )
+def sandbox_attributes(sandbox: PodSandbox) -> bytes:
+    """What never changes of a pod's statistics: the field `attributes`, encoded."""
+    attributes = new("PodSandboxAttributes", id=sandbox.id)
+    _copy(_config(sandbox), attributes, "metadata", "labels", "annotations")
+    return list_item(attributes)
 
 
 def matches_labels(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
@@ -235,16 +198,25 @@ def matches_labels(labels: Mapping[str, str], selector: Mapping[str, str]) -> bo
     return all(labels.get(key) == value for key, value in selector.items())
 
 
-def _config(of: PodSandbox | Container) -> Any:
+def _varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    found.append(value)
+    return bytes(found)
+
+
+def _config(of: PodSandbox | Container, record: SandboxRecord | ContainerRecord | None = None) -> Any:
     """The config of an object, as it was sent. What is stored may be damaged: then what could be read of it."""
     kind = descriptors.strict_class(descriptors.full_name(type(of.config)))
     try:
-        return kind.FromString(of.record.config)
+        return kind.FromString((record or of.record).config)
     except DecodeError:
         return messages.strict(of.config)
 
 
-def _new(name: str, **fields: Any) -> Any:
+def new(name: str, **fields: Any) -> Any:
     """A message of protobuf's own class, which takes nothing that a client could not read.
 
     A value that cannot be in it costs that field alone, never the list or status that it is a part of: it is shown as far
@@ -301,8 +273,14 @@ def _copy_many(source: Any, target: Any) -> None:
             target.extend(source[first : first + LONG])
 
 
-def _container_info(container: Container) -> bytes:
-    """What `crictl inspect` prints. Environment values may be secrets and are left out."""
+def sandbox_info(sandbox: PodSandbox) -> bytes:
+    """What `crictl inspectp` prints beside the status."""
+    pid = sandbox.warden.pid if sandbox.warden else 0
+    return f'{{"pid": {pid}, "spec": {wire.dumps(sandbox.spec)}}}'.encode()
+
+
+def container_info(container: Container) -> bytes:
+    """What `crictl inspect` prints beside the status. Environment values may be secrets and are left out."""
     spec = container.spec
     names = tuple(entry.partition("=")[0] for entry in spec.process.env)
     spec = wire.replace(spec, process=wire.replace(spec.process, env=names))
@@ -339,7 +317,3 @@ def _uid(user: str) -> int | None:
     if not (user.isascii() and user.isdecimal()) or len(user) > 18:
         return None
     return int(user)
-
-
-def _uint64(value: int) -> v1.UInt64Value:
-    return v1.UInt64Value(value=value)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
@@ -163,6 +164,13 @@ class CniNetwork:
         Not if that is lost or cannot be read: see `rebuild`.
         """
         return await asyncio.to_thread(self._cni.is_attached, sandbox_id)
+
+    async def far_ends(self, sandbox_ids: Collection[str]) -> dict[str, dict[str, str]]:
+        """The interfaces of pods, in the order in which they were made, by the names of their other ends on the node.
+
+        As their attachments are written down; what others' plugins have made is left out, unless they have told of both ends.
+        """
+        return await asyncio.to_thread(self._far_ends, sandbox_ids)
 
     async def rebuild(self, spec: SandboxSpec, warden: Warden, addresses: Sequence[str] = ()) -> bool:
         """Write the network of a pod down that `is_attached` does not know; False if it has none, or was losing it.
@@ -341,6 +349,15 @@ class CniNetwork:
             log.warning("no network for new pods", error=str(error))
             return [self._default]
 
+    def _far_ends(self, sandbox_ids: Collection[str]) -> dict[str, dict[str, str]]:
+        found: dict[str, dict[str, str]] = {}
+        for sandbox_id in sandbox_ids:
+            ends = found[sandbox_id] = {}
+            for entry in self._ledger.entries(container=sandbox_id):
+                if entry.whole:
+                    ends |= _pairs((entry.result or {}).get("interfaces", ()))
+        return found
+
     def _network(self) -> NetworkList:
         """The network that new pods get. Raises ConfigurationError if the operator's configuration is none."""
         found = self._directory.look()
@@ -368,6 +385,15 @@ def _attachment(spec: SandboxSpec, runtime: RuntimeConfig, netns: str) -> Attach
         "K8S_POD_UID": spec.uid,
     }
     return Attachment(spec.id, INTERFACE, netns, runtime, args)
+
+
+def _pairs(interfaces: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The pods' ends in a result, by the ends on the node, which a result has right before them."""
+    return {
+        str(near["name"]): str(far["name"])
+        for near, far in itertools.pairwise(interfaces)
+        if far.get("sandbox") and not near.get("sandbox")
+    }
 
 
 def _runtime_config(spec: SandboxSpec) -> RuntimeConfig:

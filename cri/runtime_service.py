@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
 from typing import Any, TypeVar
 
-from cri import encode, garbage, lists
+from cri import encode, lists
 from cri._version import __version__
 from cri.api.runtime import v1
 from cri.errors import InvalidArgumentError, NotFoundError
-from cri.images import ImageStore
+from cri.events import Events
 from cri.network import CniNetwork
+from cri.pod_metrics import PodMetrics, metric_descriptors
 from cri.rpc import messages
+from cri.rpc.answers import MAX_MESSAGE_BYTES
 from cri.sandbox import limits
 from cri.sandbox.container import Container
 from cri.sandbox.exec import exec_sync
@@ -23,14 +25,11 @@ from cri.sandbox.pod import PodSandbox
 from cri.sandbox.pods import Pods
 from cri.sandbox.shared_work import SharedWork
 from cri.stats import Stats
+from cri.statuses import Moment, Statuses, encoded, fields, is_short
 from cri.streaming import StreamingRequests
 
 RUNTIME_NAME = "cri-jails"
 API_VERSION = "v1"
-
-LONG = 64 * 1024
-"""Bytes of what is known of an object, from which on it is encoded in a thread."""
-
 
 O = TypeVar("O", PodSandbox, Container)  # noqa: E741 - an object
 
@@ -43,7 +42,8 @@ class RuntimeService:
         *,
         host: Host,
         pods: Pods,
-        images: ImageStore,
+        events: Events,
+        statuses: Statuses,
         network: CniNetwork,
         stats: Stats,
         streaming: StreamingRequests,
@@ -54,9 +54,11 @@ class RuntimeService:
         """`condition` says whether pods can run here, by more than the host alone knows."""
         self._host = host
         self._pods = pods
-        self._images = images
+        self._events = events
+        self._statuses = statuses
         self._network = network
         self._stats = stats
+        self._pod_metrics = PodMetrics(stats)
         self._streaming = streaming
         self._handlers = tuple(runtime_handlers)
         self._config = config
@@ -138,10 +140,23 @@ class RuntimeService:
         await self._pods.remove_sandbox(request.pod_sandbox_id)
         return v1.RemovePodSandboxResponse()
 
-    async def pod_sandbox_status(self, request: v1.PodSandboxStatusRequest) -> bytes:
-        """Everything about a sandbox."""
+    async def pod_sandbox_status(
+        self, request: v1.PodSandboxStatusRequest
+    ) -> AsyncGenerator[list[bytes], None]:
+        """Everything about a sandbox, with the statuses of its containers and the time that all of it is of.
+
+        Without both if no client would take so large an answer: then the kubelet asks for one after the other.
+        """
         sandbox = self._pods.sandbox(request.pod_sandbox_id)
-        return await _encoded(sandbox, lambda: encode.sandbox_status(sandbox, verbose=request.verbose))
+        moment, at = Moment.of(sandbox), self._events.now()
+        pod, containers = await self._statuses.of_pod(moment)
+        pieces = fields(1, [pod])
+        if request.verbose:
+            pieces += encode.info_field(await encoded(moment.record, lambda: encode.sandbox_info(sandbox)))
+        beside = [*fields(3, containers), encode.number(4, at)]
+        yield pieces
+        if sum(map(len, pieces)) + sum(map(len, beside)) <= MAX_MESSAGE_BYTES:
+            yield beside
 
     async def list_pod_sandbox(self, request: v1.ListPodSandboxRequest) -> AsyncGenerator[list[bytes], None]:
         """Sandboxes that match the filter."""
@@ -154,6 +169,14 @@ class RuntimeService:
         """As ListPodSandbox, in messages of bounded size."""
         async for message in lists.batches(self._sandboxes(request.filter)):
             yield message
+
+    async def update_pod_sandbox_resources(
+        self, request: v1.UpdatePodSandboxResourcesRequest
+    ) -> v1.UpdatePodSandboxResourcesResponse:
+        """Change the limits of a pod as a whole."""
+        resources = limits.of_pod(request.resources, request.overhead, self._host.features)
+        await self._pods.update_sandbox(request.pod_sandbox_id, resources, request)
+        return v1.UpdatePodSandboxResourcesResponse()
 
     # -- containers
 
@@ -182,16 +205,11 @@ class RuntimeService:
     async def container_status(self, request: v1.ContainerStatusRequest) -> bytes:
         """Everything about a container."""
         container = self._pods.container(request.container_id)
-        image = self._image_of(container)
-        if not request.verbose and _is_short(container):
-            known, record = container.status, container.record
-            if known is None or known[0] is not record or known[1] != image:
-                known = record, image, encode.container_status(container, image, verbose=False)
-                container.status = known
-            return known[2]
-        return await _encoded(
-            container, lambda: encode.container_status(container, image, verbose=request.verbose)
-        )
+        record = container.record
+        pieces = fields(1, [await self._statuses.of_container(container, record, container.spec)])
+        if request.verbose:
+            pieces += encode.info_field(await encoded(record, lambda: encode.container_info(container)))
+        return b"".join(pieces)
 
     async def list_containers(self, request: v1.ListContainersRequest) -> AsyncGenerator[list[bytes], None]:
         """Containers that match the filter."""
@@ -245,6 +263,15 @@ class RuntimeService:
         """Where a client finds connections to the ports of a sandbox."""
         return v1.PortForwardResponse(url=self._streaming.port_forward(request))
 
+    # -- events
+
+    async def get_container_events(self, request: v1.GetEventsRequest) -> AsyncGenerator[bytes, None]:
+        """What happens to pods and containers, until the client has enough."""
+        del request
+        async with aclosing(self._events.follow(self._statuses)) as events:
+            async for event in events:
+                yield event
+
     # -- statistics
 
     async def container_stats(
@@ -252,26 +279,76 @@ class RuntimeService:
     ) -> AsyncGenerator[Sequence[bytes], None]:
         """One container's figures."""
         container = self._pods.container(request.container_id)
-        found = await self._stats.of([container])
-        if not found:
-            raise NotFoundError(
-                f"container {container.id} is {container.state}: only running ones have statistics"
-            )
-        yield found[0][1]
+        async for some in self._stats.container_items([container]):
+            for _, item in some:
+                yield item
+                return
+        raise NotFoundError(
+            f"container {container.id} is {container.state}: only running ones have statistics"
+        )
 
     async def list_container_stats(
         self, request: v1.ListContainerStatsRequest
     ) -> AsyncGenerator[list[bytes], None]:
         """The figures of running containers that match the filter."""
-        async for some in self._figures(request.filter):
+        async for some in self._container_figures(request.filter):
             yield [piece for item in some for piece in item]
 
     async def stream_container_stats(
         self, request: v1.StreamContainerStatsRequest
     ) -> AsyncGenerator[bytes, None]:
         """As ListContainerStats, in messages of bounded size."""
-        items = ([b"".join(item) for item in some] async for some in self._figures(request.filter))
+        items = ([b"".join(item) for item in some] async for some in self._container_figures(request.filter))
         async for message in lists.batches(items):
+            yield message
+
+    async def pod_sandbox_stats(
+        self, request: v1.PodSandboxStatsRequest
+    ) -> AsyncGenerator[Sequence[bytes], None]:
+        """One pod's figures, with those of its running containers."""
+        sandbox = self._pods.sandbox(request.pod_sandbox_id)
+        async for some in self._stats.pod_items([sandbox]):
+            for _, item in some:
+                yield item
+                return
+        raise NotFoundError(f"sandbox {sandbox.id} is {sandbox.state}: only ready ones have statistics")
+
+    async def list_pod_sandbox_stats(
+        self, request: v1.ListPodSandboxStatsRequest
+    ) -> AsyncGenerator[list[bytes], None]:
+        """The figures of ready pods that match the filter, with those of their running containers."""
+        async for some in self._pod_figures(request.filter):
+            yield [piece for item in some for piece in item]
+
+    async def stream_pod_sandbox_stats(
+        self, request: v1.StreamPodSandboxStatsRequest
+    ) -> AsyncGenerator[bytes, None]:
+        """As ListPodSandboxStats, in messages of bounded size."""
+        items = ([b"".join(item) for item in some] async for some in self._pod_figures(request.filter))
+        async for message in lists.batches(items):
+            yield message
+
+    # -- metrics
+
+    async def list_metric_descriptors(self, request: v1.ListMetricDescriptorsRequest) -> bytes:
+        """The names of all metrics there are, with their labels."""
+        del request
+        return metric_descriptors()
+
+    async def list_pod_sandbox_metrics(
+        self, request: v1.ListPodSandboxMetricsRequest
+    ) -> AsyncGenerator[list[bytes], None]:
+        """What pods and containers use, as cAdvisor would tell it."""
+        del request
+        async for items in self._pod_metrics.items():
+            yield items
+
+    async def stream_pod_sandbox_metrics(
+        self, request: v1.StreamPodSandboxMetricsRequest
+    ) -> AsyncGenerator[bytes, None]:
+        """As ListPodSandboxMetrics, in messages of bounded size."""
+        del request
+        async for message in lists.batches(self._pod_metrics.items()):
             yield message
 
     # -- what the lists show
@@ -316,7 +393,7 @@ class RuntimeService:
                 container.encoded or await self._item(container, encode.container_item) for container in some
             ]
 
-    async def _item(self, of: O, encoded: Callable[[O], bytes]) -> bytes:
+    async def _item(self, of: O, item_of: Callable[[O], bytes]) -> bytes:
         """An object as the item of a list, kept until it changes; all who wait for it get the same bytes.
 
         Raises ResourceExhaustedError if no message can have it.
@@ -324,15 +401,15 @@ class RuntimeService:
         record = of.record
 
         async def make() -> bytes:
-            item = await _encoded(of, lambda: encoded(of))
+            item = await encoded(record, lambda: item_of(of))
             lists.checked(f"{record.kind} {of.id}", len(item))
             if of.record is record:  # else it has changed meanwhile
                 of.encoded = item
             return item
 
-        return await (make() if _is_short(of) else self._encoding.run(of.id, make, fingerprint=id(record)))
+        return await (make() if is_short(record) else self._encoding.run(of.id, make, fingerprint=id(record)))
 
-    async def _figures(
+    async def _container_figures(
         self, wanted: v1.ContainerStatsFilter | None
     ) -> AsyncGenerator[list[tuple[bytes, ...]], None]:
         wanted = wanted or v1.ContainerStatsFilter()
@@ -340,26 +417,24 @@ class RuntimeService:
             id=wanted.id, pod_sandbox_id=wanted.pod_sandbox_id, label_selector=wanted.label_selector
         )
         containers = [container async for some in self._containers(chosen) for container in some]
-        async for figures in self._pace.over(await self._stats.of(containers)):
-            for container, item in figures:
+        async for items in self._stats.container_items(containers):
+            for container, item in items:
                 lists.checked(f"container {container}", sum(map(len, item)))
-            yield [item for _, item in figures]
+            yield [item for _, item in items]
 
-    def _image_of(self, container: Container) -> str:
-        """How the container's image is called at the moment; "" if it has no name any more."""
-        image = self._images.find(container.record.image_id)
-        return image.tags[0] if image is not None and image.tags else ""
-
-
-async def _encoded(of: PodSandbox | Container, encoded: Callable[[], bytes]) -> bytes:
-    """What is encoded of an object; in a thread if it has ten thousand annotations or mounts."""
-    return encoded() if _is_short(of) else await asyncio.to_thread(_encoded_long, encoded)
-
-
-def _encoded_long(encoded: Callable[[], bytes]) -> bytes:
-    with garbage.paused():
-        return encoded()
-
-
-def _is_short(of: PodSandbox | Container) -> bool:
-    return len(of.record.config) + len(of.record.spec) <= LONG
+    async def _pod_figures(
+        self, wanted: v1.PodSandboxStatsFilter | None
+    ) -> AsyncGenerator[list[tuple[bytes, ...]], None]:
+        wanted = wanted or v1.PodSandboxStatsFilter()
+        async for items in self._stats.pod_items(
+            [
+                sandbox
+                async for some in self._pace.over(list(self._pods.sandboxes.values()))
+                for sandbox in some
+                if sandbox.id.startswith(wanted.id)
+                and encode.matches_labels(sandbox.config.labels, wanted.label_selector)
+            ]
+        ):
+            for sandbox, item in items:
+                lists.checked(f"sandbox {sandbox}", sum(map(len, item)))
+            yield [item for _, item in items]

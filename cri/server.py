@@ -19,6 +19,7 @@ from cri import config as configuration
 from cri import tracing
 from cri.config import Config, StreamingConfig, TracingConfig
 from cri.errors import CRIError
+from cri.events import Events
 from cri.garbage import Sparing
 from cri.health import NodeHealth
 from cri.image_service import ImageService
@@ -42,6 +43,7 @@ from cri.sandbox.warden.spawning import Spawner
 from cri.sockets import SocketError, put_aside, refuse_live
 from cri.state import StateError, StateLock, Store
 from cri.stats import Stats
+from cri.statuses import Statuses
 from cri.streaming import StreamingRequests
 from cri.streaming.server import StreamingServer
 from cri.streaming.tls import CertificateError, CertificateFiles
@@ -157,6 +159,7 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
         network = CniNetwork(host, config.network, config.state_dir, make_room=reserve.give_up)
         await network.open()
         end.push_async_callback(network.close)
+        events = Events()
         node = Node(
             host=host,
             store=store,
@@ -170,9 +173,11 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
             runtime_handlers=config.runtime_handlers,
             spare_descriptors=descriptors.lent,
             demand_descriptors=descriptors.demand,
+            witness=events,
             undo_failed=lambda _: metrics.undo_failures.inc(),
         )
         pods = Pods(node)
+        events.watch(pods.sandboxes)
         await _recover(node, pods, health)
         end.push_async_callback(pods.disconnect)
         _keep(end, _report_lost(lost, pods, metrics))
@@ -209,9 +214,11 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
             images=images,
             network=network,
             health=health,
+            events=events,
             metrics=metrics,
             shown=shown,
         )
+        end.callback(events.end)
         reloader = Reloader(
             given, read=read, hosts=registry_hosts, registries=client, network=network, changed=show
         )
@@ -231,17 +238,20 @@ async def _serve_rpc(
     images: ImageStore,
     network: CniNetwork,
     health: NodeHealth,
+    events: Events,
     metrics: Metrics,
     shown: dict[str, str],
 ) -> None:
     streaming = streaming_server(config.streaming)
     await streaming.start()
     end.push_async_callback(streaming.stop)
-    stats = Stats(host, pods, images, config.state_dir / "snapshots")
+    stats = Stats(host, pods, images, config.state_dir / "snapshots", config.stats.interval, network.far_ends)
+    _keep(end, stats.watch())
     runtime_service = RuntimeService(
         host=host,
         pods=pods,
-        images=images,
+        events=events,
+        statuses=Statuses(images),
         network=network,
         stats=stats,
         streaming=StreamingRequests(pods, streaming, metrics, config.streaming.idle_timeout),

@@ -95,6 +95,12 @@ SETTINGS: Sequence[Setting] = (
     Setting("image.max_parallel_downloads", kind.whole(1, 64), 4, "layers of one image at a time"),
     Setting("image.idle_timeout", kind.seconds, 60.0, "seconds without a byte that end a download"),
     Setting(
+        "stats.interval",
+        kind.seconds,
+        10.0,
+        "seconds between two samples of what each container and pod uses",
+    ),
+    Setting(
         "network.conf_dir",
         kind.path,
         "/usr/local/etc/cri-jails/net.d" if _FREEBSD else "/etc/cri-jails/net.d",

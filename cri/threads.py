@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
 import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -70,8 +71,45 @@ def _begun(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> async
         with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
             loop.call_soon_threadsafe(settle, outcome)
 
-    threading.Thread(target=work, name=f"own {function.__name__}", daemon=True).start()
+    _own(f"own {function.__name__}", work)
     return done
+
+
+class _Worker:
+    """A thread that does one thing after the other, for one caller at a time."""
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[tuple[str, Callable[[], None]] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="own", daemon=True).start()
+
+    def do(self, name: str, work: Callable[[], None]) -> None:
+        """Begin some work, which raises nothing."""
+        self._work.put((name, work))
+
+    def _run(self) -> None:
+        thread = threading.current_thread()
+        while (found := self._work.get()) is not None:
+            thread.name, work = found
+            work()
+            del found, work  # what it has come to may be large
+            thread.name = "own, idle"
+            if len(_idle) >= _IDLE:
+                return
+            _idle.append(self)
+
+
+_IDLE = 4
+"""Threads that wait for more to do: making one takes as long as most of what they do."""
+_idle: list[_Worker] = []
+
+
+def _own(name: str, work: Callable[[], None]) -> None:
+    """Have something done by a thread that nobody else waits for meanwhile."""
+    try:
+        worker = _idle.pop()
+    except IndexError:
+        worker = _Worker()
+    worker.do(name, work)
 
 
 def _raising(done: asyncio.Future[T], error: BaseException) -> Callable[[], None]:

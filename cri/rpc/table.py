@@ -164,6 +164,7 @@ TABLE: Mapping[str, Sequence[Rpc]] = {
             "list_pod_sandbox_stats",
             v1.ListPodSandboxStatsRequest,
             v1.ListPodSandboxStatsResponse,
+            instead=_list_by("StreamPodSandboxStats"),
         ),
         Rpc(
             "StreamPodSandboxStats",
@@ -183,6 +184,7 @@ TABLE: Mapping[str, Sequence[Rpc]] = {
             "list_pod_sandbox_metrics",
             v1.ListPodSandboxMetricsRequest,
             v1.ListPodSandboxMetricsResponse,
+            instead="call StreamPodSandboxMetrics, which sends the list in pieces",
         ),
         Rpc(
             "StreamPodSandboxMetrics",
@@ -209,8 +211,6 @@ TABLE: Mapping[str, Sequence[Rpc]] = {
 }
 """Every RPC of both services, by the service's full name."""
 
-_POD_STATS = "this release has no statistics of whole pods yet; use ListContainerStats"
-_METRICS = "this release has no metrics of pods yet; use ListContainerStats"
 
 _CHECKPOINT = "jails cannot be frozen into files, and the Linux driver has only what jails have"
 
@@ -218,14 +218,6 @@ UNIMPLEMENTED: Mapping[str, str] = {
     "CheckpointContainer": _CHECKPOINT,
     "CheckpointPod": _CHECKPOINT,
     "RestorePod": _CHECKPOINT,
-    "GetContainerEvents": "this release sends no events yet; the kubelet lists instead",
-    "ListMetricDescriptors": _METRICS,
-    "ListPodSandboxMetrics": _METRICS,
-    "StreamPodSandboxMetrics": _METRICS,
-    "PodSandboxStats": _POD_STATS,
-    "ListPodSandboxStats": _POD_STATS,
-    "StreamPodSandboxStats": _POD_STATS,
-    "UpdatePodSandboxResources": "this release cannot change the resources of a whole pod yet",
 }
 """RPCs that answer Unimplemented, and what the caller is told; the only place that says so."""
 

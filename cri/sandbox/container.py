@@ -48,6 +48,9 @@ RETRY_PAUSE = 0.5
 RETRY_PAUSE_MAX = 60.0
 """Seconds between two attempts to give back what an ended container has; doubled from the one to the other."""
 
+LEISURE = 0.002
+"""Seconds until something is done that nobody waits for: whoever asked has the answer by then."""
+
 LOST_EXIT_CODE = 255
 """Exit code of a container whose true one nobody could observe."""
 
@@ -98,7 +101,7 @@ class Container:
         self.encoded: bytes | None = None
         """The list item, encoded; None after a change (see `cri.encode`)."""
         self.status: tuple[ContainerRecord, str, bytes] | None = None
-        """Its status, encoded, with the record and the name of the image that it was made of."""
+        """Its status, encoded, with the record and the name of the image that it was made of (see `cri.statuses`)."""
         self._node = node
         self._pod = pod
         self._early_exit: ExitRecord | None = None
@@ -107,6 +110,7 @@ class Container:
         self._stopping: Stopping | None = None
         self._retry: asyncio.Task[None] | None = None
         self._retry_pause = RETRY_PAUSE
+        self._telling: asyncio.Task[None] | None = None
         if self.state in (ContainerState.EXITED, ContainerState.REMOVING):
             self.ended.set()
 
@@ -152,11 +156,9 @@ class Container:
             undo.push("record", lambda: self._node.store.follow(delete=[self.record]))
             await self._node.store.save(self.record)
             undo.push("directory", lambda: self._node.trash.take(directory))
-            with tracing.span("make directories"):
-                await in_own_thread(self._make_directories, directory)
             undo.push("container", lambda: self._node.host.remove_container(self.spec))
             with tracing.span("make root filesystem"):
-                await self._node.host.create_container(self.spec)
+                await self._node.host.create_container(self.spec, partial(self._make_directories, directory))
             await self._step(ContainerState.CREATED)
 
     async def start(self) -> None:
@@ -271,29 +273,31 @@ class Container:
             await self._step(ContainerState.REMOVING)  # else it could be started without what it has lost
         elif self.state is not ContainerState.REMOVING:
             self._enter(ContainerState.REMOVING)
-        forgetting = asyncio.create_task(self._have_forgotten())
         doomed: Path | None = None
 
         def take_away() -> None:
             nonlocal doomed
             doomed = self._node.trash.out_of_sight(Path(self.spec.directory))
 
-        try:
-            await self._node.host.remove_container(self.spec, take_away)
-        finally:
-            await forgetting
-        deleted = self._node.store.followed(delete=[self.record])
+        await self._node.host.remove_container(self.spec, take_away)
+        asyncio.get_running_loop().call_later(LEISURE, self._have_forgotten)
+        deleted = self._node.store.followed(delete=[self.record], hurried=doomed is None)
         if doomed is None:
             await deleted
         else:
             deleted.add_done_callback(partial(self._record_is_gone, doomed))
 
-    async def _have_forgotten(self) -> None:
-        if (warden := self._pod.warden) is not None:
+    def _have_forgotten(self) -> None:
+        """Tell the warden, which has nothing of the container any more but what it remembers."""
+
+        async def tell(warden: Warden) -> None:
             try:
                 await warden.forget(self.id)
-            except HostError as error:  # it has nothing of the container but what it remembers
+            except HostError as error:
                 log.debug("the warden does not forget", container=self.id, error=str(error))
+
+        if (warden := self._pod.warden) is not None:
+            self._telling = asyncio.create_task(tell(warden))
 
     def _record_is_gone(self, doomed: Path, deleted: asyncio.Future[bool]) -> None:
         if not deleted.cancelled() and deleted.result():
@@ -483,7 +487,8 @@ class Container:
             message=record.message,
         )
         self.ended.set()
-        await self._write_down()
+        if not self.foreign:
+            await self._node.store.followed(save=[self.record], hurried=False)
         await self.give_back()
 
     async def give_back(self) -> None:
@@ -506,9 +511,11 @@ class Container:
 
     def _enter(self, to: ContainerState, **values: object) -> None:
         """Step in memory only."""
+        before = self.record.state
         check_step(CONTAINER_STEPS, f"container {self.id}", self.state, to)
         self.record = self.record.replace(state=to.value, **values)
         self.encoded = None
+        self._node.witness.changed(self.record, before)
 
     async def _step(self, to: ContainerState, **values: object) -> None:
         self._enter(to, **values)

@@ -17,8 +17,9 @@ import abc
 import errno
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cri.sandbox.spec import (
     ContainerSpec,
@@ -29,8 +30,10 @@ from cri.sandbox.spec import (
     Resources,
     SandboxSpec,
     Started,
-    Usage,
 )
+
+if TYPE_CHECKING:  # wardens import this module, and measure nothing
+    from cri.sandbox.usage import Usage
 
 
 class HostError(Exception):
@@ -174,6 +177,22 @@ class ContainerState:
     exited: ExitRecord | None
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A pod of which it is asked what it uses, or what some of its containers use."""
+
+    sandbox: SandboxSpec
+    warden: Warden | None
+    containers: Sequence[ContainerSpec]
+    """Running ones; all that there are, if the pod itself is asked about."""
+    itself: bool = True
+    """Whether the pod as a whole is asked about, and not its containers alone."""
+    alone: bool = True
+    """No other pod has the same `limits_parent`, so what that has used is this pod's."""
+    interfaces: Mapping[str, str] = field(default_factory=dict)
+    """The pod's interfaces, by the names of their other ends on the node, as far as those are known."""
+
+
 class Exec(abc.ABC):
     """A process that was started beside a container's own, with the ends of its streams."""
 
@@ -304,6 +323,8 @@ class Snapshotter(abc.ABC):
     """Layers may be unpacked in any order; otherwise a layer's parent must be committed first."""
     overlay_whiteouts: bool
     """A layer is unpacked with overlayfs whiteouts instead of applied to its parent's content."""
+    accounts: bool = False
+    """The filesystem keeps account of what each root takes; else they are walked through."""
 
     @abc.abstractmethod
     async def chains(self) -> Mapping[str, DiskUsage | None]:
@@ -371,6 +392,8 @@ class Host(abc.ABC):
     """Operating systems whose images run here, best first; none given: only its own."""
     features: Features
     snapshots: Snapshotter
+    counts_at_far_ends: bool = False
+    """`usages` has to be told of the pods' interfaces by their other ends on the node."""
 
     @abc.abstractmethod
     async def open(self, lost: Callable[[str], None]) -> None:
@@ -419,8 +442,19 @@ class Host(abc.ABC):
         """Remove what is left of a stopped sandbox."""
 
     @abc.abstractmethod
-    async def create_container(self, spec: ContainerSpec) -> None:
-        """Make root filesystem, limits and whatever else the warden needs to start the container."""
+    async def update_sandbox(self, spec: SandboxSpec, resources: Resources) -> None:
+        """Apply new limits to a pod as a whole, as far as the host has something of its own for that: all of them, or none.
+
+        What it makes for them goes with `stop_sandbox`. Raises as `update_container`.
+        """
+
+    @abc.abstractmethod
+    async def create_container(self, spec: ContainerSpec, first: Callable[[], None] | None = None) -> None:
+        """Make root filesystem, limits and whatever else the warden needs to start the container.
+
+        Calls `first` before that, which may block for as long as a volume does, and raises what it raises: a second visit to a
+        thread would take longer than both.
+        """
 
     @abc.abstractmethod
     async def stop_container(self, spec: ContainerSpec) -> None:
@@ -442,22 +476,23 @@ class Host(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def container_usage(self, spec: ContainerSpec) -> Usage:
-        """What a running container has used."""
+    async def usages(self, pods: Sequence[Measured]) -> Mapping[str, Usage | HostError]:
+        """What pods and containers have used so far, by id, each as far as it can be told; what is gone fails alone.
 
-    async def container_usages(self, specs: Sequence[ContainerSpec]) -> Sequence[Usage | HostError]:
-        """What several containers have used, each as `container_usage` says or fails; a host may do it in one go."""
-        found: list[Usage | HostError] = []
-        for spec in specs:
-            try:
-                found.append(await self.container_usage(spec))
-            except HostError as error:
-                found.append(error)
-        return found
+        Read in one visit to a thread, which takes about a tenth of a millisecond for each: the caller gives a few at a time.
+        """
 
     @abc.abstractmethod
-    async def root_usage(self, spec: ContainerSpec) -> DiskUsage:
-        """What the container's writable root filesystem takes."""
+    async def root_usage(self, spec: ContainerSpec, check: Callable[[], None] = lambda: None) -> DiskUsage:
+        """What the container's writable root filesystem takes.
+
+        `check` is called, in a thread, for every file that has to be looked at, and may wait; not where the filesystem
+        keeps account itself.
+        """
+
+    @abc.abstractmethod
+    def device_of(self, path: str) -> str:
+        """What the filesystem that a path is in was mounted from: a device, a dataset. May block. Raises OSError."""
 
     @abc.abstractmethod
     async def unknown_sandboxes(self, sandboxes: Sequence[str]) -> Sequence[str]:
@@ -478,6 +513,7 @@ __all__ = [
     "Features",
     "Host",
     "HostError",
+    "Measured",
     "NetworkStack",
     "Snapshotter",
     "StartError",

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cri.api.runtime import v1
 from cri.errors import InvalidArgumentError, UnsupportedError
 from cri.sandbox.host import Features
 from cri.sandbox.spec import Resources
+
+DEFAULT_PERIOD = 100_000
+"""Microseconds: of a CPU quota that is given without a period."""
 
 
 def resources(message: v1.LinuxContainerResources | None, features: Features) -> Resources:
@@ -45,6 +50,33 @@ def of_container(message: v1.LinuxContainerResources | None, features: Features)
             "set memory_limit_in_bytes as well"
         )
     return made
+
+
+def of_pod(
+    message: v1.LinuxContainerResources | None,
+    overhead: v1.LinuxContainerResources | None,
+    features: Features,
+) -> Resources:
+    """As `resources`, of a pod as a whole: what its containers may have, and what the pod itself needs besides.
+
+    The latter adds to limits that there are; it makes none.
+    """
+    made, more = resources(message, features), resources(overhead, features)
+    swap = more.memory_limit if more.memory_swap_limit is None else more.memory_swap_limit
+    quota = more.cpu_quota
+    if quota is not None and quota > 0:
+        quota = quota * (made.cpu_period or DEFAULT_PERIOD) // (more.cpu_period or DEFAULT_PERIOD)
+    return replace(
+        made,
+        memory_limit=_with(made.memory_limit, more.memory_limit),
+        memory_swap_limit=_with(made.memory_swap_limit, swap),
+        cpu_quota=_with(made.cpu_quota, quota),
+        cpu_shares=_with(made.cpu_shares, more.cpu_shares),
+    )
+
+
+def _with(limit: int | None, more: int | None) -> int | None:
+    return limit + more if limit is not None and limit > 0 and more is not None and more > 0 else limit
 
 
 def _check_swap(message: v1.LinuxContainerResources) -> None:

@@ -12,7 +12,7 @@ from baustelle.bundle import ImageDefaults
 from cri.sandbox.host import Host, Warden
 from cri.sandbox.spec import PodAddresses, SandboxSpec
 from cri.sandbox.trash import Trash
-from cri.state import Store
+from cri.state import ContainerRecord, SandboxRecord, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,27 @@ class PodNetwork(Protocol):
         """Take the interface back of a sandbox that no record names; succeeds if there is none."""
 
 
+class Witness(Protocol):
+    """Who is told what becomes of pods and containers, in the turn of the loop in which it does. Must not raise."""
+
+    def changed(self, record: SandboxRecord | ContainerRecord, before: str) -> None:
+        """A sandbox or container is in the state that `record` has, and was in `before`."""
+
+    def gone(self, record: SandboxRecord | ContainerRecord) -> None:
+        """There is no such container any more; or there will be no such sandbox from now on."""
+
+
+class _Nobody:
+    def changed(self, record: SandboxRecord | ContainerRecord, before: str) -> None:
+        pass
+
+    def gone(self, record: SandboxRecord | ContainerRecord) -> None:
+        pass
+
+
+NOBODY: Witness = _Nobody()
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """The parts."""
@@ -80,6 +101,7 @@ class Node:
     """Descriptors for what must work when there are no others: stopping, removing, undoing."""
     demand_descriptors: Callable[[str], None] = lambda _: None
     """Raises ResourceExhaustedError, which names what was wanted, while there are too few to make something new."""
+    witness: Witness = NOBODY
     undo_failed: Callable[[str], object] = lambda _: None
     """Is told of a step that could not be taken back."""
 

@@ -14,13 +14,14 @@ import structlog
 
 from cri import tracing
 from cri.api.runtime import v1
+from cri.errors import FailedPreconditionError
 from cri.rpc import messages
 from cri.sandbox import pod_files, record_files, wire
 from cri.sandbox.container import Container
-from cri.sandbox.host import Warden, WardenGoneError
+from cri.sandbox.host import HalfUpdatedError, HostError, Warden, WardenGoneError
 from cri.sandbox.machine import SANDBOX_STEPS, ContainerState, SandboxState, check_step
 from cri.sandbox.node import Node
-from cri.sandbox.spec import PodAddresses, SandboxSpec, Sharing
+from cri.sandbox.spec import PodAddresses, Resources, SandboxSpec, Sharing
 from cri.sandbox.undo import UndoStack
 from cri.state import SandboxRecord
 from cri.threads import in_own_thread
@@ -55,6 +56,8 @@ class PodSandbox:
         """It could not be run, and not be undone either: it is the client's to stop and to remove."""
         self.encoded: bytes | None = None
         """The list item, encoded; None after a change (see `cri.encode`)."""
+        self.status: tuple[SandboxRecord, bytes] | None = None
+        """Its status, encoded, with the record that it was made of (see `cri.statuses`)."""
         self._node = node
         self._watch: asyncio.Task[None] | None = None
 
@@ -154,6 +157,53 @@ class PodSandbox:
         await self._node.trash.take(Path(self.spec.directory))
         await self._node.store.follow(delete=[self.record])
 
+    async def update(self, resources: Resources, request: v1.UpdatePodSandboxResourcesRequest) -> None:
+        """Apply new limits to the pod as a whole, and remember them: all of them, or none.
+
+        Must not be called again before it is done. Raises FailedPreconditionError if the sandbox is not READY, or is not any
+        more; HostError.
+        """
+        self._check_limited()
+        try:
+            await self._node.host.update_sandbox(self.spec, resources)
+        except HalfUpdatedError as error:
+            await self._check_still_limited(error)
+            await self._limits_are(error.changed)  # what the kernel has
+            raise
+        except HostError as error:
+            await self._check_still_limited(error)
+            raise
+        await self._check_still_limited()
+        linux = self.config.linux or v1.LinuxPodSandboxConfig()
+        linux.overhead = request.overhead or linux.overhead
+        linux.resources = request.resources or linux.resources
+        self.config.linux = linux
+        await self._limits_are(resources)
+
+    def _check_limited(self, why: str = "its limits cannot change", cause: Exception | None = None) -> None:
+        if self.state is not SandboxState.READY:
+            raise FailedPreconditionError(f"sandbox {self.id} is {self.state}: {why}") from cause
+        if self.foreign:
+            raise FailedPreconditionError(f"sandbox {self.id}: its limits cannot change: {self.foreign}")
+
+    async def _check_still_limited(self, error: HostError | None = None) -> None:
+        """After an update: what it may have made for a pod that was stopped meanwhile is given back."""
+        if self.state is not SandboxState.READY:
+            await self._node.host.stop_sandbox(self.spec, self.warden)
+        self._check_limited("it was stopped while its limits were changed", error)
+
+    async def _limits_are(self, resources: Resources) -> None:
+        limits = wire.merged(self.spec.resources or Resources(), resources)
+        self.spec = wire.replace(self.spec, resources=limits)
+        spec, config = await asyncio.to_thread(self._encode)  # of ten thousand annotations, perhaps
+        self.record = self.record.replace(spec=spec, config=config)
+        self.encoded = None
+        if self.state is not SandboxState.REMOVING:
+            await self._node.store.follow(save=[self.record])
+
+    def _encode(self) -> tuple[str, bytes]:
+        return wire.dumps(self.spec), messages.encoded(self.config)
+
     async def lose(self) -> None:
         """Take note that the warden has died: the sandbox is not ready any more, its containers have ended.
 
@@ -242,9 +292,11 @@ class PodSandbox:
         record_files.write(directory, ready)
 
     async def _step(self, to: SandboxState, **values: object) -> None:
+        before = self.record.state
         check_step(SANDBOX_STEPS, f"sandbox {self.id}", self.state, to)
         self.record = self.record.replace(state=to.value, **values)
         self.encoded = None
+        self._node.witness.changed(self.record, before)
         if to is SandboxState.READY:
             await self._node.store.save(self.record)
         elif not self.foreign:

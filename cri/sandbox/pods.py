@@ -102,6 +102,17 @@ class Pods:
         if sandbox is not None:
             await self._changing.run(("remove", sandbox.id), lambda: self._remove_sandbox(sandbox))
 
+    async def update_sandbox(
+        self, sandbox_id: str, resources: Resources, request: v1.UpdatePodSandboxResourcesRequest
+    ) -> None:
+        """Change the limits of a pod as a whole; as `update_container`."""
+        sandbox = self.sandbox(sandbox_id)
+        await self._changing.run(
+            ("update", sandbox.id),
+            lambda: sandbox.update(resources, request),
+            fingerprint=(resources, messages.encoded(request)),
+        )
+
     def find_sandbox(self, sandbox_id: str) -> PodSandbox | None:
         """The sandbox of this id, or of the only id that begins so; None if there is none."""
         return _find(self.sandboxes, sandbox_id)
@@ -228,6 +239,7 @@ class Pods:
 
     def drop_sandbox(self, sandbox: PodSandbox) -> None:
         """Forget a sandbox that is gone."""
+        self._node.witness.gone(sandbox.record)
         self.sandboxes.pop(sandbox.id, None)
         name = _sandbox_name(sandbox.record)
         self._sandbox_names.pop(name, None)
@@ -241,6 +253,7 @@ class Pods:
         name = (record.sandbox_id, record.name, record.attempt)
         self._container_names.pop(name, None)
         self._making.forget(name)
+        self._node.witness.gone(record)
 
     async def disconnect(self) -> None:
         """Let go of all wardens when the daemon ends; what is being made is given a moment to get done."""

@@ -101,9 +101,9 @@ class RootSnapshotter(Snapshotter):
         """
         return []
 
-    def usage(self, container: ContainerSpec) -> DiskUsage:
-        """What a container's own files take."""
-        return disk_usage(str(self.writable(container)))
+    def usage(self, container: ContainerSpec, check: Callable[[], None] = lambda: None) -> DiskUsage:
+        """What a container's own files take. `check` is called for each of them, where they have to be looked at."""
+        return disk_usage(str(self.writable(container)), check)
 
 
 class DirectorySnapshotter(RootSnapshotter):

@@ -81,6 +81,8 @@ class SandboxSpec:
     uid: str = ""
     """The pod's uid, as the kubelet has it."""
     port_mappings: tuple[PortMapping, ...] = ()
+    resources: Resources | None = None
+    """Limits of the pod as a whole, once it has been given some while it ran."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,26 +275,6 @@ class ExitRecord:
     """The memory limit ended it."""
     message: str = ""
     """Why there is no true exit code, where there is none (a warden that died)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What a container or pod has used so far."""
-
-    timestamp: int
-    """Nanoseconds since the epoch."""
-    cpu_nanoseconds: int = 0
-    memory_usage: int = 0
-    """Bytes, with the page cache."""
-    memory_working_set: int = 0
-    """Bytes that cannot be reclaimed at once; what eviction looks at."""
-    memory_rss: int = 0
-    memory_available: int | None = None
-    """Bytes left under the limit; None where there is no limit."""
-    page_faults: int = 0
-    major_page_faults: int = 0
-    swap_usage: int | None = None
-    processes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,13 +161,17 @@ class Store:
         with tracing.span("write state", objects=change):
             await self._follow(change)
 
-    def followed(self, *, save: Iterable[Record] = (), delete: Iterable[Record] = ()) -> asyncio.Future[bool]:
+    def followed(
+        self, *, save: Iterable[Record] = (), delete: Iterable[Record] = (), hurried: bool = True
+    ) -> asyncio.Future[bool]:
         """As `follow`, for who need not wait: the future is done when `follow` would return.
 
-        The change is in memory on return, and goes to disk whether or not anybody waits. The result is False when it never
-        will, as the database is closed.
+        The change is in memory on return, and goes to disk whether or not anybody waits; if not `hurried`, in a moment, so that
+        the writer is in nobody's way before that. The result is False when it never will, as the database is closed.
         """
-        return self._follow(self._change(save, delete, followed=True))
+        change = self._change(save, delete, followed=True)
+        change.hurried = hurried
+        return self._follow(change)
 
     async def delete_unreadable(self, kind: type[Record], key: str) -> None:
         """Delete a row of `unreadable`, as its object is gone; succeeds if it is not there. As `follow` for the disk."""

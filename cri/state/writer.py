@@ -36,6 +36,8 @@ log = structlog.get_logger(__name__)
 
 RETRY_SECONDS = 2.0
 """Between two attempts to write what the disk has refused."""
+LEISURE_SECONDS = 0.002
+"""What a change that nobody waits for may wait for others: whoever made it has its answer sent by then."""
 IDLE_SECONDS = 2.0
 """Without a change, until the log is folded into the database, so that little is lost with it."""
 
@@ -49,6 +51,8 @@ class Change:
     """It has happened already, and must not be lost."""
     error: Exception | None = None
     """Why it has not been written, if it has not."""
+    hurried: bool = True
+    """Somebody waits for it."""
 
 
 class Owner(Protocol):
@@ -142,9 +146,13 @@ class Writer:
         patience = RETRY_SECONDS if self.problem else IDLE_SECONDS if self._unfolded else None
         try:
             item = self._queue.get(timeout=patience)
+            until = time.monotonic() + LEISURE_SECONDS
+            hurried = False
             while item is not None:
                 changes.append(item)
-                item = self._queue.get_nowait()
+                hurried = hurried or item.hurried
+                left = 0.0 if hurried else until - time.monotonic()
+                item = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
         except queue.Empty:
             return changes, True
         return changes, False

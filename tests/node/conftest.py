@@ -120,7 +120,10 @@ def free_subnets() -> list[str]:
         ["ip", "-json", "route", "show", "table", "all"], check=True, capture_output=True, text=True
     )
     taken = {route["dst"] for route in json.loads(routes.stdout)}
-    number = next(number for number in range(215, 256) if f"10.{number}.0.0/16" not in taken)
+    numbers = range(215, 256)
+    # Another run may look at the same moment, so each begins elsewhere.
+    begun = [numbers[(os.getpid() + at) % len(numbers)] for at in range(len(numbers))]
+    number = next(number for number in begun if f"10.{number}.0.0/16" not in taken)
     return [f"10.{number}.0.0/16", f"fd{number:x}::/64"]
 
 
@@ -128,9 +131,17 @@ class Daemon:
     """`python -m cri serve`, as often as wanted, on the same directories."""
 
     def __init__(
-        self, registry: str, name: str, wrapper: Sequence[str | Path] = (), checkout: Path = REPOSITORY
+        self,
+        registry: str,
+        name: str,
+        wrapper: Sequence[str | Path] = (),
+        checkout: Path = REPOSITORY,
+        settings: str = "",
     ) -> None:
-        """`wrapper` is a command that executes what follows it; `checkout` is where the daemon's code is."""
+        """`wrapper` is a command that executes what follows it; `checkout` is where the daemon's code is.
+
+        `settings` are lines of its configuration, beside the usual ones.
+        """
         self.wrapper = wrapper
         self.checkout = checkout
         self.base = Path(tempfile.mkdtemp(prefix="cri-test-"))
@@ -145,7 +156,7 @@ class Daemon:
             f'state_dir = "{self.base}/state"\nruntime_dir = "{self.base}/run"\n'
             '[log]\nformat = "json"\n'
             f'[network]\nbridge = "{name}"\nsubnets = {json.dumps(self.subnets)}\n'
-            f'conf_dir = "{self.base}/net.d"\n'
+            f'conf_dir = "{self.base}/net.d"\n{settings}'
         )
         self.client: Client
         self.process: subprocess.Popen[bytes]
@@ -273,10 +284,14 @@ def traces(base: Path, bridge: str) -> list[str]:
 
 @contextlib.contextmanager
 def running_daemon(
-    registry: str, bridge: str, wrapper: Sequence[str | Path] = (), checkout: Path = REPOSITORY
+    registry: str,
+    bridge: str,
+    wrapper: Sequence[str | Path] = (),
+    checkout: Path = REPOSITORY,
+    settings: str = "",
 ) -> Iterator[Daemon]:
     """A daemon; afterwards it and all its pods are gone without a trace."""
-    node = Daemon(registry, bridge, wrapper, checkout)
+    node = Daemon(registry, bridge, wrapper, checkout, settings)
     others = set(traces(node.base, bridge))  # cgroups of another daemon on the machine
     node.start()
     try:

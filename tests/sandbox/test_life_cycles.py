@@ -278,10 +278,10 @@ async def test_removal_waits_for_a_container_that_is_being_created(node, make):
     reached, go_on = asyncio.Event(), asyncio.Event()
     create = node.host.create_container
 
-    async def slow(spec: object) -> None:
+    async def slow(spec: object, first: object = None) -> None:
         reached.set()
         await go_on.wait()
-        await create(spec)
+        await create(spec, first)
 
     node.host.create_container = slow
     creating = asyncio.create_task(node.pods.create_container(sandbox_id, make.container("sleep")))

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from baustelle.bundle import ImageDefaults
+from cri.events import Events
 from cri.image_service import ImageService
 from cri.metrics import Metrics
 from cri.runtime_service import RuntimeService
@@ -21,6 +22,7 @@ from cri.sandbox.spec import DiskUsage
 from cri.sandbox.trash import Trash
 from cri.state import ImageRecord, Store
 from cri.stats import Stats
+from cri.statuses import Statuses
 from cri.streaming import StreamingRequests
 from cri.streaming.server import StreamingServer
 
@@ -81,6 +83,7 @@ def grpc_servicer(grpc_run, node):
     host, node.network, images = FakeHost(kernel, node.directory / "host"), Network(kernel), Images()
 
     async def make():
+        node.events = Events()
         node.store = await Store.open(node.directory / "state.db")
         node.pods = Pods(
             Node(
@@ -92,8 +95,10 @@ def grpc_servicer(grpc_run, node):
                 runtime_dir=node.directory / "run",
                 trash=Trash(node.directory / "removed"),
                 runtime_handlers=("linux",),
+                witness=node.events,
             )
         )
+        node.events.watch(node.pods.sandboxes)
         await host.open(node.pods.lost)
         stats = Stats(host, node.pods, images, node.directory)
         server = StreamingServer()
@@ -101,7 +106,8 @@ def grpc_servicer(grpc_run, node):
         runtime = RuntimeService(
             host=host,
             pods=node.pods,
-            images=images,
+            events=node.events,
+            statuses=Statuses(images),
             network=node.network,
             stats=stats,
             streaming=StreamingRequests(node.pods, server, Metrics(), 60),
@@ -112,6 +118,7 @@ def grpc_servicer(grpc_run, node):
 
     services, server = grpc_run(make())
     yield services
+    node.events.end()
     grpc_run(server.stop())
     grpc_run(node.pods.disconnect())
     grpc_run(node.store.close())

@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from cri.api.runtime import v1
+from cri.events import Events
 from cri.image_service import ImageService
 from cri.metrics import Metrics
 from cri.runtime_service import RuntimeService
@@ -22,6 +23,7 @@ from cri.sandbox.recovery import recover
 from cri.sandbox.trash import Trash
 from cri.state import Store
 from cri.stats import Stats
+from cri.statuses import Statuses
 from cri.streaming import StreamingRequests
 from cri.streaming.server import StreamingServer
 
@@ -57,6 +59,7 @@ def grpc_servicer(grpc_run, images):
     host, network = FakeHost(kernel, directory), Network(kernel)
 
     async def make():
+        events = Events()
         store = await Store.open(directory / "state.db")
         node = Node(
             host=host,
@@ -67,8 +70,10 @@ def grpc_servicer(grpc_run, images):
             runtime_dir=directory / "run",
             trash=Trash(directory / "removed"),
             runtime_handlers=("linux",),
+            witness=events,
         )
         pods = Pods(node)
+        events.watch(pods.sandboxes)
         await host.open(pods.lost)
         await recover(node, pods)
         stats = Stats(host, pods, images, directory)
@@ -77,7 +82,8 @@ def grpc_servicer(grpc_run, images):
         runtime = RuntimeService(
             host=host,
             pods=pods,
-            images=images,
+            events=events,
+            statuses=Statuses(images),
             network=network,
             stats=stats,
             streaming=StreamingRequests(pods, server, Metrics(), 60),
@@ -273,6 +279,26 @@ def test_exec_sync_and_stats(grpc_stub, pod):
     ).stats.memory.usage_bytes.value
     (message,) = grpc_stub.StreamContainerStats(v1.StreamContainerStatsRequest())
     assert message.container_stats[0].attributes.id == container
+
+
+def test_metrics(grpc_stub, pod):
+    container = create(grpc_stub, pod, "sleep")
+    grpc_stub.StartContainer(v1.StartContainerRequest(container_id=container))
+    described = grpc_stub.ListMetricDescriptors(v1.ListMetricDescriptorsRequest()).descriptors
+    keys = {one.name: one.label_keys for one in described}
+    (found,) = grpc_stub.ListPodSandboxMetrics(v1.ListPodSandboxMetricsRequest()).pod_metrics
+    (inner,) = found.container_metrics
+    assert (found.pod_sandbox_id, inner.container_id) == (pod, container)
+    for metric in (*found.metrics, *inner.metrics):
+        labels = dict(zip(keys[metric.name], metric.label_values, strict=True))
+        assert (labels["namespace"], labels["pod"]) == ("ns", "pod")
+        assert metric.value is not None
+    assert {one.name for one in inner.metrics} > {"container_cpu_usage_seconds_total", "container_memory_rss"}
+    (message,) = grpc_stub.StreamPodSandboxMetrics(v1.StreamPodSandboxMetricsRequest())
+    assert message.pod_sandbox_metrics == [found]
+    grpc_stub.StopPodSandbox(v1.StopPodSandboxRequest(pod_sandbox_id=pod))
+    assert grpc_stub.ListPodSandboxMetrics(v1.ListPodSandboxMetricsRequest()).pod_metrics == []
+    assert list(grpc_stub.StreamPodSandboxMetrics(v1.StreamPodSandboxMetricsRequest())) == []
 
 
 @pytest.mark.parametrize(

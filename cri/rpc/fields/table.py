@@ -76,6 +76,7 @@ ROOTS = (
     "RunPodSandboxRequest",
     "CreateContainerRequest",
     "UpdateContainerResourcesRequest",
+    "UpdatePodSandboxResourcesRequest",
     "PodSandboxConfig",
     "ContainerConfig",
 )
@@ -100,7 +101,7 @@ def _limits(where: str) -> Mapping[str, Row]:
             freebsd=unheeded("there are no weights between jails; the kubelet sends it for every container"),
         ),
         "memory_limit_in_bytes": done(
-            "limit of the cgroup", rules.BYTES, freebsd="memoryuse:sigkill and vmemoryuse:deny of rctl(8)"
+            "limit of the cgroup", rules.BYTES, freebsd="memoryuse:sigkill and swapuse:deny of rctl(8)"
         ),
         "oom_score_adj": done(
             "of the container's processes",
@@ -131,10 +132,26 @@ def _limits(where: str) -> Mapping[str, Row]:
         "memory_swap_limit_in_bytes": done(
             "memory and swap together; a container needs a memory limit beside it, which it must not be below",
             rules.BYTES,
-            freebsd="swapuse:deny of rctl(8), what it exceeds the memory limit by",
+            freebsd="moves swapuse:deny of rctl(8), which counts what is reserved: FreeBSD does not count what a jail has in swap",
         ),
     }
     return {f"{where}.{name}": row for name, row in rows.items()}
+
+
+_NO_POD_RULES = (
+    "recorded, and shown by a verbose status: rctl(8) measures a process by its own jail, so nothing holds the containers of a pod "
+    "together but their own limits"
+)
+
+
+def _pod_limits(where: str) -> Mapping[str, Row]:
+    """The rows of a LinuxContainerResources that is about a pod as a whole."""
+    rows = {
+        path: Row(row.linux, unheeded(_NO_POD_RULES), row.rule, row.keys)
+        for path, row in _limits(where).items()
+    }
+    rows[f"{where}.oom_score_adj"] = refused("a pod has no processes of its own; give it to its containers")
+    return rows
 
 
 def _apparmor(where: str) -> Mapping[str, Row]:
@@ -337,6 +354,14 @@ _REQUESTS: Mapping[str, Row] = {
     **_limits("UpdateContainerResourcesRequest.linux"),
     "UpdateContainerResourcesRequest.windows": refused(_NO_WINDOWS),
     "UpdateContainerResourcesRequest.annotations": ignored("no annotation changes a limit", rules.ANY),
+    "UpdatePodSandboxResourcesRequest.pod_sandbox_id": done("a ready sandbox", rules.LINE),
+    "UpdatePodSandboxResourcesRequest.resources": done(
+        "recorded, and limits of the pod's cgroup, unless that is one of the kubelet's (cgroup_parent): it has set them before; "
+        "what is 0 or empty stays as it is"
+    ),
+    **_pod_limits("UpdatePodSandboxResourcesRequest.resources"),
+    "UpdatePodSandboxResourcesRequest.overhead": done("recorded, and added to the limits of memory and CPU"),
+    **_pod_limits("UpdatePodSandboxResourcesRequest.overhead"),
 }
 
 TABLE: Mapping[str, Row] = {

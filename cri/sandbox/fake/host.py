@@ -16,6 +16,7 @@ from cri.sandbox.host import (
     Features,
     Host,
     HostError,
+    Measured,
     NetworkStack,
     Snapshotter,
     Warden,
@@ -26,8 +27,8 @@ from cri.sandbox.spec import (
     PodAddresses,
     Resources,
     SandboxSpec,
-    Usage,
 )
+from cri.sandbox.usage import CpuUsage, MemoryUsage, ProcessUsage, Usage
 
 POD_CHILDREN = 64
 """children.max of a pod's jail."""
@@ -169,8 +170,13 @@ class FakeHost(Host):
     async def remove_sandbox(self, spec: SandboxSpec) -> None:
         """Nothing is left after stop."""
 
-    async def create_container(self, spec: ContainerSpec) -> None:
+    async def update_sandbox(self, spec: SandboxSpec, resources: Resources) -> None:
+        """There are no limits here."""
+
+    async def create_container(self, spec: ContainerSpec, first: Callable[[], None] | None = None) -> None:
         """A child jail and its mounts."""
+        if first is not None:
+            await asyncio.to_thread(first)
         name = self._child(spec)
         self._kernel_call("create", spec.id, lambda: self.kernel.jail_set(name))
         try:
@@ -199,13 +205,27 @@ class FakeHost(Host):
     async def update_container(self, spec: ContainerSpec, resources: Resources) -> None:
         """There are no limits here."""
 
-    async def container_usage(self, spec: ContainerSpec) -> Usage:
+    async def usages(self, pods: Sequence[Measured]) -> Mapping[str, Usage | HostError]:
         """Something, not nothing."""
-        return Usage(timestamp=time.time_ns(), cpu_nanoseconds=1, memory_usage=4096, memory_working_set=4096)
+        something = Usage(
+            timestamp=time.time_ns(),
+            cpu=CpuUsage(total=1),
+            memory=MemoryUsage(usage=4096, working_set=4096),
+            processes=ProcessUsage(processes=1),
+        )
+        return {
+            one.id: something
+            for pod in pods
+            for one in (*pod.containers, *((pod.sandbox,) if pod.itself else ()))
+        }
 
-    async def root_usage(self, spec: ContainerSpec) -> DiskUsage:
+    async def root_usage(self, spec: ContainerSpec, check: Callable[[], None] = lambda: None) -> DiskUsage:
         """Something, not nothing."""
         return DiskUsage(4096, 1)
+
+    def device_of(self, path: str) -> str:
+        """There is one."""
+        return "/dev/fake"
 
     async def unknown_sandboxes(self, sandboxes: Sequence[str]) -> Sequence[str]:
         """None: an interface goes with its jail here."""

@@ -81,10 +81,16 @@ ffibuilder.cdef(
     int kldfind(const char *file);
     int cri_process_start(int pid, int64_t *started);
     struct process {
-        int pid, jid;
-        uint64_t cpu_microseconds, resident_pages;
+        int pid, jid, threads;
+        uint64_t cpu_microseconds, system_microseconds, resident_pages, minor_faults, major_faults;
     };
     int cri_processes(const int *jids, int jid_count, struct process *found, int room);
+    struct interface {
+        char name[...];
+        uint64_t received_bytes, received_packets, receive_errors, receive_drops;
+        uint64_t sent_bytes, sent_packets, send_errors, send_drops;
+    };
+    int cri_interfaces(struct interface *found, int room);
 
     int cri_become_reaper(void);
     int cri_reaper_pids(int *pids, unsigned int room, unsigned int *found);

@@ -11,6 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from cri.sandbox.usage import InterfaceUsage
+
 JailValue = int | str | bool
 """A boolean is given by presence: False is the name with `no` before its last component (allow.nomount)."""
 
@@ -66,6 +68,12 @@ class Process:
     """Its own, and that of the children it has waited for."""
     resident: int = 0
     """Bytes."""
+    system_microseconds: int = 0
+    """What of that was spent in the kernel."""
+    threads: int = 1
+    minor_faults: int = 0
+    major_faults: int = 0
+    """Likewise, of page faults."""
 
 
 class Calls(Protocol):
@@ -151,3 +159,8 @@ class Calls(Protocol):
 
     def processes(self, jids: Collection[int]) -> list[Process]:
         """The processes of these jails, without those of their children; zombies do not count."""
+
+    # getifaddrs(3)
+
+    def interfaces(self) -> list[InterfaceUsage]:
+        """The counters of the interfaces of the caller's network stack, since each was made."""

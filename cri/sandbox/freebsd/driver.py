@@ -23,6 +23,7 @@ from cri.sandbox.warden.driver import Driver, Plan, Reported, Target
 from cri.sandbox.warden.journal import warn
 from cri.sandbox.warden.launch import Stdio
 from cri.sandbox.warden.launching import Way
+from cri.sandbox.warden.rehearsal import NOWHERE, Prompter, rehearse
 
 _ERRAND_SECONDS = 10.0
 _shared: list[int] = []
@@ -42,11 +43,17 @@ def make_driver() -> Driver:
     return FreeBSDDriver()
 
 
+def fits_spare(_: SandboxSpec) -> bool:
+    """A warden that went ahead has nothing yet that a sandbox could not want."""
+    return True
+
+
 class FreeBSDDriver:
     """One pod's jails, seen from outside."""
 
-    def __init__(self) -> None:
-        self._launcher: Launcher | None = None
+    def __init__(self, prompter: Prompter | None = None) -> None:
+        """With a prompter, for a rehearsal."""
+        self._launcher: Launcher | Prompter | None = prompter
         self._jid = 0
         """Of the pod's jail; 0 with the node's network, where a socket needs no jail."""
         self._hostname = ""
@@ -54,14 +61,19 @@ class FreeBSDDriver:
         """The containers that were killed on purpose."""
 
     @property
-    def launcher(self) -> Launcher:
+    def launcher(self) -> Launcher | Prompter:
         """Each of its processes is the warden's child."""
         assert self._launcher is not None, "before enter nothing is launched"
         return self._launcher
 
+    def go_ahead(self) -> None:
+        """Become the reaper, and rehearse."""
+        self._get_ready()
+        rehearse(FreeBSDDriver, {"jail": NOWHERE, "jid": 0, "fib": 0})
+        kernel.set_title("cri-jails-spare")
+
     def enter(self, sandbox: SandboxSpec) -> Sequence[int]:
         """Become the reaper. The jail is there already: the daemon has made it."""
-        kernel.become_reaper()
         kernel.set_title(f"cri-jails-pod {sandbox.namespace}/{sandbox.name}")
         self._hostname = sandbox.hostname or socket.gethostname()
         name = jails.pod_name(sandbox.id)
@@ -70,11 +82,16 @@ class FreeBSDDriver:
             raise HostError("enter", f"jail {name}", "it is gone")
         if sandbox.namespaces.network is not Sharing.NODE:
             self._jid = jail.jid
+        if self._launcher is None:
+            self._get_ready()
+        return []
+
+    def _get_ready(self) -> None:
+        kernel.become_reaper()
         try:
             self._launcher = Launcher(_shared[0] if _shared else open_program())
         except OSError as error:
             raise HostError("open", "the launcher", error.strerror or str(error), error.errno) from error
-        return []
 
     def start(self, plan: Plan, stdio: Stdio, target: int, reported: Reported) -> Way:
         """The way of a container's first process."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from baustelle.paths import resolve_beneath
@@ -15,6 +15,7 @@ from cri.sandbox.freebsd import health, jails, mounts, sysctls, teardown
 from cri.sandbox.freebsd.calls import Calls, Mount
 from cri.sandbox.freebsd.jails import Jails, Policy
 from cri.sandbox.freebsd.limits import Limits
+from cri.sandbox.freebsd.meter import Meter
 from cri.sandbox.freebsd.mounts import TreeBuilder
 from cri.sandbox.freebsd.snapshots import make_snapshotter
 from cri.sandbox.host import (
@@ -22,6 +23,7 @@ from cri.sandbox.host import (
     Features,
     Host,
     HostError,
+    Measured,
     NetworkStack,
     UnfitRequestError,
     Warden,
@@ -29,7 +31,8 @@ from cri.sandbox.host import (
 )
 from cri.sandbox.places import VOLUMES
 from cri.sandbox.snapshots import RootSnapshotter
-from cri.sandbox.spec import ContainerSpec, DiskUsage, MountSpec, Resources, SandboxSpec, Usage
+from cri.sandbox.spec import ContainerSpec, DiskUsage, MountSpec, Resources, SandboxSpec
+from cri.sandbox.usage import Usage
 from cri.sandbox.warden.container import PLAN_FILE, write_plan
 from cri.sandbox.warden.driver import Plan
 from cri.sandbox.warden.network import WardenNetworkStack
@@ -50,6 +53,7 @@ class FreeBSDHost(Host):
 
     name = "freebsd"
     image_systems = ("freebsd", "linux")
+    counts_at_far_ends = True  # nobody of ours is in a pod's network
     features = Features(
         # A nullfs shows nothing of what is mounted below its source, so nothing below it can be written to.
         recursive_readonly_mounts=True,
@@ -107,6 +111,7 @@ class FreeBSDHost(Host):
         self._wardens = Wardens(spawner, self._process_start)
         self._jails = Jails(calls, policy or Policy())
         self._limits = Limits(calls)
+        self._meter = Meter(calls)
         self._jids: dict[str, int] = {}
         """Of the pods, by sandbox."""
         self.snapshots = make_snapshotter(self._state, snapshotter, calls)
@@ -176,9 +181,17 @@ class FreeBSDHost(Host):
         """Remove what is left of the sandbox in its directories."""
         await in_own_thread(self._remove_sandbox, spec)
 
-    async def create_container(self, spec: ContainerSpec) -> None:
+    async def update_sandbox(self, spec: SandboxSpec, resources: Resources) -> None:
+        """Nothing: no rule holds the containers of a pod together.
+
+        Though racct adds their use up in the pod's jail, rctl measures a process by the jail that it is in itself
+        (rctl_proc_rule_to_racct in sys/kern/kern_rctl.c), and it forgets the rules of the jails above whenever the process
+        changes its user (rctl_proc_ucred_changed).
+        """
+
+    async def create_container(self, spec: ContainerSpec, first: Callable[[], None] | None = None) -> None:
         """Make the root filesystem, the mounts, the jail and its limits."""
-        await in_own_thread(self._create_container, spec)
+        await in_own_thread(self._create_container, spec, first)
 
     async def stop_container(self, spec: ContainerSpec) -> None:
         """Remove the jail, whatever still runs in it, its limits and its mounts."""
@@ -192,13 +205,17 @@ class FreeBSDHost(Host):
         """Apply new limits."""
         await asyncio.to_thread(self._update_container, spec, resources)
 
-    async def container_usage(self, spec: ContainerSpec) -> Usage:
-        """What a running container has used."""
-        return await asyncio.to_thread(self._usage, spec)
+    async def usages(self, pods: Sequence[Measured]) -> Mapping[str, Usage | HostError]:
+        """What pods and containers have used so far."""
+        return await asyncio.to_thread(self._meter.usages, pods)
 
-    async def root_usage(self, spec: ContainerSpec) -> DiskUsage:
+    async def root_usage(self, spec: ContainerSpec, check: Callable[[], None] = lambda: None) -> DiskUsage:
         """What the container's own files take."""
-        return await asyncio.to_thread(self.snapshots.usage, spec)
+        return await asyncio.to_thread(self.snapshots.usage, spec, check)
+
+    def device_of(self, path: str) -> str:
+        """As mount(8) shows it."""
+        return self._calls.mount_of(path).source
 
     async def unknown_sandboxes(self, sandboxes: Sequence[str]) -> Sequence[str]:
         """The pods whose jail is there."""
@@ -232,6 +249,7 @@ class FreeBSDHost(Host):
         # Its containers' limits go with them: what all jails of the node have is not read here.
         self._jails.remove(name, f"sandbox {spec.id}", _DYING_SECONDS)
         self._limits.remove(name)
+        self._meter.forget(name)
 
     def _remove_sandbox(self, spec: SandboxSpec) -> None:
         directory = Path(spec.runtime_directory)
@@ -239,7 +257,9 @@ class FreeBSDHost(Host):
         with contextlib.suppress(OSError):  # not empty: somebody else's files
             directory.rmdir()
 
-    def _create_container(self, spec: ContainerSpec) -> None:
+    def _create_container(self, spec: ContainerSpec, first: Callable[[], None] | None) -> None:
+        if first is not None:
+            first()
         name = jails.container_name(spec)
         try:
             self._check_emulation(spec)
@@ -264,6 +284,7 @@ class FreeBSDHost(Host):
         name, subject = jails.container_name(spec), f"container {spec.id}"
         gone = self._jails.remove(name, subject, _DYING_SECONDS)
         self._limits.remove(name)
+        self._meter.forget(name)
         with _host_errors("unmount", subject):
             # A dying jail holds its root.
             teardown.take_down(self._calls, spec.directory, f"{spec.directory}/rootfs", force=not gone)
@@ -327,9 +348,6 @@ class FreeBSDHost(Host):
     def _update_container(self, spec: ContainerSpec, resources: Resources) -> None:
         wanted = wire.merged(spec.resources, resources)
         self._limits.apply(jails.container_name(spec), self._jid(spec), wanted, must=True)
-
-    def _usage(self, spec: ContainerSpec) -> Usage:
-        return self._limits.usage(jails.container_name(spec), self._jid(spec), spec.resources)
 
     def _jid(self, spec: ContainerSpec) -> int:
         jail = self._jails.find(jails.container_name(spec))

@@ -19,8 +19,10 @@
 #include <sys/uio.h>
 #include <sys/user.h>
 #include <sys/wait.h>
+#include <net/if.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ifaddrs.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -187,9 +189,13 @@ static int cri_process_start(int pid, int64_t *started) {
 
 /* calls.Process, without what Python can add */
 struct process {
-    int pid, jid;
-    uint64_t cpu_microseconds, resident_pages;
+    int pid, jid, threads;
+    uint64_t cpu_microseconds, system_microseconds, resident_pages, minor_faults, major_faults;
 };
+
+static uint64_t cri_microseconds(const struct timeval *time) {
+    return time->tv_sec * UINT64_C(1000000) + time->tv_usec;
+}
 
 /* The living processes of some jails. Returns how many there are, which may be more than there is room for. In C, as the
    kernel hands out a kilobyte for each process of the node. */
@@ -217,9 +223,13 @@ static int cri_processes(const int *jids, int jid_count, struct process *found, 
         if (count < room) {
             found[count].pid = one->ki_pid;
             found[count].jid = one->ki_jid;
-            found[count].cpu_microseconds = one->ki_runtime + one->ki_childtime.tv_sec * UINT64_C(1000000)
-                                            + one->ki_childtime.tv_usec;
+            found[count].threads = one->ki_numthreads;
+            found[count].cpu_microseconds = one->ki_runtime + cri_microseconds(&one->ki_childtime);
+            found[count].system_microseconds = cri_microseconds(&one->ki_rusage.ru_stime)
+                                               + cri_microseconds(&one->ki_rusage_ch.ru_stime);
             found[count].resident_pages = one->ki_rssize;
+            found[count].minor_faults = one->ki_rusage.ru_minflt + one->ki_rusage_ch.ru_minflt;
+            found[count].major_faults = one->ki_rusage.ru_majflt + one->ki_rusage_ch.ru_majflt;
         }
         count++;
     }
@@ -227,6 +237,38 @@ static int cri_processes(const int *jids, int jid_count, struct process *found, 
     free(all);
     errno = error;
     return result < 0 ? -1 : count;
+}
+
+/* calls.InterfaceCounters */
+struct interface {
+    char name[IFNAMSIZ];
+    uint64_t received_bytes, received_packets, receive_errors, receive_drops;
+    uint64_t sent_bytes, sent_packets, send_errors, send_drops;
+};
+
+/* The counters of the interfaces of the caller's network stack. Returns how many there are, as above. */
+static int cri_interfaces(struct interface *found, int room) {
+    struct ifaddrs *all, *one;
+    const struct if_data *data;
+    int count = 0;
+
+    if (getifaddrs(&all) < 0) return -1;
+    for (one = all; one != NULL; one = one->ifa_next) {
+        if (one->ifa_addr == NULL || one->ifa_addr->sa_family != AF_LINK || one->ifa_data == NULL) continue;
+        if (count++ >= room) continue;
+        data = one->ifa_data;
+        strlcpy(found[count - 1].name, one->ifa_name, IFNAMSIZ);
+        found[count - 1].received_bytes = data->ifi_ibytes;
+        found[count - 1].received_packets = data->ifi_ipackets;
+        found[count - 1].receive_errors = data->ifi_ierrors;
+        found[count - 1].receive_drops = data->ifi_iqdrops;
+        found[count - 1].sent_bytes = data->ifi_obytes;
+        found[count - 1].sent_packets = data->ifi_opackets;
+        found[count - 1].send_errors = data->ifi_oerrors;
+        found[count - 1].send_drops = data->ifi_oqdrops;
+    }
+    freeifaddrs(all);
+    return count;
 }
 
 /* The type of a variable. The kernel's answer is its kind and its format. */

@@ -19,6 +19,7 @@ from cri.sandbox.freebsd import devfs, encoding
 from cri.sandbox.freebsd._kernel import ffi, lib
 from cri.sandbox.freebsd.calls import Jail, JailValue, Mount, Process
 from cri.sandbox.freebsd.native import Options, check, text_of
+from cri.sandbox.usage import InterfaceUsage
 
 _NAME_ROOM = 256
 _PATH_ROOM = 1024
@@ -241,7 +242,40 @@ def processes(jids: Collection[int]) -> list[Process]:
         count = check(lib.cri_processes(list(jids), len(jids), found, room), "processes")
         if count <= room:
             return [
-                Process(one.pid, one.jid, one.cpu_microseconds, one.resident_pages * page)
+                Process(
+                    one.pid,
+                    one.jid,
+                    one.cpu_microseconds,
+                    one.resident_pages * page,
+                    one.system_microseconds,
+                    one.threads,
+                    one.minor_faults,
+                    one.major_faults,
+                )
+                for one in found[0:count]
+            ]
+        room = count + count // 8
+
+
+def interfaces() -> list[InterfaceUsage]:
+    """The interfaces of this process's network stack."""
+    room = 64
+    while True:
+        found = ffi.new("struct interface[]", room)
+        count = check(lib.cri_interfaces(found, room), "interfaces")
+        if count <= room:
+            return [
+                InterfaceUsage(
+                    text_of(one.name),
+                    one.received_bytes,
+                    one.received_packets,
+                    one.receive_errors,
+                    one.receive_drops,
+                    one.sent_bytes,
+                    one.sent_packets,
+                    one.send_errors,
+                    one.send_drops,
+                )
                 for one in found[0:count]
             ]
         room = count + count // 8

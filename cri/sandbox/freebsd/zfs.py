@@ -92,6 +92,7 @@ class ZfsSnapshotter(RootSnapshotter):
 
     kind = "zfs"
     plain = False
+    accounts = True
     parallel = False
     overlay_whiteouts = False
 
@@ -273,7 +274,7 @@ class ZfsSnapshotter(RootSnapshotter):
         """The mounted clone."""
         return Path(container.directory, "rootfs")
 
-    def usage(self, container: ContainerSpec) -> DiskUsage:
+    def usage(self, container: ContainerSpec, check: Callable[[], None] = lambda: None) -> DiskUsage:  # noqa: ARG002
         """What the clone does not share with its image; a few seconds old, as ZFS counts when it writes to disk."""
         dataset = f"{self._roots}/{container.id}"
         found = self._zfs.ask(_ONE, of=dataset)

@@ -29,7 +29,8 @@ _CONTROL = 3
 """Where a launcher has its socket."""
 _LARGE = struct.Struct("=II")
 _LARGE_MAGIC = 0x4C495247
-_RECORD = struct.Struct("=4i")
+RECORD = struct.Struct("=4i")
+"""What a launch tells: `Record`, in its order."""
 
 
 class Kind(enum.IntEnum):
@@ -135,7 +136,7 @@ def receive(report: socket.socket) -> tuple[Record, int] | None:
     Who can trace a newcomer may write there, too: PlanError for what is no record. Raises OSError.
     """
     data, ancillary, _, _ = report.recvmsg(
-        _RECORD.size + 1, socket.CMSG_SPACE(4 * MAX_DESCRIPTORS), getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+        RECORD.size + 1, socket.CMSG_SPACE(4 * MAX_DESCRIPTORS), getattr(socket, "MSG_CMSG_CLOEXEC", 0)
     )
     received = array.array("i")
     for level, kind, content in ancillary:
@@ -144,7 +145,7 @@ def receive(report: socket.socket) -> tuple[Record, int] | None:
     if not data and not received:
         return None
     try:
-        number, step, error, pid = _RECORD.unpack(data)
+        number, step, error, pid = RECORD.unpack(data)
         record = Record(Kind(number), step, error, pid)
         if len(received) != (record.kind is Kind.SENT):
             raise PlanError(f"{record} with {len(received)} descriptors")

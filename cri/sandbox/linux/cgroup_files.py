@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from cri.sandbox.host import HostError
+
+_MOST = 1 << 16
+"""Bytes that one file may have."""
 
 
 def write(path: str, value: str, directory: int | None = None) -> None:
     """Write a value, or nothing but a newline for an empty one, to a file (of an open directory). Raises HostError."""
+    write_each(path, (value,), directory)
+
+
+def write_each(path: str, values: Iterable[str], directory: int | None = None) -> None:
+    """Write one value after the other, as `write` does. Raises HostError."""
+    value = ""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory)
         try:
-            os.write(fd, value.encode() or b"\n")
+            for value in values:
+                os.write(fd, value.encode() or b"\n")
         finally:
             os.close(fd)
     except OSError as error:
@@ -22,8 +33,11 @@ def write(path: str, value: str, directory: int | None = None) -> None:
 def read(path: str) -> str:
     """What a file says, without the newline at its end. Raises HostError."""
     try:
-        with open(path) as file:  # noqa: PTH123
-            return file.read().strip()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(fd, _MOST).decode().strip()
+        finally:
+            os.close(fd)
     except OSError as error:
         raise failed("read", path, error) from error
 
@@ -47,7 +61,7 @@ def _content(path: str, directory: int | None = None) -> bytes | None:
     except OSError:
         return None
     try:
-        return os.read(descriptor, 1 << 16)
+        return os.read(descriptor, _MOST)
     except OSError:
         return None
     finally:

@@ -77,6 +77,24 @@ class Changes:
         return HalfUpdatedError(error.operation, error.subject, reason, error.errno, changed=changed)
 
 
+_MEANS: dict[tuple[str, int], str] = {
+    ("memory.limit_in_bytes", errno.EBUSY): "more is in use than can be reclaimed",
+    ("memory.memsw.limit_in_bytes", errno.EBUSY): "more is in use than can be reclaimed",
+    ("cpu.cfs_quota_us", errno.EINVAL): "less than 1 ms, or a larger share than the group above has, or a smaller one than a group "
+    "below: a pod's limit is raised before those of its containers, and lowered after them",
+    ("cpuset.cpus", errno.EBUSY): "a group below has others: a pod's set is narrowed after those of its containers",
+    ("cpuset.cpus", errno.EACCES): "the group above has not all of them: a pod's set is widened before those of its containers",
+}  # fmt: skip
+
+
+def explained(error: HostError) -> HostError:
+    """The kernel's refusal, with what it means at that file of version 1."""
+    means = _MEANS.get((error.subject.rpartition("/")[2], error.errno or 0))
+    if means is None or type(error) is not HostError:
+        return error
+    return HostError(error.operation, error.subject, f"{error.reason} ({means})", error.errno)
+
+
 def make_way_v1(directories: Mapping[str, str], given: Resources) -> Iterator[Setting]:
     """What stands in the way of new limits in the groups below, which must not have more than those above. Raises HostError.
 
@@ -151,6 +169,8 @@ def settings_v2(directory: str, given: Resources, whole: Resources) -> Iterator[
                 "set", f"cgroup setting {name}", "the name of a controller's file was expected", errno.EINVAL
             )
         found[name] = value, Resources(unified={name: value})
+    if given.memory_limit and given.memory_limit > 0:
+        _check_in_use(directory, given.memory_limit)
     for name, (value, part) in sorted(found.items(), key=lambda item: item[0].startswith("memory.")):
         # What was given by name or concerns few nodes' containers is refused if it is not there; if one of the others is
         # not, its controller is missing, which the node's condition tells.
@@ -228,6 +248,19 @@ def _memory_v2(given: Resources, whole: Resources) -> dict[str, tuple[str, Resou
         part = Resources(memory_limit=given.memory_limit)
         found["memory.max"] = _maximum(given.memory_limit), part
     return found
+
+
+def _check_in_use(directory: str, limit: int) -> None:
+    """Version 2 takes any limit, and kills what has more; version 1 refuses it, and so is it here."""
+    before = cgroup_files.number(f"{directory}/memory.max")
+    if before is not None and before <= limit:
+        return
+    stat = cgroup_files.fields(f"{directory}/memory.stat")
+    reclaimable = sum(stat.get(name, 0) for name in ("inactive_file", "active_file", "slab_reclaimable"))
+    used = (cgroup_files.number(f"{directory}/memory.current") or 0) - reclaimable
+    if used > limit:
+        reason = f"{used} bytes are in use that cannot be reclaimed"
+        raise HostError("set", f"memory_limit_in_bytes {limit} of {directory}", reason, errno.EBUSY)
 
 
 def _put_back(setting: Setting, before: str | None) -> str | None:

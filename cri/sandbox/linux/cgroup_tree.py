@@ -67,15 +67,19 @@ def _walk(top: str) -> Iterator[tuple[int, list[str]]]:
 def processes(top: str) -> Iterator[int]:
     """All processes in a tree. Raises HostError."""
     for group in walk(top):
-        try:
-            with os.fdopen(os.open("cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=group)) as file:
-                found = file.read().split()
-        except OSError as error:
-            # Of threaded groups the one above them has the processes (cgroup-v2.rst, "Threads").
-            if error.errno not in (*_GONE, errno.EOPNOTSUPP):
-                raise failed("read", top, error) from error
-        else:
-            yield from map(int, found)
+        yield from processes_of(group, top)
+
+
+def processes_of(group: int, top: str) -> list[int]:
+    """Those in one group, an open one, of a tree. Raises HostError."""
+    try:
+        with os.fdopen(os.open("cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=group), "rb") as file:
+            return [int(pid) for pid in file.read().split()]
+    except OSError as error:
+        # Of threaded groups the one above them has the processes (cgroup-v2.rst, "Threads").
+        if error.errno not in (*_GONE, errno.EOPNOTSUPP):
+            raise failed("read", top, error) from error
+        return []
 
 
 def total(top: str, file: str, name: str) -> int:

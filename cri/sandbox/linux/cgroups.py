@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from cri.sandbox.host import HostError, refused_limit
-from cri.sandbox.linux import cgroup_files, cgroup_limits, cgroup_tree, cgroup_usage
+from cri.sandbox.linux import cgroup_files, cgroup_limits, cgroup_tree
 from cri.sandbox.linux.cgroup_files import failed
 from cri.sandbox.linux.cgroup_limits import Changes, Setting
-from cri.sandbox.spec import Resources, Usage
+from cri.sandbox.spec import Resources
 
 CONTROLLERS = ("pids", "memory", "cpu", "cpuacct", "cpuset", "hugetlb", "devices")
 """Those with limits or accounts; also what containers are shown of version 1."""
@@ -83,17 +83,22 @@ class Group:
 
     def create(self) -> None:
         """Make the directories, and their parents as far as they are missing."""
-        self._make()
+        self.make()
         if (unified := self.unified) is not None:
             with contextlib.suppress(HostError):  # before Linux 4.14
                 cgroup_files.write(f"{unified}/cgroup.max.descendants", _MOST_BELOW)
+
+    def make(self) -> None:
+        """As `create`, for a group that processes are only in groups below of."""
+        for controller, directory in self.directories.items():
+            self._create(controller, directory)
 
     def create_inner(self) -> None:
         """Make the group inside, between rules for devices and limits.
 
         A group with others below takes no such rules any more; and the kernel's memory for this one counts.
         """
-        self.inner._make()
+        self.inner.make()
 
     @property
     def unified(self) -> str | None:
@@ -231,7 +236,7 @@ class Group:
                 finish()
         except Exception as error:
             failure = error if isinstance(error, HostError) else HostError("set", "limits", str(error))
-            raise refused_limit(changes.put_back(failure)) from error
+            raise refused_limit(changes.put_back(cgroup_limits.explained(failure))) from error
 
     def set(self, controller: str, name: str, value: str) -> None:
         """Write to a file of a controller."""
@@ -246,12 +251,6 @@ class Group:
         if "memory" not in self.directories:
             return 0
         return cgroup_tree.total(self.directories["memory"], "memory.oom_control", "oom_kill")
-
-    def usage(self) -> Usage:
-        """What the group has used."""
-        if self.version == 2:
-            return cgroup_usage.usage_v2(self.directories[""])
-        return cgroup_usage.usage_v1(self.directories)
 
     def _distinct(self) -> Iterator[str]:
         """The directories, each once: controllers may be mounted together."""
@@ -319,10 +318,6 @@ class Group:
                 changes.write(Setting(path, value, part, gone=(errno.ENOENT, errno.ESRCH)))
             seen |= new
 
-    def _make(self) -> None:
-        for controller, directory in self.directories.items():
-            self._create(controller, directory)
-
     def _create(self, controller: str, directory: str) -> None:
         parent = os.path.dirname(directory)  # noqa: PTH120
         try:
@@ -340,21 +335,21 @@ class Group:
         if controller == "":
             self._delegate(parent)
         elif controller == "cpuset":
-            _inherit_cpuset(directory)
+            _inherit_cpuset(directory, new=True)
 
     def _delegate(self, parent: str) -> None:
         available = Path(parent, "cgroup.controllers").read_text().split()
-        for controller in ("cpu", "memory", "pids", "cpuset", "hugetlb"):
+        for controller in ("cpu", "memory", "pids", "cpuset", "hugetlb", "io"):
             if controller in available:
                 with contextlib.suppress(HostError):  # one that is in use elsewhere must not cost the others
                     cgroup_files.write(f"{parent}/cgroup.subtree_control", f"+{controller}")
 
 
-def _inherit_cpuset(directory: str) -> None:
+def _inherit_cpuset(directory: str, *, new: bool = False) -> None:
     """A new cpuset has no CPUs, and nothing can join it; nor has one that others have made and not set up."""
     for name in ("cpuset.cpus", "cpuset.mems"):
-        above: list[str] = []
-        at = directory
+        above = [directory] if new else []
+        at = os.path.dirname(directory) if new else directory  # noqa: PTH120
         while not (value := cgroup_files.read(f"{at}/{name}")):
             above.append(at)
             at = os.path.dirname(at)  # noqa: PTH120

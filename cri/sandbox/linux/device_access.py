@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import structlog
 
 from cri.sandbox.host import HostError, UnfitRequestError
-from cri.sandbox.linux import kernel
+from cri.sandbox.linux import cgroup_files, kernel
 from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.linux.device_nodes import HARMLESS, DeviceNode, harmless_name
 from cri.sandbox.spec import DeviceSpec
@@ -71,8 +71,7 @@ def restrict(group: Group, allowed: Sequence[Rule]) -> bool:
     if "devices" not in group.directories:
         return False
     group.set("devices", "devices.deny", "a")
-    for rule in allowed:
-        group.set("devices", "devices.allow", str(rule))
+    cgroup_files.write_each(f"{group.directories['devices']}/devices.allow", map(str, allowed))
     return True
 
 

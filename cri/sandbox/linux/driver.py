@@ -15,7 +15,7 @@ from cri.sandbox.launcher.client import PROGRAM, Kind, Launcher, receive
 from cri.sandbox.linux import image_trees, kernel, run_plan, sysctls, ways
 from cri.sandbox.linux.build_plan import NODE_PROC
 from cri.sandbox.linux.cgroup_hierarchies import Hierarchies, init_group
-from cri.sandbox.linux.cgroups import Group
+from cri.sandbox.linux.cgroups import CONTROLLERS, Group
 from cri.sandbox.linux.shared_proc import SharedProc
 from cri.sandbox.linux.ways import Surroundings
 from cri.sandbox.spec import ProcessSpec, Resources, SandboxSpec, Sharing
@@ -23,6 +23,7 @@ from cri.sandbox.warden.driver import Driver, Plan, Reported, Target
 from cri.sandbox.warden.journal import warn
 from cri.sandbox.warden.launch import Stdio
 from cri.sandbox.warden.launching import Pause, Sent, Stage, Way
+from cri.sandbox.warden.rehearsal import NOWHERE, Prompter, rehearse
 
 _SHARED_MEMORY = "67108864"
 """Bytes of a pod's /dev/shm: 64 MiB, as every container engine has it."""
@@ -35,6 +36,22 @@ _INIT_SECONDS = 10.0
 """How long that may take to be there."""
 _INIT_LIMITS = Resources(pids_limit=2, memory_limit=16 << 20)
 """Itself, and at first the porter that forks it: what traces it is not to do more in its place."""
+
+
+_EXAMPLE = {
+    "root": {
+        "kind": "overlay",
+        "lower": [NOWHERE, NOWHERE],
+        "upper": NOWHERE,
+        "work": NOWHERE,
+        "target": NOWHERE,
+    },
+    "cgroup": {"version": 1, "directories": dict.fromkeys(CONTROLLERS, "/"), "inner": True},
+    "device_rules": True,
+    "images": {},
+    "seccomp": None,
+}
+"""For a rehearsal."""
 
 
 _shared: list[bytes] = []
@@ -54,11 +71,17 @@ def make_driver() -> Driver:
     return LinuxDriver()
 
 
+def fits_spare(sandbox: SandboxSpec) -> bool:
+    """Whether a warden that went ahead can be the one of this sandbox."""
+    return Sharing.NODE not in (sandbox.namespaces.network, sandbox.namespaces.ipc)
+
+
 class LinuxDriver:
     """One pod's namespaces. The warden is a member of them, but for its mounts and processes, which are the node's."""
 
-    def __init__(self) -> None:
-        self._launcher: Launcher | None = None
+    def __init__(self, prompter: Prompter | None = None) -> None:
+        """With a prompter, for a rehearsal."""
+        self._launcher: Launcher | Prompter | None = prompter
         self._shared_memory: int | str = "/dev/shm"  # noqa: S108  # the node's, for a pod that shares its IPC
         self._init = 0
         self._hostname = ""
@@ -66,32 +89,42 @@ class LinuxDriver:
         """By whose process namespace it shows: a container's id, or "" for the pod's."""
 
     @property
-    def launcher(self) -> Launcher:
+    def launcher(self) -> Launcher | Prompter:
         """A member of the pod's namespaces, like the warden."""
         assert self._launcher is not None, "before enter, and after close, nothing is launched"
         return self._launcher
 
+    def go_ahead(self) -> None:
+        """Leave the node's namespaces for a pod that has all of its own: `fits_spare`."""
+        self._leave(kernel.CLONE_NEWNET | kernel.CLONE_NEWUTS | kernel.CLONE_NEWIPC)
+        rehearse(LinuxDriver, _EXAMPLE)
+        kernel.set_name("cri-jails-spare")
+
     def enter(self, sandbox: SandboxSpec) -> Sequence[int]:
         """Leave the node's network, IPC and UTS namespaces as far as the pod has its own."""
-        kernel.hide_memory()
-        kernel.become_subreaper()
         kernel.set_name("cri-jails-pod")
-        _set_oom_score(_OOM_SCORE_WARDEN)
         own = sandbox.namespaces
-        # A pod in the node's network has the node's name too.
-        flags = 0 if own.network is Sharing.NODE else kernel.CLONE_NEWNET | kernel.CLONE_NEWUTS
-        flags |= 0 if own.ipc is Sharing.NODE else kernel.CLONE_NEWIPC
-        kernel.unshare(flags)
+        if self._launcher is None:
+            # A pod in the node's network has the node's name too.
+            flags = 0 if own.network is Sharing.NODE else kernel.CLONE_NEWNET | kernel.CLONE_NEWUTS
+            flags |= 0 if own.ipc is Sharing.NODE else kernel.CLONE_NEWIPC
+            self._leave(flags)
         if own.network is not Sharing.NODE and sandbox.hostname:
             socket.sethostname(sandbox.hostname)
         self._hostname = socket.gethostname()
         sysctls.write(sandbox.sysctls, own)
         if own.ipc is not Sharing.NODE:
             self._shared_memory = _make_shared_memory(sandbox.runtime_directory)
-        self._launcher = Launcher(_shared[0] if _shared else PROGRAM)
         if own.pid is Sharing.POD:
             self._start_init(sandbox)
         return [os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)]
+
+    def _leave(self, namespaces: int) -> None:
+        kernel.hide_memory()
+        kernel.become_subreaper()
+        _set_oom_score(_OOM_SCORE_WARDEN)
+        kernel.unshare(namespaces)
+        self._launcher = Launcher(_shared[0] if _shared else PROGRAM)
 
     def start(self, plan: Plan, stdio: Stdio, target: int, reported: Reported) -> Way:
         """The way of a container's first process."""
@@ -194,7 +227,7 @@ class LinuxDriver:
         """End the launcher and the pod's init; the namespaces go with the warden."""
         for proc in self._procs.values():
             proc.close()
-        if self._launcher is not None:
+        if isinstance(self._launcher, Launcher):
             self._launcher.close()
         if self._init:
             _kill(self._init)

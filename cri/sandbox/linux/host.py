@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,16 @@ import structlog
 from baustelle.removal import remove_tree
 from cri.sandbox import wire
 from cri.sandbox.durable import remove_any
-from cri.sandbox.host import Condition, Features, Host, HostError, NetworkStack, Warden, WardenGoneError
+from cri.sandbox.host import (
+    Condition,
+    Features,
+    Host,
+    HostError,
+    Measured,
+    NetworkStack,
+    Warden,
+    WardenGoneError,
+)
 from cri.sandbox.linux import (
     device_access,
     device_nodes,
@@ -25,15 +34,17 @@ from cri.sandbox.linux import (
     stated,
     sysctls,
 )
+from cri.sandbox.linux.block_devices import device_name
 from cri.sandbox.linux.cgroup_hierarchies import OWN_PARENT, Hierarchies, init_group, own_parent
 from cri.sandbox.linux.cgroup_ledger import CgroupLedger, container_group
 from cri.sandbox.linux.cgroups import Group
-from cri.sandbox.linux.run_plan import Filter
+from cri.sandbox.linux.meter import Meter, Stack
 from cri.sandbox.linux.seccomp import selection
 from cri.sandbox.linux.snapshots import make_snapshotter
 from cri.sandbox.places import VOLUMES
 from cri.sandbox.snapshots import RootSnapshotter
-from cri.sandbox.spec import ContainerSpec, DiskUsage, Resources, SandboxSpec, Sharing, Usage
+from cri.sandbox.spec import ContainerSpec, DiskUsage, Resources, SandboxSpec, Sharing
+from cri.sandbox.usage import Usage
 from cri.sandbox.warden.client import WardenClient
 from cri.sandbox.warden.container import PLAN_FILE, read_plan, write_plan
 from cri.sandbox.warden.driver import Plan
@@ -79,6 +90,7 @@ class LinuxHost(Host):
         state_dir.mkdir(parents=True, exist_ok=True)
         self.snapshots = make_snapshotter(state_dir, snapshotter)
         self._ledger = CgroupLedger(state_dir / "cgroups", self._hierarchies)
+        self._meter = Meter(self._hierarchies)
 
     async def open(self, lost: Callable[[str], None]) -> None:
         """Start the spawner."""
@@ -89,6 +101,7 @@ class LinuxHost(Host):
     async def close(self) -> None:
         """End the spawner; leave no cgroup without a pod."""
         await asyncio.to_thread(self._spawner.close)
+        await asyncio.to_thread(self._meter.close)
         await asyncio.to_thread(self._hierarchies.group(OWN_PARENT).remove_if_empty)
 
     def boot_id(self) -> str:
@@ -152,16 +165,21 @@ class LinuxHost(Host):
         """Remove what is left of the sandbox in its directories."""
         await asyncio.to_thread(self._remove_sandbox, spec)
 
-    async def create_container(self, spec: ContainerSpec) -> None:
+    async def update_sandbox(self, spec: SandboxSpec, resources: Resources) -> None:
+        """Apply new limits to the cgroup of a pod that the kubelet made none for.
+
+        One that it has made is the kubelet's: it has set the limits before it says so here, and others may be in there.
+        """
+        if not spec.limits_parent:
+            await asyncio.to_thread(self._update_sandbox, spec, resources)
+
+    async def create_container(self, spec: ContainerSpec, first: Callable[[], None] | None = None) -> None:
         """Choose the filter; make volumes, the root filesystem and the cgroups."""
-        seccomp = await in_own_thread(selection.choose, spec.security) if spec.security.seccomp else None
-        if image_volumes.wanted(spec):
-            await in_own_thread(image_volumes.prepare, spec, self.snapshots)
-        await asyncio.to_thread(self._create_container, spec, seccomp)
+        await in_own_thread(self._create_container, spec, first)
 
     async def stop_container(self, spec: ContainerSpec) -> None:
         """Remove the cgroups; whatever still is in there is killed."""
-        await asyncio.to_thread(self._ledger.remove, spec)
+        await asyncio.to_thread(self._stop_container, spec)
 
     async def remove_container(self, spec: ContainerSpec, then: Callable[[], None] | None = None) -> None:
         """Remove the cgroups; all else is files in the container's directory."""
@@ -171,26 +189,20 @@ class LinuxHost(Host):
         """Apply new limits, to what runs too."""
         await asyncio.to_thread(self._update_container, spec, resources)
 
-    async def container_usage(self, spec: ContainerSpec) -> Usage:
-        """What a running container has used."""
-        return await asyncio.to_thread(self._group(spec).usage)
+    async def usages(self, pods: Sequence[Measured]) -> Mapping[str, Usage | HostError]:
+        """What pods and containers have used so far."""
+        return await asyncio.to_thread(self._meter.usages, pods, _stacks(pods))
 
-    async def container_usages(self, specs: Sequence[ContainerSpec]) -> Sequence[Usage | HostError]:
-        """As `container_usage`, in one visit to a thread: that costs as much as the reading."""
-        return await asyncio.to_thread(self._usages, specs)
-
-    async def root_usage(self, spec: ContainerSpec) -> DiskUsage:
+    async def root_usage(self, spec: ContainerSpec, check: Callable[[], None] = lambda: None) -> DiskUsage:
         """What the container's own files take."""
-        return await asyncio.to_thread(self.snapshots.usage, spec)
+        return await asyncio.to_thread(self.snapshots.usage, spec, check)
 
-    def _usages(self, specs: Sequence[ContainerSpec]) -> Sequence[Usage | HostError]:
-        found: list[Usage | HostError] = []
-        for spec in specs:
-            try:
-                found.append(self._group(spec).usage())
-            except HostError as error:
-                found.append(error)
-        return found
+    def device_of(self, path: str) -> str:
+        """The path of the device, or its numbers where it has none (btrfs, ZFS)."""
+        device = os.stat(path).st_dev  # noqa: PTH116
+        numbers = f"{os.major(device)}:{os.minor(device)}"
+        name = device_name(numbers)
+        return numbers if name == numbers else f"/dev/{name}"
 
     async def unknown_sandboxes(self, sandboxes: Sequence[str]) -> Sequence[str]:  # noqa: ARG002
         """None: an interface goes with its namespace."""
@@ -224,8 +236,12 @@ class LinuxHost(Host):
                 pids = ", ".join(map(str, sorted(group.processes())))
                 raise HostError("end", f"sandbox {spec.id}", f"processes {pids} cannot be killed")
             group.remove()
+        self._meter.forget(spec.id)
 
     def _remove_sandbox(self, spec: SandboxSpec) -> None:
+        self._meter.forget(
+            spec.id
+        )  # once more: of a group that the kubelet has made, somebody may have asked meanwhile
         for name in (SOCKET_NAME, "shm"):
             path = Path(spec.runtime_directory, name)
             if path.is_dir():
@@ -235,8 +251,12 @@ class LinuxHost(Host):
         with contextlib.suppress(OSError):  # not empty: somebody else's files
             Path(spec.runtime_directory).rmdir()
 
-    def _remove_container(self, spec: ContainerSpec, then: Callable[[], None] | None) -> None:
+    def _stop_container(self, spec: ContainerSpec) -> None:
         self._ledger.remove(spec)
+        self._meter.forget(spec.id)
+
+    def _remove_container(self, spec: ContainerSpec, then: Callable[[], None] | None) -> None:
+        self._stop_container(spec)
         if then is not None:
             then()
 
@@ -252,7 +272,17 @@ class LinuxHost(Host):
 
         self._group(spec).apply(resources, whole, note)
 
-    def _create_container(self, spec: ContainerSpec, seccomp: Filter | None) -> None:
+    def _update_sandbox(self, spec: SandboxSpec, resources: Resources) -> None:
+        group = self._hierarchies.group(own_parent(spec.id))
+        group.make()
+        group.apply(resources, wire.merged(spec.resources or Resources(), resources))
+
+    def _create_container(self, spec: ContainerSpec, first: Callable[[], None] | None) -> None:
+        if first is not None:
+            first()
+        seccomp = selection.choose(spec.security) if spec.security.seccomp else None
+        if image_volumes.wanted(spec):
+            image_volumes.prepare(spec, self.snapshots)
         group = self._group(spec)
         self._ledger.add(spec)
         try:
@@ -288,6 +318,18 @@ class LinuxHost(Host):
         ruled = device_access.restrict(group, device_access.rules(devices))
         device_access.check(devices, ruled=ruled)
         return ruled
+
+
+def _stacks(pods: Sequence[Measured]) -> dict[str, Stack]:
+    """The network namespaces of pods that have one; asked of their wardens on the loop, which may close what they hold."""
+    return {
+        pod.sandbox.id: Stack(warden.pid, os.fstat(warden.descriptors[0]).st_ino)
+        for pod in pods
+        if isinstance(warden := pod.warden, WardenClient)
+        and warden.descriptors
+        and pod.itself
+        and pod.sandbox.namespaces.network is not Sharing.NODE
+    }
 
 
 def _tell_what_is_kept() -> None:

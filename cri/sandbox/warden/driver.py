@@ -1,6 +1,7 @@
 """What a warden needs of its kernel. `cri.sandbox.linux.driver` and `cri.sandbox.freebsd.driver` have a `make_driver()`.
 
-A `prepare()`, if there is one, is called in the spawner, before it forks any warden.
+A `prepare()`, if there is one, is called in the spawner, before it forks any warden. With a `fits_spare(sandbox)` there is always
+one that has gone ahead (`spare.py`), and becomes the warden of the next sandbox for which that says so.
 
 A driver runs inside the warden: single thread, standard library and kernel binding only, and it must not wait
 for anything that a container can delay.
@@ -48,6 +49,12 @@ class Driver(Protocol):
     @property
     def launcher(self) -> Launcher:
         """Who executes plans in the sandbox that was entered."""
+
+    def go_ahead(self) -> None:
+        """Do what can be done before it is known for which sandbox; called at most once, before `enter`.
+
+        Makes nothing that outlives the process. Raises OSError or HostError.
+        """
 
     def enter(self, sandbox: SandboxSpec) -> Sequence[int]:
         """Make the sandbox and enter it. Returns descriptors for the daemon (Linux: the network namespace)."""

@@ -123,6 +123,10 @@ class Loop:
         while self._timers and self._timers[0][0] <= time.monotonic():
             _call(heapq.heappop(self._timers)[2])
 
+    def close(self) -> None:
+        """Watch nothing any more."""
+        self._selector.close()
+
     def _signalled(self, woken: socket.socket, handlers: Mapping[int, Callable[[], None]]) -> None:
         numbers = b""
         with contextlib.suppress(BlockingIOError):

@@ -64,10 +64,8 @@ class Spawner:
         try:
             return await self._spawn(spec, lost, known)
         except WardenGoneError:
-            if not self._has_died():
-                raise
-        # It took the request with it. (Before it died, it cannot have forked: the warden would have the connection.)
-        return await self._spawn(spec, lost, known)
+            # The spawner took the request with it, or the spare did: whoever had it has gone, and has made nothing that is left.
+            return await self._spawn(spec, lost, known)
 
     def close(self) -> None:
         """End the spawner; wardens live on. Blocks for a moment."""

@@ -47,8 +47,8 @@ class Floor:
         container = call(
             "CreateContainer", pod_sandbox_id=pod, config=config, sandbox_config=pod_config
         ).container_id
-        (directory,) = self._state.glob(f"**/{container}/spec.json")
-        plan = read_plan(str(directory.parent))
+        (directory,) = self._state.glob(f"*/containers/{container}")
+        plan = read_plan(str(directory))
         reports: list[Report] = []
         pod_side = ways.Surroundings("floor", "/dev/shm")
         start, first = self._go(ways.start(plan, Stdio(), pod_side, reports.append))

@@ -145,6 +145,12 @@ def statistics_of_all(client: Client, stop: Event) -> None:
         client("ListContainerStats")
 
 
+def metrics_of_all(client: Client, stop: Event) -> None:
+    """ListPodSandboxMetrics, again and again."""
+    while not stop.is_set():
+        client("ListPodSandboxMetrics")
+
+
 def lists_of_all(client: Client, stop: Event) -> None:
     """ListContainers, again and again."""
     while not stop.is_set():
@@ -192,6 +198,7 @@ class BigPulls:
 
 LOADS: dict[str, Load] = {
     "ListContainerStats": statistics_of_all,
+    "ListPodSandboxMetrics": metrics_of_all,
     "ListContainers": lists_of_all,
     f"CreateContainer with {ENTRIES} of everything": many_entries,
 }

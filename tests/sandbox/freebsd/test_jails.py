@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import struct
+from dataclasses import replace
 
 import pytest
 
 from cri.sandbox.freebsd import jails
 from cri.sandbox.freebsd.calls import DISABLE, INHERIT, NEW
 from cri.sandbox.freebsd.jails import ANNOTATION, FIB_ANNOTATION
-from cri.sandbox.host import HostError
+from cri.sandbox.freebsd.limits import most_reserved
+from cri.sandbox.host import HostError, LimitRefusedError, Measured
 from cri.sandbox.spec import Namespaces, Resources, Security, Sharing
+from cri.sandbox.usage import InterfaceUsage
 
 PODS = {
     "plain": {},
@@ -197,24 +200,96 @@ class TestWithoutRacct:
         spec, jail = await a_container(machine, sandbox)
         for _ in range(2):
             pid = machine.kernel.spawn(jail.name, cpu_microseconds=1500, resident=4096)
-        usage = await machine.host.container_usage(spec)
-        assert (usage.cpu_nanoseconds, usage.memory_working_set, usage.processes) == (3_000_000, 8192, 2)
+        for one in (await usages(machine, sandbox, spec)).values():
+            assert (one.cpu.total, one.memory.working_set, one.processes.processes) == (3_000_000, 8192, 2)
+            assert one.processes.descriptors is None
         machine.kernel.end(pid)
-        usage = await machine.host.container_usage(spec)
-        assert usage.cpu_nanoseconds >= 3_000_000, "what was used stays used"
+        for one in (await usages(machine, sandbox, spec)).values():
+            assert one.cpu.total >= 3_000_000, "what was used stays used"
+
+
+async def test_a_limit_below_what_is_in_use_is_refused_and_kills_nobody(machine) -> None:
+    sandbox, _ = await a_pod(machine)
+    spec, jail = await a_container(machine, sandbox, resources=Resources(memory_limit=1 << 26))
+    machine.kernel.use(jail.name, memoryuse=1 << 25)
+    before = machine.kernel.rctl_rules(f"jail:{jail.name}:")
+    with pytest.raises(LimitRefusedError, match=f"{1 << 25} bytes are in use"):
+        await machine.host.update_container(spec, Resources(memory_limit=(1 << 25) - 1, cpu_quota=5000))
+    assert machine.kernel.rctl_rules(f"jail:{jail.name}:") == before
+    for limit in (1 << 25, 1 << 27):
+        await machine.host.update_container(spec, Resources(memory_limit=limit))
+        assert f"jail:{jail.name}:memoryuse:sigkill={limit}" in machine.kernel.rctl_rules(
+            f"jail:{jail.name}:"
+        )
+    machine.kernel.use(jail.name, memoryuse=1 << 28)
+    spec = replace(spec, resources=Resources(memory_limit=1 << 27))
+    await machine.host.update_container(spec, Resources(cpu_quota=5000))  # the limit stays, as it is
+    await machine.host.update_container(spec, Resources(memory_limit=-1))
+    assert "memoryuse" not in str(machine.kernel.rctl_rules(f"jail:{jail.name}:"))
+
+
+async def test_cpu_memory_and_swap_up_and_down(machine) -> None:
+    sandbox, _ = await a_pod(machine)
+    spec, jail = await a_container(machine, sandbox)
+    for memory, swap, quota in (
+        (1 << 26, 1 << 27, 50_000),
+        (1 << 28, 1 << 29, 150_000),
+        (1 << 25, 1 << 25, 1000),
+    ):
+        update = Resources(memory_limit=memory, memory_swap_limit=swap, cpu_quota=quota, cpu_period=100_000)
+        await machine.host.update_container(spec, update)
+        assert set(machine.kernel.rctl_rules(f"jail:{jail.name}:")) == {
+            f"jail:{jail.name}:{rule}"
+            for rule in (
+                f"memoryuse:sigkill={memory}",
+                f"swapuse:deny={most_reserved(memory, swap)}",
+                f"pcpu:deny={quota // 1000}",
+            )
+        }
+
+
+async def test_nothing_is_done_for_a_pod_as_a_whole_that_would_hold_each_container_to_it(machine) -> None:
+    sandbox, _ = await a_pod(machine)
+    await a_container(machine, sandbox)
+    before = machine.everything()
+    await machine.host.update_sandbox(sandbox, Resources(memory_limit=1 << 26, cpu_quota=5000))
+    assert machine.everything() == before
 
 
 async def test_usage_of_racct(machine) -> None:
     sandbox, _ = await a_pod(machine)
     spec, jail = await a_container(machine, sandbox, resources=Resources(memory_limit=10_000))
-    machine.kernel.use(jail.name, cputime=2, memoryuse=4096, swapuse=1, maxproc=3)
-    usage = await machine.host.container_usage(spec)
-    assert (usage.cpu_nanoseconds, usage.memory_usage, usage.memory_available) == (2_000_000_000, 4096, 5904)
-    assert (usage.swap_usage, usage.processes) == (1, 3)
+    machine.kernel.use(jail.name, cputime=2, memoryuse=4096, swapuse=1, maxproc=3, openfiles=9, nthr=5)
+    machine.kernel.use(jail.name.partition(".")[0], cputime=7, memoryuse=5000, maxproc=4)
+    found = await usages(machine, sandbox, spec)
+    usage, pod = found[spec.id], found[sandbox.id]
+    assert (usage.cpu.total, usage.memory.usage, usage.memory.available) == (2_000_000_000, 4096, 5904)
+    assert usage.memory.swap is None, "what is reserved is not what is used"
+    counts = usage.processes
+    assert (counts.processes, counts.threads, counts.descriptors, counts.sockets) == (3, 5, 9, None)
+    assert (pod.cpu.total, pod.memory.usage, pod.memory.available) == (7_000_000_000, 5000, None)
     await machine.host.stop_container(spec)
-    with pytest.raises(HostError) as caught:
-        await machine.host.container_usage(spec)
-    assert caught.value.errno == errno.ENOENT
+    gone = (await usages(machine, sandbox, spec))[spec.id]
+    assert isinstance(gone, HostError)
+    assert gone.errno == errno.ENOENT
+
+
+async def test_interfaces_are_seen_from_the_pod(machine) -> None:
+    sandbox, _ = await a_pod(machine)
+    machine.kernel.interface_counters = [InterfaceUsage("cnihost1", 1, 2, 3, 4, 5, 6, 7, 8)]
+    asked = Measured(sandbox, None, [], interfaces={"cnihost1": "eth0", "cnihost2": "net1"})
+    found = (await machine.host.usages([asked]))[sandbox.id]
+    assert found.interfaces == (InterfaceUsage("eth0", 5, 6, 7, 8, 1, 2, 3, 4),)
+
+
+async def test_a_filesystem_is_called_after_what_it_was_mounted_from(machine, tmp_path) -> None:
+    assert machine.host.device_of(str(tmp_path)) == machine.kernel.mounts()[0].source
+    with pytest.raises(FileNotFoundError):
+        machine.host.device_of("/missing")
+
+
+async def usages(machine, sandbox, *containers):
+    return await machine.host.usages([Measured(sandbox, None, containers)])
 
 
 @pytest.mark.parametrize("cpus", ["7", "0-7", "x", "1-", "-", "", "3-1"])

@@ -13,7 +13,7 @@ from cri.sandbox import small_files, wire
 from cri.sandbox.fake import InjectedError
 from cri.sandbox.freebsd import jails
 from cri.sandbox.freebsd.limits import limits_of
-from cri.sandbox.host import HalfUpdatedError, HostError, LimitRefusedError
+from cri.sandbox.host import HalfUpdatedError, HostError, LimitRefusedError, Measured
 from cri.sandbox.spec import ContainerSpec, DeviceSpec, Resources, SandboxSpec, Security
 
 RESOURCES = Resources(
@@ -217,7 +217,7 @@ async def test_an_update_is_whole_or_put_back(machine, sandbox) -> None:
 
     def watch(_: str) -> None:
         kinds = {str(rule).split(":")[2] for rule in machine.kernel._rules if f":{name}:" in str(rule)}
-        assert kinds >= {"memoryuse", "vmemoryuse", "maxproc", "pcpu"}
+        assert kinds >= {"memoryuse", "swapuse", "maxproc", "pcpu"}
 
     machine.kernel.on_call = watch
 
@@ -292,19 +292,36 @@ async def test_an_update_that_is_refused(machine, sandbox, changes, message) -> 
     assert machine.everything() == state
 
 
-@pytest.mark.parametrize("question", ["container_usage", "condition", "find_warden", "leftovers"])
+@pytest.mark.parametrize("question", ["condition", "find_warden", "leftovers"])
 async def test_questions_fail_as_the_port_has_it(machine, sandbox, question: str) -> None:
     spec = machine.container(sandbox, resources=RESOURCES)
     await machine.host.create_container(spec)
     state = machine.everything()
     arguments = {
-        "container_usage": [spec],
         "condition": [],
         "find_warden": [sandbox],
         "leftovers": [[sandbox.id], [spec.id]],
     }[question]
     async for _, call in failures(machine, lambda: getattr(machine.host, question)(*arguments)):
         assert machine.everything() == state, call
+
+
+async def test_what_is_used_fails_one_by_one(machine, sandbox) -> None:
+    spec = machine.container(sandbox, resources=RESOURCES)
+    await machine.host.create_container(spec)
+    state = machine.everything()
+    failed = 0
+    asked = [Measured(sandbox, None, [spec], interfaces={"host": "eth0"})]
+    while True:
+        machine.kernel.count_from_here(failed)
+        found = await machine.host.usages(asked)
+        machine.kernel.count_from_here()
+        assert found.keys() == {spec.id, sandbox.id}
+        assert machine.everything() == state
+        if not any(isinstance(one, HostError) for one in found.values()):
+            break
+        failed += 1
+    assert failed == 6, "two jails, their processes, the interfaces, and racct of both"
 
 
 async def test_a_full_disk(machine, sandbox, make, monkeypatch) -> None:

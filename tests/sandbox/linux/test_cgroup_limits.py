@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cri.sandbox import wire
-from cri.sandbox.host import HalfUpdatedError, HostError
+from cri.sandbox.host import HalfUpdatedError, HostError, LimitRefusedError
 from cri.sandbox.linux import cgroup_files, cgroup_tree, cgroups
 from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.spec import Resources
@@ -534,9 +534,40 @@ def test_what_is_too_much_for_what_runs(install):
     kernel = install(KernelV1())
     before = apply(kernel, Resources(), memory_limit=500 * PAGE, memory_swap_limit=600 * PAGE, cpu_shares=100)
     files, kernel.used = dict(kernel.files), 400 * PAGE
-    with pytest.raises(HostError, match="Device or resource busy"):
+    with pytest.raises(LimitRefusedError, match=r"busy \(more is in use than can be reclaimed\)"):
         apply(kernel, before, cpu_shares=200, memory_limit=300 * PAGE, memory_swap_limit=300 * PAGE)
     assert kernel.files == files
+
+
+def test_version_2_is_not_given_a_limit_that_it_would_kill_for(install, monkeypatch):
+    kernel = install(KernelV2())
+    kernel.files |= {"/g/memory.current": str(500 * PAGE)}
+    stat = {
+        "anon": 350 * PAGE,
+        "inactive_file": 50 * PAGE,
+        "active_file": 30 * PAGE,
+        "slab_reclaimable": 20 * PAGE,
+    }
+    monkeypatch.setattr(cgroup_files, "fields", lambda path: stat if path == "/g/memory.stat" else {})
+    before = apply(kernel, Resources(), memory_limit=600 * PAGE, cpu_shares=100)
+    before = apply(kernel, before, memory_limit=400 * PAGE)
+    files = dict(kernel.files)
+    with pytest.raises(LimitRefusedError, match=f"{400 * PAGE} bytes are in use that cannot be reclaimed"):
+        apply(kernel, before, cpu_shares=200, memory_limit=399 * PAGE)
+    assert kernel.files == files
+    stat["anon"] = 0
+    stat["inactive_file"] = 0  # whatever has become of it: more, or none at all, is taken
+    apply(kernel, before, memory_limit=401 * PAGE)
+    assert apply(kernel, before, memory_limit=-1).memory_limit == -1
+    assert kernel.files["/g/memory.max"] == "max"
+
+
+def test_a_share_that_does_not_fit_is_explained(install):
+    kernel = install(KernelV1(Fraction(1, 2)))
+    with pytest.raises(
+        LimitRefusedError, match="raised before those of its containers, and lowered after them"
+    ):
+        apply(kernel, Resources(), cpu_period=100_000, cpu_quota=60_000)
 
 
 @pytest.mark.parametrize("make", [KernelV1, KernelV2])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cri.sandbox.host import HostError, StartError, UnfitRequestError
+from cri.sandbox.host import HostError, Measured, StartError, UnfitRequestError
 from cri.sandbox.spec import (
     DeviceSpec,
     GroupsPolicy,
@@ -285,16 +285,17 @@ async def test_limits_update_and_usage(pod):
         resources=Resources(memory_limit=64 << 20, cpu_shares=512, cpu_quota=20000, cpu_period=100000),
     )
     await pod.start(spec)
-    before = await host.container_usage(spec)
-    assert before.memory_usage > 0
-    assert before.cpu_nanoseconds > 0
-    assert before.processes == 1
-    assert before.memory_available is not None
-    assert before.memory_available < 64 << 20
+    asked = [Measured(pod.spec, pod.warden, [spec], itself=False)]
+    before = (await host.usages(asked))[spec.id]
+    assert before.memory.usage > 0
+    assert before.cpu.total > 0
+    assert before.processes.processes == 1
+    assert before.memory.available is not None
+    assert before.memory.available < 64 << 20
     for limit in (128 << 20, 32 << 20):
         await host.update_container(spec, Resources(memory_limit=limit, memory_swap_limit=limit))
-        after = await host.container_usage(spec)
-        assert after.memory_available == limit - after.memory_working_set
+        memory = (await host.usages(asked))[spec.id].memory
+        assert memory.available == limit - memory.working_set
     _code, output = await pod.exec(spec, "cat", "/sys/fs/cgroup/cpu/cpu.shares")
     assert output.split() == ["512"]
     assert (await host.root_usage(spec)).inodes > 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cri.sandbox.host import HostError, LimitRefusedError
+from cri.sandbox.linux.cgroup_hierarchies import own_parent
 from cri.sandbox.linux.cgroups import Group
 from cri.sandbox.spec import ProcessSpec, Resources
 from tests.sandbox.linux.shapes import as_by_an_earlier_release
@@ -206,6 +207,79 @@ async def test_a_late_group_that_is_not_kept_leaves_nothing(v1, pod):
     with pytest.raises(HostError, match="it is gone"):
         await v1.host.update_container(spec, Resources(cpuset_cpus=str(CPUS[-1])))
     assert not where.exists()
+
+
+async def test_limits_of_a_pod_as_a_whole(v1, pod):
+    """In the group that the containers' are in; first up then down, or the other way round."""
+    spec = pod.container("sleep", "100", resources=Resources(cpu_period=100_000, cpu_quota=20_000))
+    await pod.start(spec)
+    whole = v1.host._hierarchies.group(own_parent(pod.spec.id))
+    limited = Resources(cpu_period=100_000, cpu_quota=30_000, memory_limit=128 << 20, cpu_shares=99)
+    await v1.host.update_sandbox(pod.spec, limited)
+    assert value(whole, "cpu", "cpu.cfs_quota_us") == "30000"
+    assert value(whole, "memory", "memory.limit_in_bytes") == str(128 << 20)
+    before = limits(whole)
+    with pytest.raises(LimitRefusedError, match="lowered after them"):
+        await v1.host.update_sandbox(pod.spec, Resources(memory_limit=64 << 20, cpu_quota=10_000))
+    assert limits(whole) == before
+    with pytest.raises(LimitRefusedError, match="raised before those of its containers"):
+        await v1.host.update_container(spec, Resources(cpu_quota=40_000, cpu_period=100_000))
+    await v1.host.update_container(spec, Resources(cpu_quota=5_000, cpu_period=100_000))
+    await v1.host.update_sandbox(pod.spec, Resources(cpu_quota=10_000))
+    assert value(whole, "cpu", "cpu.cfs_quota_us") == "10000"
+    await pod.remove()
+    assert not whole.is_there()
+
+
+async def test_cpus_of_a_pod_as_a_whole(v1, pod):
+    """Narrowed after those of its containers; those of a release before had no set at all, and are taken in."""
+    spec = pod.container("sleep", "100")
+    started = await pod.start(spec)
+    one = Resources(cpuset_cpus=str(CPUS[0]))
+    if group_of(v1, spec).has_inner and len(CPUS) > 1:
+        with pytest.raises(LimitRefusedError, match="narrowed after those of its containers"):
+            await v1.host.update_sandbox(pod.spec, one)
+        await v1.host.update_container(spec, one)
+    await v1.host.update_sandbox(pod.spec, one)
+    assert value(v1.host._hierarchies.group(own_parent(pod.spec.id)), "cpuset", "cpuset.cpus") == str(CPUS[0])
+    await bound(started.pid, {CPUS[0]})
+    if group_of(v1, spec).has_inner:
+        other = pod.container("sleep", "100", name="other")
+        await bound((await pod.start(other)).pid, {CPUS[0]})
+
+
+async def test_of_a_pod_without_containers_nothing_is_left(v1, pod):
+    whole = v1.host._hierarchies.group(own_parent(pod.spec.id))
+    await v1.host.update_sandbox(pod.spec, Resources(memory_limit=128 << 20))
+    assert value(whole, "memory", "memory.limit_in_bytes") == str(128 << 20)
+    await pod.remove()
+    assert not whole.is_there()
+
+
+async def test_the_kubelets_group_is_left_to_it(v1, half):
+    pod = await v1.pod(limits_parent=half)
+    await v1.host.update_sandbox(pod.spec, Resources(cpu_quota=10_000, cpu_shares=99))
+    group = v1.host._hierarchies.group(half)
+    assert (value(group, "cpu", "cpu.cfs_quota_us"), value(group, "cpu", "cpu.shares")) == ("50000", "1024")
+    assert not v1.host._hierarchies.group(own_parent(pod.spec.id)).is_there()
+    await pod.remove()
+
+
+async def test_less_memory_than_is_in_use_is_refused(v1, pod):
+    eat = "x=a; while [ ${#x} -lt 20000000 ]; do x=$x$x; done; echo $x > /dev/null; while :; do sleep 1; done"
+    spec = pod.container(
+        "sh", "-c", eat, resources=Resources(memory_limit=256 << 20, memory_swap_limit=256 << 20)
+    )
+    await pod.start(spec)
+    group = group_of(v1, spec)
+    while int(value(group, "memory", "memory.usage_in_bytes")) < 30 << 20:
+        await asyncio.sleep(0.05)
+    before = limits(group)
+    with pytest.raises(LimitRefusedError, match="more is in use than can be reclaimed"):
+        await v1.host.update_container(spec, Resources(memory_limit=4 << 20, memory_swap_limit=4 << 20))
+    assert limits(group) == before
+    (state,) = await pod.warden.containers()
+    assert state.exited is None
 
 
 async def test_nothing_is_left_of_a_late_group(v1, pod):

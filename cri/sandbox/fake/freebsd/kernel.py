@@ -27,6 +27,7 @@ from cri.sandbox.fake.freebsd.mounts import KINDS, FakeMount, MountTable
 from cri.sandbox.fake.freebsd.parameters import SYSV, Kind, known, refuse
 from cri.sandbox.fake.kernel import InjectedError
 from cri.sandbox.freebsd.calls import Calls, DevfsRule, Jail, JailValue, Mount, Process
+from cri.sandbox.usage import InterfaceUsage
 
 _MODULES = frozenset({*KINDS, *SYSV, "linux_common", "linux64elf", "if_epair", "if_bridge", "pf"})
 
@@ -62,6 +63,8 @@ class FakeFreeBSD(Calls):
         self._jails = JailTable(cpus, self._mounts.directory)
         self._files = MountedFiles(self._mounts)
         self._rules: list[rctl.Rule] = []
+        self.interface_counters: list[InterfaceUsage] = []
+        """Of the node's network stack."""
         self._usage: dict[str, dict[str, int]] = {}
         self._roots: dict[FakeJail, FakeMount] = {}
         self._applied: list[tuple[FakeMount, tuple[DevfsRule, ...]]] = []
@@ -315,6 +318,11 @@ class FakeFreeBSD(Calls):
         """The processes of some jails."""
         with self._call("processes"):
             return self._jails.processes_of(jids)
+
+    def interfaces(self) -> list[InterfaceUsage]:
+        """What `interface_counters` has been set to."""
+        with self._call("interfaces"):
+            return list(self.interface_counters)
 
     # -- inside
 
