@@ -211,13 +211,14 @@ class LinuxHost(Host):
     async def leftovers(self, sandboxes: Sequence[str], containers: Sequence[str]) -> Sequence[str]:
         """Remove wardens, cgroups and layers that belong to nobody."""
         removed = []
+        known = set(containers)
         async for spec, warden in self._wardens.unknown(self._runtime, sandboxes):
             if warden is not None:
                 await self.stop_sandbox(spec, warden)
             await self.remove_sandbox(spec)
             removed.append(f"warden in {spec.runtime_directory}")
         for entry in await asyncio.to_thread(self._ledger.entries):
-            if entry.container_id not in containers:
+            if entry.container_id not in known:
                 await asyncio.to_thread(self._ledger.remove_entry, entry)
                 removed.append(f"cgroups of container {entry.container_id}")
         return removed + await asyncio.to_thread(self.snapshots.remove_unfinished)
