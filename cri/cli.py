@@ -58,6 +58,8 @@ def _serve(config: Config, read: Callable[[], Config]) -> int:
     for number in (signal.SIGHUP, signal.SIGUSR1):
         # Until the daemon answers them they would end it. No SIG_IGN: whatever is started would inherit that.
         signal.signal(number, lambda *_: None)
+    # structlog imports it wherever it is installed, for tracebacks that would show secrets: three megabytes for nothing.
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
     from cri import log  # noqa: PLC0415 - heavy, and only needed here
     from cri.server import run  # noqa: PLC0415
 

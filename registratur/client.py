@@ -1,10 +1,10 @@
 """The client of the OCI distribution-spec v1.1, as far as pulling goes."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from typing import Self, TypeVar
-
-from aiohttp import ClientResponse
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from registratur import media
 from registratur.credentials import Credentials
@@ -26,6 +26,9 @@ from registratur.manifest import Descriptor, parse_manifest
 from registratur.reference import Reference
 from registratur.retry import MIRROR_POLICY, RetryPolicy
 from registratur.transport import Transport
+
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse
 
 MANIFEST_LIMIT = 4 * 1024 * 1024
 """Bytes of a manifest that are read; registries must accept as much (distribution-spec, Pushing Manifests)."""

@@ -1,16 +1,20 @@
 """Streaming one blob from one endpoint, over as many connections as it takes."""
 
+from __future__ import annotations
+
 import asyncio
 import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-
-from aiohttp import ClientResponse
+from typing import TYPE_CHECKING
 
 from registratur.digest import Verifier
 from registratur.errors import ConnectError, DigestMismatchError, IdleTimeoutError, TransportError
 from registratur.exchange import Exchange, Route
 from registratur.manifest import Descriptor
+
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse
 
 _PROGRESS = 256 * 1024  # bytes after which a broken download counts as a fresh one
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]+)-")

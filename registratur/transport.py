@@ -5,16 +5,18 @@ header stays with the origin it was made for. Content-Encoding is left alone, si
 bytes as stored.
 """
 
+from __future__ import annotations
+
 import asyncio
+import importlib
 import os
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import aiohttp
 from yarl import URL
 
 from registratur.errors import (
@@ -26,6 +28,9 @@ from registratur.errors import (
 )
 from registratur.hosts import HostsConfig, origin
 from registratur.proxies import Proxies, Proxy
+
+if TYPE_CHECKING:
+    import aiohttp
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _REDIRECT_LIMIT = 8
@@ -75,11 +80,14 @@ class Transport:
         self._hosts = hosts
         self._proxies = Proxies.of(os.environ if environment is None else environment)
         self.idle_timeout = idle_timeout
-        self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout, sock_read=idle_timeout)
+        self._connect_timeout = connect_timeout
         self._head_seconds = connect_timeout + _HEAD_PATIENCE * idle_timeout
         self._contexts: dict[Path, ssl.SSLContext] = {}
+        self._is_open = False
         self._session: aiohttp.ClientSession | None = None
         self._heads: aiohttp.ClientSession | None = None
+        """For HEAD: some servers answer it with a body. Nobody knows whether one is still to come, and the next answer on
+        that connection would begin with it: so there is no next one."""
 
     def configure(self, hosts: HostsConfig) -> None:
         """Go by other rules from the next request on. Files with certificates are read anew."""
@@ -87,25 +95,38 @@ class Transport:
         self._contexts = {}  # anew, too: whoever is reading a file puts it where it belongs
 
     async def __aenter__(self) -> Self:
-        self._session = self._open()
-        # Some servers answer HEAD with a body. Nobody knows whether one is still to come, and the next answer on that
-        # connection would begin with it: so there is no next one.
-        self._heads = self._open(one_request=True)
+        self._is_open = True
         return self
 
     async def __aexit__(self, *_: object) -> None:
         sessions = self._session, self._heads
         self._session = self._heads = None
+        self._is_open = False
         for session in filter(None, sessions):
             await session.close()
 
+    async def _session_for(self, method: str) -> aiohttp.ClientSession:
+        """Return a session to send a request with."""
+        if self._session is None or self._heads is None:
+            # Not before: it takes megabytes, and a fifth of a second, which is not to be the event loop's.
+            await asyncio.to_thread(importlib.import_module, "aiohttp")
+            if not self._is_open:
+                raise RuntimeError("the client is not open: use it as 'async with Client(...)'")
+            self._session = self._session or self._open()
+            self._heads = self._heads or self._open(one_request=True)
+        return self._heads if method == "HEAD" else self._session
+
     def _open(self, *, one_request: bool = False) -> aiohttp.ClientSession:
         """Return a session, whose connections serve one request or many."""
+        import aiohttp  # noqa: PLC0415 - has been imported, in a thread
+
         # No limit of connections: waiting for one would count as connect time. pull() bounds its layers.
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, force_close=one_request),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=self._timeout,
+            timeout=aiohttp.ClientTimeout(
+                total=None, connect=self._connect_timeout, sock_read=self.idle_timeout
+            ),
             auto_decompress=False,
             read_bufsize=_READ_BUFFER,
             headers={"User-Agent": _USER_AGENT, "Accept-Encoding": "identity"},
@@ -152,9 +173,7 @@ class Transport:
         authorization: str | None,
         form: Mapping[str, str] | None,
     ) -> aiohttp.ClientResponse:
-        session = self._heads if method == "HEAD" else self._session
-        if session is None:
-            raise RuntimeError("the client is not open: use it as 'async with Client(...)'")
+        session = await self._session_for(method)
         context, proxy = await self._tls(url), self._proxy(url)
         own = dict(headers) if authorization is None else {**headers, "Authorization": authorization}
         passing: dict[str, str] = {}
@@ -217,6 +236,8 @@ def shown(url: URL) -> str:
 @contextmanager
 def translated(url: URL, idle_timeout: float, proxy: Proxy | None = None) -> Iterator[None]:
     """Turn aiohttp's errors into ours, naming the URL, and the proxy on the way to it."""
+    import aiohttp  # noqa: PLC0415 - has been imported, in a thread
+
     through = "" if proxy is None else f" through the proxy {proxy.url}"
     try:
         yield

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+LINUX = sys.platform == "linux"
 WARDEN = ROOT / "cri" / "sandbox" / "warden"
 LAUNCHER = ROOT / "cri" / "sandbox" / "launcher"
 ALLOWED = (
@@ -79,3 +80,11 @@ def loaded_by(*modules: str) -> set[str]:
 
 def test_opentelemetry_is_imported_where_a_collector_is_configured_only() -> None:
     assert "opentelemetry" not in loaded_by("cri.cli", "cri.server", "cri.monitoring.server")
+
+
+def test_what_only_a_pull_needs_is_not_imported_before() -> None:
+    loaded = loaded_by(
+        "cri.cli", "cri.log", "cri.server", "cri.sandbox.linux.host" if LINUX else "cri.sandbox.host"
+    )
+    assert "sqlmodel" in loaded  # else this says nothing
+    assert "aiohttp" not in loaded

@@ -13,8 +13,8 @@ from cri.sandbox.container import Container
 from cri.sandbox.pod import PodSandbox
 from cri.stats import ContainerFigures, PodFigures, Stats
 
-KEPT_FOR = 60.0
-"""Seconds that encodings are kept when nobody asks any more: twelve kilobytes of each pod and container."""
+KEPT_FOR = 10.0
+"""Seconds that encodings are kept after the last question, twelve kilobytes of each pod and container: then samples are new."""
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cri.sandbox.spec import (
     ContainerSpec,
@@ -30,7 +31,9 @@ from cri.sandbox.spec import (
     SandboxSpec,
     Started,
 )
-from cri.sandbox.usage import Usage
+
+if TYPE_CHECKING:  # wardens import this module, and measure nothing
+    from cri.sandbox.usage import Usage
 
 
 class HostError(Exception):

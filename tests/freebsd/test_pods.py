@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
 import termios
 import time
 from pathlib import Path
@@ -312,6 +313,49 @@ async def test_memory_limit_is_reported_as_oom(machine):
     )
     record = await machine.ended(container, 120)
     assert (record.exit_code, record.reason) == (137, "OOMKilled")
+
+
+async def test_what_is_set_aside_is_not_used(machine):
+    """Runtimes set aside far more than they use, a fork reserves all once more, and the kubelet wants no swap: none of it ends a program."""
+    script = """if True:
+        import mmap, os, sys
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANON
+        aside = mmap.mmap(-1, 64 << 30, private, 0)
+        untouched = mmap.mmap(-1, 256 << 20, private)
+        used = b"x" * (24 << 20)
+        pid = os.fork()
+        if not pid:
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+        try:
+            mmap.mmap(-1, 1 << 30, private)
+        except OSError:  # EINVAL, which is what the kernel makes of a shortage
+            print("refused")
+    """
+    node = [mount(path, path, readonly=True) for path in (sys.base_prefix, "/lib", "/usr/lib")]
+    for together in (0, 64 << 20):
+        container = await machine.container(
+            await machine.pod(f"pod{together}"),
+            name=f"c{together}",
+            mounts=node,
+            linux=limits(memory_limit_in_bytes=64 << 20, memory_swap_limit_in_bytes=together),
+        )
+        result = await machine.exec(container, os.path.realpath(sys.executable), "-c", script)
+        assert (result.exit_code, result.stdout, result.stderr) == (0, b"refused\n", b"")
+
+
+async def test_what_execs_have_reserved_is_given_back(machine):
+    """swapuse is wrong in one direction: too low. Else a container could do less with every probe."""
+    container = await machine.container(await machine.pod(), linux=limits(memory_limit_in_bytes=64 << 20))
+    name = f"cri-{machine.pods.container(container).spec.sandbox_id}.c{container}"
+
+    def reserved() -> int:
+        return machine.kernel.rctl_usage(f"jail:{name}:")["swapuse"]
+
+    before = reserved()
+    for _ in range(20):
+        assert (await machine.exec(container, "sh", "-c", "echo $(echo x)")).exit_code == 0
+    assert reserved() <= before
 
 
 async def test_host_network(machine):

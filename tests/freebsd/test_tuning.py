@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
 import socket
 import subprocess
@@ -24,6 +26,7 @@ from cni_plugins.runtime_config import Bandwidth, RuntimeConfig
 from cni_plugins.settings import Settings
 from cni_plugins.types import Interface, OwnStack, Result
 from cri.sandbox.freebsd.driver import FreeBSDDriver
+from cri.sandbox.freebsd.launcher import Launcher, open_program
 from cri.sandbox.host import HostError
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(600)]
@@ -45,6 +48,14 @@ class Pod:
         self.move_target = int(run("jls", "-j", self.name, "jid"))
         self._driver = FreeBSDDriver()
         self._driver._jid = self.move_target
+        self._program = open_program()
+        self._driver._launcher = Launcher(self._program)
+
+    def close(self) -> None:
+        os.close(self._program)
+        with contextlib.suppress(ChildProcessError):  # whoever has done an errand; a warden's loop reaps them
+            while os.waitpid(-1, 0)[0]:
+                pass
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         return self._driver.make_socket(family, kind, protocol)
@@ -64,6 +75,7 @@ def pod() -> Iterator[Pod]:
     pod = Pod()
     yield pod
     subprocess.run(["ifconfig", pod.host_name, "destroy"], check=False, capture_output=True)
+    pod.close()
     run("jail", "-R", pod.name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 
@@ -88,9 +89,14 @@ def test_metrics_and_statistics_of_a_sample_agree(module_daemon):
         assert shown["container_memory_rss",] == memory.rss_bytes.value
         faults = shown["container_memory_failures_total", "pgfault", "hierarchy"]
         assert faults == memory.page_faults.value
-    layer = of_container.writable_layer
-    (used,) = [value for key, value in values(inner).items() if key[0] == "container_fs_usage_bytes"]
-    assert used == layer.used_bytes.value > 3_000_000
+    ((device, used),) = [
+        (key[1], value) for key, value in values(inner).items() if key[0] == "container_fs_usage_bytes"
+    ]
+    assert used == of_container.writable_layer.used_bytes.value > 3_000_000
+    shown = subprocess.run(
+        ["df", "--output=source", daemon.base], check=True, capture_output=True, text=True
+    ).stdout.split()[-1]
+    assert device == shown or not shown.startswith("/dev/"), "what has no device is called by its numbers"
     network = stats.network.default_interface
     received = values(found)["container_network_receive_bytes_total", network.name]
     assert received == network.rx_bytes.value

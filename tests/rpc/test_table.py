@@ -70,9 +70,9 @@ def test_a_wrong_service_is_refused(grpc_servicer) -> None:
         ("version", None, "version for Version is missing"),
         ("stream_containers", runtime.version, "stream_containers must be an asynchronous generator"),
         (
-            "pod_sandbox_stats",
+            "checkpoint_pod",
             runtime.version,
-            "PodSandboxStats is listed as unimplemented, but there is pod_s",
+            "CheckpointPod is listed as unimplemented, but there is checkpoint_p",
         ),
     ):
         setattr(runtime, attribute, value)

@@ -264,7 +264,8 @@ async def test_warden_death_makes_the_sandbox_not_ready(node, make):
     await node.pods.start_container(container_id)
     node.host.kill_warden(sandbox_id)
     container = node.pods.container(container_id)
-    await make.eventually(lambda: node.pods.sandbox(sandbox_id).state is SandboxState.NOTREADY)
+    await make.eventually(lambda: container.state is ContainerState.EXITED)
+    assert node.pods.sandbox(sandbox_id).state is SandboxState.NOTREADY
     assert (container.state, container.record.exit_code) == (ContainerState.EXITED, 255)
     assert "warden" in container.record.message
     assert node.pods.sandbox(sandbox_id).addresses == [], "the address is somebody else's from now on"

@@ -101,7 +101,7 @@ def _limits(where: str) -> Mapping[str, Row]:
             freebsd=unheeded("there are no weights between jails; the kubelet sends it for every container"),
         ),
         "memory_limit_in_bytes": done(
-            "limit of the cgroup", rules.BYTES, freebsd="memoryuse:sigkill and vmemoryuse:deny of rctl(8)"
+            "limit of the cgroup", rules.BYTES, freebsd="memoryuse:sigkill and swapuse:deny of rctl(8)"
         ),
         "oom_score_adj": done(
             "of the container's processes",
@@ -132,7 +132,7 @@ def _limits(where: str) -> Mapping[str, Row]:
         "memory_swap_limit_in_bytes": done(
             "memory and swap together; a container needs a memory limit beside it, which it must not be below",
             rules.BYTES,
-            freebsd="swapuse:deny of rctl(8), what it exceeds the memory limit by",
+            freebsd="moves swapuse:deny of rctl(8), which counts what is reserved: FreeBSD does not count what a jail has in swap",
         ),
     }
     return {f"{where}.{name}": row for name, row in rows.items()}

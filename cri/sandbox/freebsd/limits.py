@@ -3,8 +3,8 @@
 | CRI (LinuxContainerResources)   | FreeBSD                                   | remark |
 |---------------------------------|-------------------------------------------|--------|
 | memory_limit_in_bytes           | memoryuse:sigkill                         | resident memory, which racct looks at once a second |
-|                                 | vmemoryuse:deny, limit + 1 GiB            | the backstop for what allocates faster than that; Go and Java reserve address space ahead, which the room is for |
-| memory_swap_limit_in_bytes      | swapuse:deny, what it exceeds the memory limit by | |
+|                                 | swapuse:deny, `most_reserved`             | the backstop for what allocates faster than that |
+| memory_swap_limit_in_bytes      | moves the backstop; -1: there is none     | what a jail has in swap, FreeBSD does not count |
 | cpu_quota / cpu_period          | pcpu:deny                                 | per cent of one CPU, rounded up; throttles |
 | cpu_shares                      | none                                      | FreeBSD has no weights between jails |
 | cpuset_cpus                     | cpuset(2) of the jail                     | |
@@ -12,6 +12,15 @@
 | unified["pids.max"]             | maxproc:deny                              | other keys of cgroup v2 have no counterpart: refused |
 | oom_score_adj, hugepage_limits  | none                                      | |
 
+What a program reserves and what it uses are far apart. vmemoryuse counts all of its address space: V8, the JVM and Go set aside
+gigabytes that they never touch (crictl, which is Go: 1.2 GB, 90 MB of them reserved, 20 MB used), so nothing is limited by it.
+swapuse has nothing to do with swap: it counts what could have to go there one day, that is private memory that may be written,
+touched or not, and shared memory; not what is only set aside (PROT_NONE), nor files. It is checked at once, so it bounds what may
+happen within racct's second; but a fork doubles it, Go takes 64 MiB at a time, and at 0 no program starts. So the backstop is far
+above the limit, and a memory_swap_limit_in_bytes that equals the memory limit (the kubelet's "no swap") moves it nowhere. racct
+lets go of too much when a process ends that had given something back, so the figure can be too low, never too high.
+
+racct adds a jail's use to that of every jail above it, so a pod's figures are those of its own jail.
 Without kern.racct.enable=1 in loader.conf(5) nothing is limited but CPUs.
 """
 
@@ -26,8 +35,10 @@ from cri.sandbox.freebsd.calls import Calls
 from cri.sandbox.host import HalfUpdatedError, HostError, refused_limit
 from cri.sandbox.spec import Resources
 
-ADDRESS_SPACE_ROOM = 1 << 30
-"""Bytes of address space that a container may map beyond its memory limit."""
+RESERVED_ROOM = 1 << 30
+"""Bytes that a container may reserve beyond twice its limit: of a runtime that takes memory in large pieces, touched or not."""
+_MOST = (1 << 63) - 1
+"""The largest amount of a rule."""
 _PERIOD = 100_000
 """Microseconds: cpu_period where none is given."""
 _DIGITS = 19
@@ -54,9 +65,8 @@ def rules(jail: str, resources: Resources) -> list[str]:
         raise HostError("use", subject_, reason, errno.EINVAL)
     if memory:
         limit("memoryuse:sigkill", memory)
-        limit("vmemoryuse:deny", memory + ADDRESS_SPACE_ROOM)
-        if together:
-            limit("swapuse:deny", together - memory)
+        if (resources.memory_swap_limit or 0) >= 0:
+            limit("swapuse:deny", most_reserved(memory, together))
     if resources.cpu_quota is not None and resources.cpu_quota > 0:
         limit("pcpu:deny", max(1, -(-resources.cpu_quota * 100 // (resources.cpu_period or _PERIOD))))
     pids = _pids(resources.unified)
@@ -66,18 +76,31 @@ def rules(jail: str, resources: Resources) -> list[str]:
     return found
 
 
+def most_reserved(memory: int, together: int) -> int:
+    """Bytes that a container may reserve, given its limits of memory and of memory and swap together (0: none given).
+
+    Twice the larger one, so that a program that has used up all of it may fork, and `RESERVED_ROOM`.
+    """
+    return min(2 * max(memory, together) + RESERVED_ROOM, _MOST)
+
+
 def limits_of(rules: list[str]) -> Resources:
-    """What rules of a jail amount to, the least of each kind; -1 where there is none."""
+    """What rules of a jail amount to, the least of each kind; -1 where there is none.
+
+    A memory_swap_limit that is the memory limit shows nowhere, and is None, as one that was not given.
+    """
     least: dict[str, int] = {}
     for rule in rules:
         kind, _, amount = rule.rpartition("=")
         name = kind.split(":")[2] if kind.count(":") > 2 else ""
         if amount.isdecimal():
             least[name] = min(int(amount), least.get(name, int(amount)))
-    memory, swap, cpu = (least.get(name, -1) for name in ("memoryuse", "swapuse", "pcpu"))
+    memory, reserved, cpu = (least.get(name, -1) for name in ("memoryuse", "swapuse", "pcpu"))
+    larger = (reserved - RESERVED_ROOM) // 2
+    together = -1 if memory < 0 or reserved < 0 else larger if larger > memory else None
     return Resources(
         memory_limit=memory,
-        memory_swap_limit=memory + swap if memory >= 0 and swap >= 0 else -1,
+        memory_swap_limit=together,
         cpu_period=_PERIOD,
         cpu_quota=cpu * _PERIOD // 100 if cpu >= 0 else -1,
         unified={"pids.max": str(least.get("maxproc", "max"))},

@@ -140,10 +140,10 @@ class Node:
         self.running = 0
         self._pod = ""
 
-    def start(self) -> None:
-        """Start the daemon; returns once it answers."""
+    def start(self, *options: str) -> None:
+        """Start the daemon, with options for the interpreter; returns once it answers."""
         with (self.base / "daemon.log").open("ab") as log:
-            argv = [sys.executable, "-m", "cri", "serve", "--config", self._config]
+            argv = [sys.executable, *options, "-m", "cri", "serve", "--config", self._config]
             self._daemon = subprocess.Popen(argv, stdout=log, stderr=log, cwd=CHECKOUT)
         self.client = Client(self.socket)
         self.client("Version")
@@ -155,10 +155,15 @@ class Node:
         self._daemon.send_signal(signal.SIGTERM)
         self._daemon.wait()
 
+    @property
+    def pid(self) -> int:
+        """The daemon's."""
+        assert self._daemon is not None
+        return self._daemon.pid
+
     def memory(self) -> int:
         """Bytes of the daemon's own memory."""
-        assert self._daemon is not None
-        status = Path(f"/proc/{self._daemon.pid}/status").read_text()
+        status = Path(f"/proc/{self.pid}/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
     def pod(self, **fields: Any) -> str:

@@ -11,6 +11,7 @@ import pytest
 from cri.sandbox.freebsd import jails
 from cri.sandbox.freebsd.calls import DISABLE, INHERIT, NEW
 from cri.sandbox.freebsd.jails import ANNOTATION, FIB_ANNOTATION
+from cri.sandbox.freebsd.limits import most_reserved
 from cri.sandbox.host import HostError, LimitRefusedError, Measured
 from cri.sandbox.spec import Namespaces, Resources, Security, Sharing
 from cri.sandbox.usage import InterfaceUsage
@@ -241,8 +242,7 @@ async def test_cpu_memory_and_swap_up_and_down(machine) -> None:
             f"jail:{jail.name}:{rule}"
             for rule in (
                 f"memoryuse:sigkill={memory}",
-                f"vmemoryuse:deny={memory + (1 << 30)}",
-                f"swapuse:deny={swap - memory}",
+                f"swapuse:deny={most_reserved(memory, swap)}",
                 f"pcpu:deny={quota // 1000}",
             )
         }
@@ -280,6 +280,12 @@ async def test_interfaces_are_seen_from_the_pod(machine) -> None:
     asked = Measured(sandbox, None, [], interfaces={"cnihost1": "eth0", "cnihost2": "net1"})
     found = (await machine.host.usages([asked]))[sandbox.id]
     assert found.interfaces == (InterfaceUsage("eth0", 5, 6, 7, 8, 1, 2, 3, 4),)
+
+
+async def test_a_filesystem_is_called_after_what_it_was_mounted_from(machine, tmp_path) -> None:
+    assert machine.host.device_of(str(tmp_path)) == machine.kernel.mounts()[0].source
+    with pytest.raises(FileNotFoundError):
+        machine.host.device_of("/missing")
 
 
 async def usages(machine, sandbox, *containers):

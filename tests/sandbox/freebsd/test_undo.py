@@ -217,7 +217,7 @@ async def test_an_update_is_whole_or_put_back(machine, sandbox) -> None:
 
     def watch(_: str) -> None:
         kinds = {str(rule).split(":")[2] for rule in machine.kernel._rules if f":{name}:" in str(rule)}
-        assert kinds >= {"memoryuse", "vmemoryuse", "maxproc", "pcpu"}
+        assert kinds >= {"memoryuse", "swapuse", "maxproc", "pcpu"}
 
     machine.kernel.on_call = watch
 
