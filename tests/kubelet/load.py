@@ -187,6 +187,7 @@ class Load:
             (5.0, kubelet.check_runtime),
             (10.0, kubelet.statistics.summary),
             (10.0, kubelet.statistics.containers),
+            (15.0, kubelet.statistics.metrics),
             (10.0, kubelet.images.filesystem),
             (10.0, kubelet.rotation.rotate_all),
             (10.0, self._probe_all),
