@@ -194,15 +194,12 @@ class Container:
         """STARTING to RUNNING, as the warden tells it; not if the container has been ended meanwhile."""
         if self.state is not ContainerState.STARTING:
             return
-        self._enter(
+        await self._step(
             ContainerState.RUNNING,
             pid=started.pid,
             started_at=started.started_at,
             credentials=wire.encode(started.credentials),
         )
-        if not self.foreign:
-            # Nobody need wait: until that is on disk, the warden tells whoever asks.
-            self._node.store.followed(save=[self.record], hurried=False)
         if self._early_exit is not None:
             await self._exit(self._early_exit)
 

@@ -42,7 +42,7 @@ def restore(kind: type[R], values: Any) -> R:
         for name, (kinds, _) in columns(kind).items():
             if bytes in kinds:
                 values[name] = base64.b64decode(values[name], validate=True)
-        return kind(**values).checked()
+        return kind.made(values).checked()
     except TypeError as error:
         raise ValueError(str(error)) from None
 

@@ -113,7 +113,10 @@ def decode(kind: type[T], data: Any) -> T:
 
     Raises WireError for a field that is unknown, missing without a default, or of a wrong type.
     """
-    return typing.cast("T", _decode(kind, data, kind.__name__))
+    try:
+        return typing.cast("T", _decoder(typing.cast("Any", kind))(data))
+    except _Misfit as misfit:
+        raise WireError(f"{kind.__name__}{misfit.place}: {misfit}") from None
 
 
 def loads(kind: type[T], text: str | bytes) -> T:
@@ -154,55 +157,96 @@ def write_exit_record(directory: Path, record: ExitRecord) -> None:
     small_files.write(directory / EXIT_RECORD, json.dumps(encode(record)).encode("ascii"), sync=True)
 
 
+class _Misfit(Exception):  # noqa: N818 - it never gets out of this module
+    """A value is not what its place asks for. The place is put together on the way out: nearly always there is none."""
+
+    place = ""
+
+
+_Decoder = Callable[[Any], Any]
+
+
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return {name: hint for name, hint in typing.get_type_hints(kind).items() if not name.startswith("_")}
+def _decoder(kind: Any) -> _Decoder:
+    """What makes a value of a kind out of what JSON has for it. It raises _Misfit.
 
-
-def _decode(kind: Any, data: Any, where: str) -> Any:
+    A daemon decodes a thousand specs at its start, so what a kind is made of is looked up once.
+    """
     if isinstance(kind, type) and kind in (str, int, bool):
-        if type(data) is not kind:
-            raise WireError(f"{where}: {_named(data)} instead of {kind.__name__}")
-        if isinstance(data, int) and not -(1 << 63) <= data < 1 << 64:
-            raise WireError(f"{where}: an integer of more than 64 bits")
-        return data
+        return functools.partial(_plain, kind)
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
-        if data is None:
-            return None
         (kind,) = (option for option in typing.get_args(kind) if option is not type(None))
-        return _decode(kind, data, where)
+        return functools.partial(_optional, _decoder(kind))
     if origin is tuple:
         item = typing.get_args(kind)[0]
-        return tuple(_decode(item, element, where) for element in _checked(list, data, where))
+        return functools.partial(_tuple, item, _decoder(item))
     if origin is dict:
-        item = typing.get_args(kind)[1]
-        entries = _checked(dict, data, where).items()
-        return {key: _decode(item, element, f"{where}.{key}") for key, element in entries}
+        return functools.partial(_dict, _decoder(typing.get_args(kind)[1]))
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        try:
-            return kind(data)
-        except ValueError:
-            raise WireError(f"{where}: {data!r} is no {kind.__name__}") from None
-    if dataclasses.is_dataclass(kind):
-        return _decode_fields(typing.cast("type", kind), _checked(dict, data, where), where)
-    raise AssertionError(f"{where}: no codec for {kind}")
+        return functools.partial(_enum, kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        fields = {name: _decoder(hint) for name, hint in hints.items() if not name.startswith("_")}
+        return functools.partial(_spec, kind, fields)
+    raise AssertionError(f"no codec for {kind}")
 
 
-def _decode_fields(kind: type, data: Mapping[str, Any], where: str) -> Any:
-    hints = _hints(kind)
-    if unknown := data.keys() - hints.keys():
-        raise WireError(f"{where}: {', '.join(sorted(unknown))} unknown to this release")
-    try:
-        return kind(**{name: _decode(hints[name], value, f"{where}.{name}") for name, value in data.items()})
-    except TypeError as error:  # a field without a default is missing
-        raise WireError(f"{where}: {error}") from None
-
-
-def _checked(kind: type[T], data: Any, where: str) -> T:
-    if not isinstance(data, kind):
-        raise WireError(f"{where}: {_named(data)} instead of {kind.__name__}")
+def _plain(kind: Any, data: Any) -> Any:
+    if type(data) is not kind:
+        raise _Misfit(f"{_named(data)} instead of {kind.__name__}")
+    if kind is int and not -(1 << 63) <= data < 1 << 64:
+        raise _Misfit("an integer of more than 64 bits")
     return data
+
+
+def _optional(decode_: _Decoder, data: Any) -> Any:
+    return None if data is None else decode_(data)
+
+
+def _tuple(item: Any, decode_: _Decoder, data: Any) -> tuple[Any, ...]:
+    if not isinstance(data, list):
+        raise _Misfit(f"{_named(data)} instead of list")
+    if item is str and all(type(one) is str for one in data):
+        return tuple(data)
+    return tuple(map(decode_, data))
+
+
+def _dict(decode_: _Decoder, data: Any) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise _Misfit(f"{_named(data)} instead of dict")
+    return _values(data, lambda _: decode_)
+
+
+def _enum(kind: type[enum.Enum], data: Any) -> Any:
+    try:
+        return kind(data)
+    except ValueError:
+        raise _Misfit(f"{data!r} is no {kind.__name__}") from None
+
+
+def _spec(kind: type, fields: Mapping[str, _Decoder], data: Any) -> Any:
+    if not isinstance(data, dict):
+        raise _Misfit(f"{_named(data)} instead of dict")
+    if unknown := data.keys() - fields.keys():
+        raise _Misfit(f"{', '.join(sorted(unknown))} unknown to this release")
+    values = _values(data, fields.__getitem__)
+    try:
+        return kind(**values)
+    except TypeError as error:  # a field without a default is missing
+        raise _Misfit(str(error)) from None
+
+
+def _values(data: Mapping[str, Any], decoder_of: Callable[[str], _Decoder]) -> dict[str, Any]:
+    name = ""
+    values = {}
+    try:
+        for name, value in data.items():
+            values[name] = decoder_of(name)(value)
+    except _Misfit as misfit:
+        misfit.place = f".{name}{misfit.place}"
+        raise
+    return values
 
 
 def _named(data: Any) -> str:

@@ -98,15 +98,15 @@ async def test_the_log_cannot_be_opened(node, make, monkeypatch, error) -> None:
 @pytest.mark.parametrize("error", ERRORS, ids=names)
 async def test_it_cannot_be_written_down_that_it_runs(node, make, monkeypatch, error) -> None:
     sandbox, container = await created(node, make)
-    followed = node.store.followed
+    follow = node.store.follow
     failing = [error]
 
-    def fail(**changes):
+    async def fail(**changes) -> None:
         if failing:
             raise failing.pop()
-        return followed(**changes)
+        await follow(**changes)
 
-    monkeypatch.setattr(node.store, "followed", fail)
+    monkeypatch.setattr(node.store, "follow", fail)
     with pytest.raises(type(error)):
         await container.start()
     await check(node, sandbox, container)

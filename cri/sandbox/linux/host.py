@@ -211,13 +211,14 @@ class LinuxHost(Host):
     async def leftovers(self, sandboxes: Sequence[str], containers: Sequence[str]) -> Sequence[str]:
         """Remove wardens, cgroups and layers that belong to nobody."""
         removed = []
+        known = set(containers)
         async for spec, warden in self._wardens.unknown(self._runtime, sandboxes):
             if warden is not None:
                 await self.stop_sandbox(spec, warden)
             await self.remove_sandbox(spec)
             removed.append(f"warden in {spec.runtime_directory}")
         for entry in await asyncio.to_thread(self._ledger.entries):
-            if entry.container_id not in containers:
+            if entry.container_id not in known:
                 await asyncio.to_thread(self._ledger.remove_entry, entry)
                 removed.append(f"cgroups of container {entry.container_id}")
         return removed + await asyncio.to_thread(self.snapshots.remove_unfinished)
@@ -261,6 +262,10 @@ class LinuxHost(Host):
 
     def _update_container(self, spec: ContainerSpec, resources: Resources) -> None:
         whole = wire.merged(spec.resources, resources)
+        if resources.oom_score_adj == spec.resources.oom_score_adj:
+            # A kubelet repeats it with each resize. Where it could not be lowered, the start did without it, and so does this;
+            # and what a program has made of its own is left alone.
+            resources = replace(resources, oom_score_adj=None)
 
         def note() -> None:
             """For the warden, which gives it to the first process at its start."""

@@ -190,12 +190,12 @@ class Node:
             self.client("StartContainer", container_id=found)
         return found
 
-    def grow(self, containers: int) -> None:
-        """Have as many containers running."""
+    def grow(self, containers: int, **fields: Any) -> None:
+        """Have as many containers running; `fields` are of the configs of new ones."""
         while self.running < containers:
             if self.running % PER_POD == 0:
                 self._pod = self.pod()
-            self.container(self._pod)
+            self.container(self._pod, **fields)
             self.running += 1
 
     def close(self) -> None:
