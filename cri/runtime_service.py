@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
@@ -80,7 +81,7 @@ class RuntimeService:
 
     async def status(self, request: v1.StatusRequest) -> v1.StatusResponse:
         """Whether pods can run here, and what they may ask for."""
-        runtime, network = await self._condition(), await self._network.condition()
+        runtime, network = await asyncio.gather(self._condition(), self._network.condition())
         features = self._host.features
         handler_features = v1.RuntimeHandlerFeatures(
             recursive_read_only_mounts=features.recursive_readonly_mounts,
