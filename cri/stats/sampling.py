@@ -44,8 +44,19 @@ FarEnds = Callable[[Collection[str]], Awaitable[Mapping[str, Mapping[str, str]]]
 class Sampler:
     """The last reading of each pod and container."""
 
-    def __init__(self, host: Host, pods: Pods, interval: float, far_ends: FarEnds | None = None) -> None:
-        """`interval`: seconds between two readings of the same; `far_ends`: see `CniNetwork`."""
+    def __init__(
+        self,
+        host: Host,
+        pods: Pods,
+        interval: float,
+        far_ends: FarEnds | None = None,
+        took: Callable[[float], object] = lambda _: None,
+    ) -> None:
+        """`interval`: seconds between two readings of the same; `far_ends`: see `CniNetwork`.
+
+        `took` is told how many seconds each pass over all that runs has taken, its rests included.
+        """
+        self._took = took
         self._host = host
         self._pods = pods
         self._far_ends = far_ends if host.counts_at_far_ends else None
@@ -65,6 +76,7 @@ class Sampler:
         while True:
             began = time.monotonic()
             await self.read_all()
+            self._took(time.monotonic() - began)
             await asyncio.sleep(max(self._interval - (time.monotonic() - began), self._interval / 10))
 
     async def read_all(self) -> None:
