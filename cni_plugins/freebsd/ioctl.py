@@ -104,7 +104,8 @@ class Interfaces:
     def ignore_advertisements(self, name: str, *, fresh: bool = False) -> None:
         """Have an interface take no router from advertisements. The socket must be of AF_INET6.
 
-        A `fresh` one that would have taken some has no IPv6 until it is given an address, as those that would not.
+        A `fresh` one that would have taken some has no IPv6 until it is given an address, as those that would not; and none of its
+        addresses is looked for elsewhere before it is used.
         """
         what = f"interface {name}"
         self._call(lib.cni_ignore_advertisements, "refuse router advertisements on", what, name, int(fresh))

@@ -128,14 +128,15 @@ static int cni_listens(int fd, const char *name) {
 }
 
 /* Needs a socket of AF_INET6. A fresh interface, without addresses, becomes what it would be were
-   net.inet6.ip6.accept_rtadv 0: disabled until it is given an address, which then needs no duplicate address detection. */
+   net.inet6.ip6.accept_rtadv 0: disabled until it is given an address. What it is given is there at once, for nobody else can
+   have it: the kernel passes over IFA_F_NODAD, and marks what it finds on a link that is not yet up, once a second, for a check. */
 static int cni_ignore_advertisements(int fd, const char *name, int fresh) {
     struct in6_ndireq request = {0};
     if (copy_name(request.ifname, name) || ioctl(fd, SIOCGIFINFO_IN6, &request) != 0) return -1;
-    if (!(request.ndi.flags & ND6_IFF_ACCEPT_RTADV)) return 0;
+    unsigned int before = request.ndi.flags;
+    if (fresh) request.ndi.flags |= ND6_IFF_NO_DAD | (before & ND6_IFF_ACCEPT_RTADV ? ND6_IFF_IFDISABLED : 0);
     request.ndi.flags &= ~ND6_IFF_ACCEPT_RTADV;
-    if (fresh) request.ndi.flags |= ND6_IFF_IFDISABLED;
-    return ioctl(fd, SIOCSIFINFO_FLAGS, &request);
+    return request.ndi.flags == before ? 0 : ioctl(fd, SIOCSIFINFO_FLAGS, &request);
 }
 
 static int cni_join_group(int fd, const char *name, const char *group) {

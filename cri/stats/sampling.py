@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -32,6 +34,9 @@ PATIENCE = 2.0
 
 STALE = 1.25
 """Intervals after which a reading is too old to be told: the next one has been late."""
+
+FRESH = 0.8
+"""Seconds. Who is told of an older reading gets a new one by asking again: crictl looks twice, a second apart."""
 
 YOUNG = 3.0
 """Intervals for which a container's first reading tells how fast it has been since its start."""
@@ -63,6 +68,8 @@ class Sampler:
         self._interval = interval
         self._samples: dict[str, Sample] = {}
         self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._asked = asyncio.Event()
+        """Somebody was told of what is not fresh."""
         self._failed: set[str] = set()
         """Those that could not be read the last time, which the log has heard of."""
         self._slots = asyncio.Semaphore(AT_ONCE)
@@ -72,12 +79,17 @@ class Sampler:
         return self._samples.get(object_id)
 
     async def watch(self) -> None:
-        """Read everything, again and again."""
+        """Read everything, again and again; soon, if somebody has asked for what is not FRESH."""
         while True:
             began = time.monotonic()
+            self._asked.clear()
             await self.read_all()
-            self._took(time.monotonic() - began)
-            await asyncio.sleep(max(self._interval - (time.monotonic() - began), self._interval / 10))
+            took = time.monotonic() - began
+            self._took(took)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(self._interval - took, self._interval / 10)):
+                    await self._asked.wait()
+            await asyncio.sleep(max(0.0, began + FRESH - time.monotonic()))
 
     async def read_all(self) -> None:
         """Read everything that runs, and forget what does not; at most half of the time is taken by it."""
@@ -95,7 +107,13 @@ class Sampler:
 
     async def refresh(self, pods: Sequence[PodSandbox], containers: Sequence[Container]) -> None:
         """See that there are recent readings of these; what somebody else waits for is shared."""
-        oldest = time.monotonic() - STALE * self._interval
+        now = time.monotonic()
+        oldest = now - STALE * self._interval
+        known = [
+            self._samples.get(one.id) for one in itertools.chain[PodSandbox | Container](pods, containers)
+        ]
+        if any(sample is not None and sample.taken < now - FRESH for sample in known):
+            self._asked.set()
         wanted: dict[str, list[Container]] = {}
         waiting: set[asyncio.Task[None]] = set()
         old_pods = [pod for pod in pods if self._is_old(pod.id, oldest, waiting)]

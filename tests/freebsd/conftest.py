@@ -144,6 +144,7 @@ class Machine:
     async def start(self) -> None:
         from baustelle.bundle import ImageDefaults
         from cri import config
+        from cri.events import Events
         from cri.network import CniNetwork
         from cri.sandbox.freebsd import kernel
         from cri.sandbox.freebsd.host import FreeBSDHost
@@ -188,6 +189,7 @@ class Machine:
         settings = config.load(environment={}, flags=flags).network
         self.network = CniNetwork(self.host, settings, self.directory / "state")
         self.lost: list[str] = []
+        self.events = Events()
         node = Node(
             host=self.host,
             store=self.store,
@@ -196,8 +198,10 @@ class Machine:
             state_dir=self.directory / "state",
             runtime_dir=self.directory / "run",
             trash=Trash(self.directory / "state/removed"),
+            witness=self.events,
         )
         self.pods = Pods(node)
+        self.events.watch(self.pods.sandboxes)
 
         def lost(sandbox: str) -> None:
             self.lost.append(sandbox)

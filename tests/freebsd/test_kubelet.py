@@ -23,9 +23,13 @@ from tests.kubelet.test_node import *  # noqa: F403
 from tests.kubelet.test_upkeep import *  # noqa: F403
 
 from .conftest import make_image, node_state
-from .daemon import Daemon
+from .daemon import CRICTL, Daemon
 
-pytestmark = [pytest.mark.node, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.node,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(CRICTL is None, reason="there is no crictl in PATH"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -350,6 +350,24 @@ def parameter(name):
     return run("sysctl", "-n", f"net.inet6.ip6.{name}").strip()
 
 
+@pytest.mark.parametrize("kind", ["bridge", "ptp"])
+def test_an_address_that_waits_for_its_link(make_network, pod, monkeypatch, kind):
+    """Once a second the kernel marks all addresses of links that are down for a check, during which nobody can use them."""
+    real = Routes.perform
+
+    def one_by_one(self, *messages):
+        for message in messages:
+            real(self, message)
+            time.sleep(1.2)
+
+    network = make_network(kind)
+    with monkeypatch.context() as patch:
+        patch.setattr(Routes, "perform", one_by_one)
+        request = network.add("sandbox", pod)
+    inside = pod.run("ifconfig", "eth0")
+    assert "tentative" not in inside.split(str(addresses(request)[1]))[1].splitlines()[0]
+
+
 def advertise(pod, name):
     """Send an advertisement of a router, as a pod with allow.raw_sockets can."""
     with Routes.of(pod) as routes:

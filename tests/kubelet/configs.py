@@ -81,9 +81,6 @@ class ImageUser:
 
 def sandbox(pod: Pod, places: Places, attempt: int, cgroup_parent: str) -> v1.PodSandboxConfig:
     """A pod's sandbox."""
-    cpu = sum(each.cpu_limit for each in pod.containers)
-    request = sum(each.cpu_request for each in pod.containers)
-    memory = sum(each.memory_limit for each in pod.containers)
     security = v1.LinuxSandboxSecurityContext(
         namespace_options=namespaces(),
         seccomp=v1.SecurityProfile(profile_type=v1.SecurityProfileProfileType.RuntimeDefault),
@@ -103,7 +100,7 @@ def sandbox(pod: Pod, places: Places, attempt: int, cgroup_parent: str) -> v1.Po
         linux=v1.LinuxPodSandboxConfig(
             cgroup_parent=cgroup_parent,
             security_context=security,
-            resources=_resources(request, cpu, memory),
+            resources=pod_resources(pod),
             overhead=v1.LinuxContainerResources(),
         ),
     )
@@ -138,6 +135,15 @@ def container(
         linux=v1.LinuxContainerConfig(
             resources=container_resources(pod, spec), security_context=_security(pod, spec, user)
         ),
+    )
+
+
+def pod_resources(pod: Pod) -> v1.LinuxContainerResources:
+    """What a pod's containers may use together."""
+    return _resources(
+        sum(each.cpu_request for each in pod.containers),
+        sum(each.cpu_limit for each in pod.containers),
+        sum(each.memory_limit for each in pod.containers),
     )
 
 

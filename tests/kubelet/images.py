@@ -59,9 +59,11 @@ def serve(base: Path, fill: Callable[[Path], None]) -> Iterator[Images]:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         host = f"localhost:{server.server_port}"
-        yield Images(f"{host}/shell:latest", f"{host}/unused:latest")
-        server.shutdown()
-        thread.join()
+        try:
+            yield Images(f"{host}/shell:latest", f"{host}/unused:latest")
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def fill_with_busybox(root: Path) -> None:

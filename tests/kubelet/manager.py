@@ -7,6 +7,7 @@ kuberuntime_termination_order.go), pkg/kubelet/images/image_manager.go.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 import time
 from collections.abc import Sequence
@@ -191,10 +192,41 @@ class RuntimeManager:
                 await self._kill_container(pod, spec, container, pod.grace_seconds)
         return container
 
-    async def update_resources(self, pod: Pod, spec: Container, container: str) -> None:
-        """Resize a running container in place, to what `spec` says now."""
+    async def resize(self, before: Pod, after: Pod, status: PodStatus) -> None:
+        """Resize a running pod in place: its memory, then its CPUs.
+
+        The runtime hears of a pod that grows before its containers do, and of one that shrinks after them.
+        """
+        now = list(before.containers)
+        for kind in ("memory", "cpu"):
+            fields = (f"{kind}_request", f"{kind}_limit")
+            resized = [
+                dataclasses.replace(old, **{each: getattr(new, each) for each in fields})
+                for old, new in zip(now, after.containers, strict=True)
+            ]
+            grows = sum(getattr(each, fields[1]) for each in resized) > sum(
+                getattr(each, fields[1]) for each in now
+            )
+            pod = dataclasses.replace(after, containers=resized)
+            if grows:
+                await self._resize_pod(pod, status)
+            for spec in resized:
+                known = status.container(spec.name)
+                await self.runtime(
+                    "UpdateContainerResources",
+                    container_id=known.id,
+                    linux=configs.container_resources(pod, spec),
+                )
+            if not grows:
+                await self._resize_pod(pod, status)
+            now = resized
+
+    async def _resize_pod(self, pod: Pod, status: PodStatus) -> None:
         await self.runtime(
-            "UpdateContainerResources", container_id=container, linux=configs.container_resources(pod, spec)
+            "UpdatePodSandboxResources",
+            pod_sandbox_id=status.sandboxes[0].id,
+            overhead=v1.LinuxContainerResources(),
+            resources=configs.pod_resources(pod),
         )
 
     # -- what is to end

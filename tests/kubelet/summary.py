@@ -1,6 +1,6 @@
-"""What eviction and `kubectl top` are told: the kubelet's CRI statistics provider.
+"""What eviction, `kubectl top` and /metrics/cadvisor are told: the kubelet's CRI statistics provider and metrics collector.
 
-Source: kubernetes v1.36.0, pkg/kubelet/stats/cri_stats_provider.go.
+Source: kubernetes v1.36.0, pkg/kubelet/stats/cri_stats_provider.go, pkg/kubelet/metrics/collectors/cri_metrics.go.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 from cri.api.runtime import v1
 from tests.kubelet.client import Runtime
+from tests.kubelet.manager import RuntimeViolationError
 from tests.kubelet.statuses import SandboxState, State
 
 
@@ -33,6 +34,8 @@ class Statistics:
         self._before: dict[str, tuple[int, int]] = {}
         """Timestamp and CPU time by container, both in nanoseconds."""
         self._cores: dict[str, float] = {}
+        self._label_keys: dict[str, list[str]] = {}
+        """Of each metric, as it is announced once."""
 
     async def summary(self) -> dict[str, PodFigures]:
         """All pods' figures by uid, strictly from the runtime (the gate PodAndContainerStatsFromCRI)."""
@@ -62,6 +65,27 @@ class Statistics:
             "ListContainerStats", filter=v1.ContainerStatsFilter(pod_sandbox_id=sandbox)
         )
         return pod.stats, list(some.stats)
+
+    async def metrics(self) -> dict[str, dict[tuple[str, ...], float]]:
+        """What /metrics/cadvisor shows: values of each metric by the values of its labels.
+
+        Raises RuntimeViolationError for what Prometheus would not take.
+        """
+        if not self._label_keys:
+            announced = await self._runtime("ListMetricDescriptors")
+            self._label_keys = {each.name: list(each.label_keys) for each in announced.descriptors}
+        found: dict[str, dict[tuple[str, ...], float]] = {}
+        for pod in (await self._runtime("ListPodSandboxMetrics")).pod_metrics:
+            for metric in [*pod.metrics, *(one for each in pod.container_metrics for one in each.metrics)]:
+                keys = self._label_keys.get(metric.name)
+                labels = tuple(metric.label_values)
+                if keys is None or len(keys) != len(labels):
+                    raise RuntimeViolationError(f"{metric.name} is announced with {keys} and has {labels}")
+                values = found.setdefault(metric.name, {})
+                if labels in values:
+                    raise RuntimeViolationError(f"{metric.name} is there twice: {labels}")
+                values[labels] = metric.value.value
+        return found
 
     async def _running(self) -> tuple[dict[str, Any], dict[str, Any]]:
         containers = await self._runtime("ListContainers", filter=v1.ContainerFilter())

@@ -89,6 +89,7 @@ async def test_a_pod_starts(kubelet: Kubelet, node: Node) -> None:
             Container("other", image, SLEEP, read_only_root=True),
         ],
     )
+    await kubelet.runtime("RemoveImage", image=v1.ImageSpec(image=image))
     mark = len(kubelet.runtime.calls)
     kubelet.add(pod)
     await kubelet.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from pathlib import Path
 
@@ -167,33 +168,62 @@ async def test_eviction_knows_what_pods_use(kubelet: Kubelet, node: Node) -> Non
     assert of_pod.attributes.id == sandbox
     assert {each.attributes.metadata.name for each in some} == {"busy", "idle"}
 
+    metrics = await kubelet.statistics.metrics()
+    names = {each.name for pod in pods for each in pod.containers}
+    for name in ("container_cpu_usage_seconds_total", "container_memory_working_set_bytes"):
+        shown = {label for labels in metrics[name] for label in labels}
+        assert names | {pod.name for pod in pods} <= shown
+        assert all(value >= 0 for value in metrics[name].values())
 
-async def test_a_container_is_resized_in_place(kubelet: Kubelet, node: Node) -> None:
-    image, megabytes = node.images.shell, 1 << 20
-    before = Container(
-        "main",
-        image,
-        SLEEP,
-        cpu_request=100,
-        cpu_limit=200,
-        memory_request=64 * megabytes,
-        memory_limit=64 * megabytes,
-    )
-    pod = Pod("resized", [before])
+
+async def test_lists_come_in_pieces_too(kubelet: Kubelet, node: Node) -> None:
+    """What the gate CRIListStreaming does instead of lists."""
+    pods = [
+        Pod(f"listed{number}", [Container(name, node.images.shell, SLEEP) for name in "ab"])
+        for number in range(3)
+    ]
+    await kubelet.run(*pods)
+    for plain, field, streamed in (
+        ("ListPodSandbox", "items", "StreamPodSandboxes"),
+        ("ListContainers", "containers", "StreamContainers"),
+        ("ListContainerStats", "stats", "StreamContainerStats"),
+        ("ListPodSandboxStats", "stats", "StreamPodSandboxStats"),
+        ("ListImages", "images", "StreamImages"),
+    ):
+        pieces = [message async for message in kubelet.runtime.stream(streamed)]
+        ((what, _),) = pieces[0].ListFields()
+        some = [item for piece in pieces for item in getattr(piece, what.name)]
+        every = getattr(await kubelet.runtime(plain), field)
+        about = [[getattr(one, "attributes", one).id for one in each] for each in (some, every)]
+        assert about[0] == about[1] != []
+
+
+async def test_a_pod_is_resized_in_place(kubelet: Kubelet, node: Node) -> None:
+    def sized(cpu: int, megabytes: int) -> Container:
+        memory = megabytes << 20
+        return Container(
+            *("main", node.images.shell, SLEEP),
+            cpu_request=cpu,
+            cpu_limit=cpu,
+            memory_request=memory,
+            memory_limit=memory,
+        )
+
+    pod = Pod("resized", [sized(200, 64)])
     await kubelet.run(pod)
-    container = kubelet.status(pod).containers[0]
-    after = Container(
-        "main",
-        image,
-        SLEEP,
-        cpu_request=100,
-        cpu_limit=400,
-        memory_request=96 * megabytes,
-        memory_limit=96 * megabytes,
-    )
-    await kubelet.manager.update_resources(pod, after, container.id)
-    status = (await kubelet.manager.status_of(pod)).container("main")
-    assert (status.id, status.state) == (container.id, State.CONTAINER_RUNNING)
-    assert status.started_at == container.started_at
-    assert status.resources.linux.cpu_quota == 40_000
-    assert status.resources.linux.memory_limit_in_bytes == 96 * megabytes
+    before = kubelet.status(pod)
+    for now, then, order in (
+        (sized(200, 64), sized(400, 96), ["UpdatePodSandboxResources", "UpdateContainerResources"] * 2),
+        (sized(400, 96), sized(300, 80), ["UpdateContainerResources", "UpdatePodSandboxResources"] * 2),
+    ):
+        mark = len(kubelet.runtime.calls)
+        await kubelet.manager.resize(
+            dataclasses.replace(pod, containers=[now]), dataclasses.replace(pod, containers=[then]), before
+        )
+        assert kubelet.runtime.calls[mark:] == order
+        status = (await kubelet.manager.status_of(pod)).container("main")
+        assert (status.id, status.state) == (before.containers[0].id, State.CONTAINER_RUNNING)
+        assert status.started_at == before.containers[0].started_at
+        assert status.resources.linux.cpu_quota == then.cpu_limit * 100
+        assert status.resources.linux.memory_limit_in_bytes == then.memory_limit
+    assert await kubelet.step() == [], "nothing has been started again"

@@ -262,6 +262,10 @@ class LinuxHost(Host):
 
     def _update_container(self, spec: ContainerSpec, resources: Resources) -> None:
         whole = wire.merged(spec.resources, resources)
+        if resources.oom_score_adj == spec.resources.oom_score_adj:
+            # A kubelet repeats it with each resize. Where it could not be lowered, the start did without it, and so does this;
+            # and what a program has made of its own is left alone.
+            resources = replace(resources, oom_score_adj=None)
 
         def note() -> None:
             """For the warden, which gives it to the first process at its start."""

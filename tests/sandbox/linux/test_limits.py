@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,23 @@ async def test_the_oom_score_of_what_runs(v1, pod):
     for pid in group_of(v1, spec).processes():
         assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "300\n"
     assert await pod.exec(spec, "cat", "/proc/self/oom_score_adj") == (0, "300\n")
+
+
+async def test_an_oom_score_that_is_repeated_is_not_written(v1, pod):
+    """Perhaps it cannot be: a node may not let the score be lowered, which keeps no container from starting."""
+    spec = pod.container("sh", "-c", "echo 500 >/proc/self/oom_score_adj; exec sleep 1000")
+    spec = replace(spec, resources=Resources(oom_score_adj=300, cpu_shares=20))
+    await pod.start(spec)
+    (pid,) = group_of(v1, spec).processes()
+    score = Path(f"/proc/{pid}/oom_score_adj")
+    async with asyncio.timeout(5):
+        while score.read_text() != "500\n":
+            await asyncio.sleep(0.01)
+    await v1.host.update_container(spec, Resources(oom_score_adj=300, cpu_shares=30))
+    assert score.read_text() == "500\n"
+    assert limits(group_of(v1, spec))["cpu.shares"] == "30"
+    await v1.host.update_container(spec, Resources(oom_score_adj=400))
+    assert score.read_text() == "400\n"
 
 
 async def test_a_late_group_that_is_not_kept_leaves_nothing(v1, pod):
