@@ -113,6 +113,12 @@ class Metrics:
             buckets=BUCKETS,
             registry=registry,
         )
+        self.stats_pass_seconds = Histogram(
+            "cri_jails_stats_pass_duration_seconds",
+            "Time that a pass over all that runs has taken for the statistics, rests included",
+            buckets=BUCKETS,
+            registry=registry,
+        )
         self.state_writable = Gauge(
             "cri_jails_state_writable", "1 if the state database took the last write", registry=registry
         )

@@ -245,7 +245,15 @@ async def _serve_rpc(
     streaming = streaming_server(config.streaming)
     await streaming.start()
     end.push_async_callback(streaming.stop)
-    stats = Stats(host, pods, images, config.state_dir / "snapshots", config.stats.interval, network.far_ends)
+    stats = Stats(
+        host,
+        pods,
+        images,
+        config.state_dir / "snapshots",
+        config.stats.interval,
+        network.far_ends,
+        metrics.stats_pass_seconds.observe,
+    )
     _keep(end, stats.watch())
     runtime_service = RuntimeService(
         host=host,

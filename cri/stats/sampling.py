@@ -49,8 +49,19 @@ FarEnds = Callable[[Collection[str]], Awaitable[Mapping[str, Mapping[str, str]]]
 class Sampler:
     """The last reading of each pod and container."""
 
-    def __init__(self, host: Host, pods: Pods, interval: float, far_ends: FarEnds | None = None) -> None:
-        """`interval`: seconds between two readings of the same; `far_ends`: see `CniNetwork`."""
+    def __init__(
+        self,
+        host: Host,
+        pods: Pods,
+        interval: float,
+        far_ends: FarEnds | None = None,
+        took: Callable[[float], object] = lambda _: None,
+    ) -> None:
+        """`interval`: seconds between two readings of the same; `far_ends`: see `CniNetwork`.
+
+        `took` is told how many seconds each pass over all that runs has taken, its rests included.
+        """
+        self._took = took
         self._host = host
         self._pods = pods
         self._far_ends = far_ends if host.counts_at_far_ends else None
@@ -74,6 +85,7 @@ class Sampler:
             self._asked.clear()
             await self.read_all()
             took = time.monotonic() - began
+            self._took(took)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(self._interval - took, self._interval / 10)):
                     await self._asked.wait()

@@ -79,14 +79,18 @@ class Stats:
         directory: Path,
         interval: float = INTERVAL,
         far_ends: FarEnds | None = None,
+        took: Callable[[float], object] = lambda _: None,
     ) -> None:
-        """`directory`: where layers lie; `interval`: seconds between two samples of the same; `far_ends`: see `CniNetwork`."""
+        """`directory`: where layers lie; `interval`: seconds between two samples of the same; `far_ends`: see `CniNetwork`.
+
+        `took`: see `Sampler`.
+        """
         self._host = host
         self._pods = pods
         self._images = images
         self._mountpoint = str(directory)
         self._interval = interval
-        self._sampler = Sampler(host, pods, interval, far_ends)
+        self._sampler = Sampler(host, pods, interval, far_ends, took)
         self._layers = Layers(host, pods, interval)
         self._attributes: dict[str, bytes] = {}
         self._layer_figures: dict[str, tuple[Layer, bytes]] = {}

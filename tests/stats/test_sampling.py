@@ -159,3 +159,15 @@ async def test_nothing_is_kept_but_the_last_reading(node, host) -> None:
         await sampler.read_all()
     assert len(sampler._samples) == 4
     assert not sampler._under_way
+
+
+async def test_each_pass_is_timed(node, host) -> None:
+    took: list[float] = []
+    node.pod("p")
+    sampler = Sampler(host, node, interval=0.01, took=took.append)
+    watching = asyncio.create_task(sampler.watch())
+    async with asyncio.timeout(5):
+        while len(took) < 2:
+            await asyncio.sleep(0.01)
+    watching.cancel()
+    assert min(took) >= 0
