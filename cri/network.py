@@ -87,6 +87,7 @@ class CniNetwork:
         self._asking: asyncio.Task[tuple[list[str], list[str]]] | None = None
         self._lost: tuple[float, list[str]] = (0.0, [])
         """Until when that counts, and what was lost."""
+        self._well_until = 0.0
         self._broken = asyncio.Event()
         self._gone: set[str] = set()
         """Sandboxes that this daemon has detached, so that nothing of theirs need be looked for."""
@@ -110,7 +111,16 @@ class CniNetwork:
         self._cni = CNI(self._ledger, binaries=[Path(one) for one in self._config.external_plugins])
 
     async def condition(self) -> Condition:
-        """Whether pods can have a network, and if not, why."""
+        """Whether pods can have a network, and if not, why. That they can is as of a second ago at most."""
+        if time.monotonic() < self._well_until:
+            return Condition(ok=True)
+        began = time.monotonic()
+        found = await self._condition()
+        if found.ok:
+            self._well_until = began + LOST_SECONDS
+        return found
+
+    async def _condition(self) -> Condition:
         try:
             network = await asyncio.to_thread(self._network)
         except NetworkError as error:
@@ -236,6 +246,7 @@ class CniNetwork:
             return
         await asyncio.to_thread(self._pod_cidr.write, subnets)
         self._default = default
+        self._well_until = 0.0
         log.info("new pods get addresses of the kubelet's pod CIDR", pod_cidr=pod_cidr)
 
     async def prepare(self, config: NetworkConfig) -> Callable[[], None]:
@@ -251,6 +262,7 @@ class CniNetwork:
             if config.conf_dir != self._directory.path:
                 self._directory = ConfDirectory(config.conf_dir)
             self._config, self._default, self._found = config, default, None
+            self._well_until = 0.0
             self._broken.set()  # so that what nobody uses any more goes soon
 
         return take_over

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
@@ -80,7 +81,7 @@ class RuntimeService:
 
     async def status(self, request: v1.StatusRequest) -> v1.StatusResponse:
         """Whether pods can run here, and what they may ask for."""
-        runtime, network = await self._condition(), await self._network.condition()
+        runtime, network = await asyncio.gather(self._condition(), self._network.condition())
         features = self._host.features
         handler_features = v1.RuntimeHandlerFeatures(
             recursive_read_only_mounts=features.recursive_readonly_mounts,
@@ -147,7 +148,7 @@ class RuntimeService:
 
         Without both if no client would take so large an answer: then the kubelet asks for one after the other.
         """
-        sandbox = self._pods.sandbox(request.pod_sandbox_id)
+        sandbox = _shown(self._pods.sandbox(request.pod_sandbox_id))
         moment, at = Moment.of(sandbox), self._events.now()
         pod, containers = await self._statuses.of_pod(moment)
         pieces = fields(1, [pod])
@@ -204,7 +205,7 @@ class RuntimeService:
 
     async def container_status(self, request: v1.ContainerStatusRequest) -> bytes:
         """Everything about a container."""
-        container = self._pods.container(request.container_id)
+        container = _shown(self._pods.container(request.container_id))
         record = container.record
         pieces = fields(1, [await self._statuses.of_container(container, record, container.spec)])
         if request.verbose:
@@ -438,3 +439,10 @@ class RuntimeService:
             for sandbox, item in items:
                 lists.checked(f"sandbox {sandbox}", sum(map(len, item)))
             yield [item for _, item in items]
+
+
+def _shown(of: O) -> O:
+    """The object, if clients are shown it. Raises NotFoundError while it is being made."""
+    if of.state in (SandboxState.CREATING, ContainerState.CREATING):
+        raise NotFoundError(f"{of.record.kind} {of.id} is still being made")
+    return of

@@ -137,6 +137,8 @@ async def test_what_plugins_say_is_the_condition(open_network, calls) -> None:
     opened = await open_network()
     assert (await opened.condition()).ok
     calls.status = ["pf is off", "no route"]
+    assert (await opened.condition()).ok, "it was looked at a moment ago"
+    opened._well_until = 0.0
     found = await opened.condition()
     assert (found.ok, found.reason, found.message) == (False, "NetworkPluginNotReady", "pf is off; no route")
 
@@ -299,7 +301,7 @@ async def test_what_somebody_has_removed_is_the_condition_until_it_is_back(
     assert (await opened.condition()).ok
     removed.lost = ["bridge cri0 is not there", *(f"table {number} is not there" for number in range(9))]
     assert (await opened.condition()).ok, "it was looked at a moment ago"
-    opened._lost = (0.0, [])
+    opened._lost, opened._well_until = (0.0, []), 0.0
     found = await opened.condition()
     assert (found.ok, found.reason) == (False, "NetworkBroken")
     assert "bridge cri0 is not there; table 0" in found.message

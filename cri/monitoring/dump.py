@@ -30,6 +30,8 @@ class Dumper:
         self._output = output or sys.stderr
         self._loop = asyncio.get_running_loop()
         self._dumping: asyncio.Task[None] | None = None
+        self._wanted = False
+        """Somebody has asked since the last dump began."""
 
     def install(self) -> None:
         """Begin. In the main thread, on its loop."""
@@ -44,8 +46,14 @@ class Dumper:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
     def _asked(self) -> None:
+        self._wanted = True
         if self._dumping is None or self._dumping.done():
-            self._dumping = asyncio.create_task(self._dump(), name="dump of tasks")
+            self._dumping = asyncio.create_task(self._dump_while_wanted(), name="dump of tasks")
+
+    async def _dump_while_wanted(self) -> None:
+        while self._wanted:
+            self._wanted = False
+            await self._dump()
 
     async def _dump(self) -> None:
         tasks = sorted(asyncio.all_tasks(self._loop), key=lambda task: task.get_name())

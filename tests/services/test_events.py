@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -491,6 +492,30 @@ def test_a_status_has_the_containers_and_its_time(grpc_stub, node) -> None:
     grpc_stub.UpdateContainerResources(request)
     later = grpc_stub.PodSandboxStatus(asked)
     assert later.containers_statuses[0].resources.linux.cpu_quota == 5000
+    grpc_stub.RemovePodSandbox(v1.RemovePodSandboxRequest(pod_sandbox_id=pod))
+
+
+def test_what_is_still_being_made_is_not_there_yet(grpc_stub, node, monkeypatch) -> None:
+    go_on, attach = threading.Event(), node.network.attach
+
+    async def held(spec, warden):
+        await asyncio.to_thread(go_on.wait, 10)
+        return await attach(spec, warden)
+
+    monkeypatch.setattr(node.network, "attach", held)
+    config = v1.PodSandboxConfig(metadata=v1.PodSandboxMetadata(name="made", uid="u", namespace="ns"))
+    call = threading.Thread(target=grpc_stub.RunPodSandbox, args=[v1.RunPodSandboxRequest(config=config)])
+    before = set(node.pods.sandboxes)
+    call.start()
+    while not (made := set(node.pods.sandboxes) - before):
+        time.sleep(0.01)
+    (pod,) = made
+    with pytest.raises(grpc.RpcError, match="is still being made") as caught:
+        grpc_stub.PodSandboxStatus(v1.PodSandboxStatusRequest(pod_sandbox_id=pod))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    go_on.set()
+    call.join()
+    assert grpc_stub.PodSandboxStatus(v1.PodSandboxStatusRequest(pod_sandbox_id=pod)).status.state == READY
     grpc_stub.RemovePodSandbox(v1.RemovePodSandboxRequest(pod_sandbox_id=pod))
 
 

@@ -68,8 +68,11 @@ def compare(options: argparse.Namespace) -> int:
             print(f"== {containers} containers, {-(-containers // PER_POD)} pods", flush=True)
             report(*read(ours, peer, options.reads))
             memory = [pss(pid) for pid in pids]
+            ratio = memory[0] / memory[1]
             print(
-                f"{'PSS of the daemon':<22}{memory[0]:>9.1f} MB{memory[1]:>9.1f} MB  ratio {memory[0] / memory[1]:>6.3f}  aim 1.0"
+                f"{'PSS of the daemon':<22}{memory[0]:>9.1f} MB{memory[1]:>9.1f} MB  ratio {ratio:>6.3f}"
+                f"             aim 1 {'met' if ratio <= 1 else 'MISSED'}",
+                flush=True,
             )
         if options.alone:
             peer.remove()
