@@ -46,6 +46,8 @@ RECONCILE_SECONDS = 60.0
 """Between two looks whether the node still has what the pods need of it."""
 STATUS_SECONDS = 2.0
 """What a client waits for the plugins to say how they are; they may be others' and hang."""
+HELD_UP_SECONDS = 0.5
+"""How much later than that this process looks at the clock if it has not been held up itself."""
 LOOK_SECONDS = 5.0
 """Between two cheap looks whether bridges and tables are there; what is not is put back at once."""
 LOST_SECONDS = 1.0
@@ -127,7 +129,7 @@ class CniNetwork:
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._in_thread(self._ask, network))
         try:
-            problems, lost = await asyncio.wait_for(asyncio.shield(self._asking), STATUS_SECONDS)
+            problems, lost = await _told(self._asking)
         except TimeoutError:
             message = f"the plugins of network {network.name} have not said within {STATUS_SECONDS:g} s how they are"
             return Condition(ok=False, reason="NetworkPluginSilent", message=message)
@@ -406,6 +408,20 @@ def _pairs(interfaces: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         for near, far in itertools.pairwise(interfaces)
         if far.get("sandbox") and not near.get("sandbox")
     }
+
+
+async def _told(asking: asyncio.Task[T]) -> T:
+    """What is told within STATUS_SECONDS, in which this process runs. Raises TimeoutError if nothing is.
+
+    A process that did not run (its node was starved, stopped or paused) knows nothing of what others did meanwhile.
+    """
+    while True:
+        began = time.monotonic()
+        try:
+            return await asyncio.wait_for(asyncio.shield(asking), STATUS_SECONDS)
+        except TimeoutError:
+            if time.monotonic() - began < STATUS_SECONDS + HELD_UP_SECONDS:
+                raise
 
 
 def _runtime_config(spec: SandboxSpec) -> RuntimeConfig:

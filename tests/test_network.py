@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import threading
+import time
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
@@ -159,6 +160,26 @@ async def test_a_plugin_that_hangs_keeps_no_client_waiting(open_network, calls, 
     go_on.set()
     monkeypatch.setattr(network, "STATUS_SECONDS", 10)
     assert (await opened.condition()).ok
+
+
+async def test_a_process_that_did_not_run_blames_no_plugin(open_network, monkeypatch) -> None:
+    """As on a node that is starved, or a virtual machine that was paused: the kubelet would take all pods away."""
+    opened = await open_network()
+    monkeypatch.setattr(network, "STATUS_SECONDS", 0.2)
+    asked = threading.Event()
+
+    def answer(self, wanted) -> list[str]:
+        asked.set()
+        time.sleep(0.1)
+        return []
+
+    async def hold_up() -> None:
+        await asyncio.to_thread(asked.wait, 5)
+        time.sleep(1)
+
+    monkeypatch.setattr(CNI, "status", answer)
+    found, _ = await asyncio.gather(opened.condition(), hold_up())
+    assert found.ok
 
 
 async def test_reconciliation_goes_on_after_a_failure(open_network, monkeypatch) -> None:

@@ -152,7 +152,6 @@ async def test_eviction_knows_what_pods_use(kubelet: Kubelet, node: Node) -> Non
             for timestamp in (stats.cpu.timestamp, stats.memory.timestamp, stats.writable_layer.timestamp):
                 assert began - AGE < timestamp <= now
             assert stats.memory.working_set_bytes.value > 0
-            assert name == "busy" or stats.cpu.usage_nano_cores.value < 200_000_000
             total += stats.cpu.usage_core_nano_seconds.value
         assert of_pod.cpu.usage_core_nano_seconds.value >= total * 0.95
         assert of_pod.memory.working_set_bytes.value > 0
