@@ -1,4 +1,4 @@
-"""A client for OCI registries, and a content store: references in, verified images out.
+"""A client for OCI registries, and a content store: references in, verified images out, and back.
 
 >>> ref = Reference.parse("busybox")
 >>> str(ref)
@@ -31,10 +31,13 @@ from registratur.image_config import ImageConfig
 from registratur.manifest import Descriptor, Index, Manifest, parse_manifest
 from registratur.platform import Platform
 from registratur.pull import LayerSink, PulledImage, load, pull
+from registratur.push import PushedImage, push
 from registratur.reference import Reference
 from registratur.retry import RetryPolicy
+from registratur.sources import BlobSource, LayoutSource
 
 __all__ = [
+    "BlobSource",
     "Client",
     "ConnectError",
     "ContentStore",
@@ -50,12 +53,14 @@ __all__ = [
     "InvalidEndpointError",
     "InvalidReferenceError",
     "LayerSink",
+    "LayoutSource",
     "MalformedContentError",
     "Manifest",
     "NoMatchingPlatformError",
     "NotFoundError",
     "Platform",
     "PulledImage",
+    "PushedImage",
     "RedirectError",
     "Reference",
     "RegistryError",
@@ -69,5 +74,6 @@ __all__ = [
     "parse_digest",
     "parse_manifest",
     "pull",
+    "push",
     "split_digest",
 ]

@@ -26,16 +26,22 @@ _KNOWN_LIMIT = 512  # tokens kept
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What is to be opened: a repository at an endpoint, with these credentials."""
+    """What is to be opened: a repository at an endpoint, with these credentials.
+
+    `actions` is ``pull`` or ``pull,push``; `beside` is another repository that is only read, or "".
+    """
 
     endpoint: URL
     repository: str
     credentials: Credentials | None
+    actions: str = "pull"
+    beside: str = ""
 
     @property
-    def scope(self) -> str:
-        """The scope to ask for when the challenge names none."""
-        return f"repository:{self.repository}:pull"
+    def scopes(self) -> tuple[str, ...]:
+        """What is asked for, whatever the challenge names."""
+        own = f"repository:{self.repository}:{self.actions}"
+        return (own, f"repository:{self.beside}:pull") if self.beside else (own,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +98,7 @@ class Authorizer:
     async def _token(self, access: Access, challenge: Challenge) -> _Header:
         realm = self._realm(access, challenge)
         service = challenge.parameters.get("service", "")
-        scope = challenge.parameters.get("scope") or access.scope
+        scope = _scope(access, challenge.parameters.get("scope", ""))
         credentials = access.credentials
         asked = time.monotonic()
         if credentials is not None and credentials.identity_token:
@@ -149,6 +155,20 @@ class Authorizer:
         if data is None:
             raise MalformedContentError(f"{shown(url)} answers with more than {_ANSWER_LIMIT} bytes")
         return data
+
+
+def _scope(access: Access, named: str) -> str:
+    """Return what to ask for: what the challenge names, and for more than a pull what is needed besides.
+
+    The challenge to a HEAD names no push, and each token is worth a question.
+    """
+    parts = named.split()
+    if parts and access.actions == "pull":
+        return named
+    own = [scope for scope in access.scopes if scope not in parts]
+    return " ".join(
+        [*own, *(part for part in parts if not any(scope.startswith(f"{part},") for scope in own))]
+    )
 
 
 def _fits_header(token: str) -> bool:

@@ -99,6 +99,15 @@ class HostsConfig:
             found.append(Endpoint(own, registry, is_mirror=False))
         return tuple(found)
 
+    def push_endpoint(self, registry: str) -> Endpoint:
+        """Return where a push to `registry` goes. Raises InvalidEndpointError where it may go nowhere."""
+        for endpoint in self.endpoints(registry):
+            if not endpoint.is_mirror:
+                return endpoint
+        raise InvalidEndpointError(
+            f"{registry}: nothing is pushed to it: the configuration has its mirrors asked only"
+        )
+
     def options_for(self, url: URL) -> HostOptions:
         """Return the options of the host behind `url`; an entry with a port beats one without, that one ``"*"``."""
         return self._named_options(url) or self.options.get(WILDCARD) or _NO_OPTIONS

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 
 from yarl import URL
 
+from registratur.body import Body, Feed
 from registratur.errors import (
     ConnectError,
     IdleTimeoutError,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     import aiohttp
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_SAME_METHOD = frozenset({307, 308})  # those that say: as it was (RFC 9110, 15.4)
+_SAFE = frozenset({"GET", "HEAD"})
 _REDIRECT_LIMIT = 8
 _HEAD_PATIENCE = 4  # times the idle timeout: who sends a byte now and then, or 1xx without end, is no server
 _READ_BUFFER = 256 * 1024  # bytes held per connection before the peer is slowed down
@@ -41,10 +44,11 @@ _USER_AGENT = "registratur"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An open answer; `own` says whether the origin that was asked gave it, or one it redirected to."""
+    """An open answer; `own` says whether the origin that was asked gave it, or one it redirected to: that of `url`."""
 
     response: aiohttp.ClientResponse
     own: bool
+    url: URL
 
     async def chunks(self, idle_timeout: float) -> AsyncGenerator[bytes, None]:
         """Yield the body as it comes. Raises TransportError, IdleTimeoutError."""
@@ -141,25 +145,35 @@ class Transport:
         *,
         authorization: str | None = None,
         form: Mapping[str, str] | None = None,
+        body: Body | None = None,
     ) -> AsyncIterator[Answer]:
         """Send one request and follow its redirects; whatever status comes at the end is an answer.
 
         `authorization` is dropped at the first redirect to another origin and does not come back.
-        Raises TransportError, ConnectError, RedirectError, IdleTimeoutError.
+        Raises TransportError, ConnectError, RedirectError, IdleTimeoutError, and what the stream of `body` raises.
         """
         start, target = origin(url), url
         for _ in range(_REDIRECT_LIMIT):
-            response = await self._send(method, target, headers, authorization, form)
+            feed = None if body is None else Feed(body)
             try:
-                location = response.headers.get("Location")
-                if response.status not in _REDIRECTS or location is None:
-                    yield Answer(response, own=origin(target) == start)
-                    return
+                response = await self._send(method, target, headers, authorization, form, feed)
+                try:
+                    location = response.headers.get("Location")
+                    if response.status not in _REDIRECTS or location is None:
+                        yield Answer(response, origin(target) == start, target)
+                        return
+                finally:
+                    # A body read to its end has given its connection back; any other connection is spoilt.
+                    response.close()
             finally:
-                # A body read to its end has given its connection back; any other connection is spoilt.
-                response.close()
+                if feed is not None:
+                    await feed.close()
             if form is not None:
                 raise RedirectError(f"{shown(url)} redirects a POST: refused, it carries a secret")
+            if method not in _SAFE and response.status not in _SAME_METHOD:
+                raise RedirectError(
+                    f"{shown(url)} redirects a {method} by HTTP {response.status}, which makes it a GET: refused"
+                )
             target = _follow(target, location)
             if origin(target) != start:
                 authorization = None
@@ -172,8 +186,11 @@ class Transport:
         headers: Mapping[str, str],
         authorization: str | None,
         form: Mapping[str, str] | None,
+        feed: Feed | None,
     ) -> aiohttp.ClientResponse:
         session = await self._session_for(method)
+        import aiohttp  # noqa: PLC0415 - has been imported, in a thread
+
         context, proxy = await self._tls(url), self._proxy(url)
         own = dict(headers) if authorization is None else {**headers, "Authorization": authorization}
         passing: dict[str, str] = {}
@@ -181,6 +198,11 @@ class Transport:
             # What is for the proxy goes with CONNECT, or else beside what is for the server.
             (passing if url.scheme == "https" else own)["Proxy-Authorization"] = proxy.authorization
         head = asyncio.timeout(self._head_seconds)
+
+        def taken() -> None:
+            if not head.expired():
+                head.reschedule(asyncio.get_running_loop().time() + self._head_seconds)
+
         with translated(url, self.idle_timeout, proxy):
             try:
                 async with head:
@@ -188,7 +210,7 @@ class Transport:
                         method,
                         url,
                         headers=own,
-                        data=form,
+                        data=form if feed is None else feed.pieces(taken),
                         ssl=context,
                         allow_redirects=False,
                         proxy=None if proxy is None else proxy.url,
@@ -197,8 +219,13 @@ class Transport:
             except TimeoutError:
                 if not head.expired():
                     raise
-                text = f"{shown(url)}: no answer within {self._head_seconds:g} s, though bytes came"
+                moved = "though bytes came" if feed is None else "and no byte was taken"
+                text = f"{shown(url)}: no answer within {self._head_seconds:g} s, {moved}"
                 raise IdleTimeoutError(text) from None
+            except aiohttp.ClientError as error:
+                if feed is not None and feed.failure is not None:
+                    raise feed.failure from error
+                raise
 
     def _proxy(self, url: URL) -> Proxy | None:
         """Return the proxy to go through: of the configuration, or else of the environment."""
@@ -263,6 +290,14 @@ def translated(url: URL, idle_timeout: float, proxy: Proxy | None = None) -> Ite
 
 
 def _follow(source: URL, location: str) -> URL:
+    return resolved(source, location, "redirects")
+
+
+def resolved(source: URL, location: str, what: str) -> URL:
+    """Return where a Location header of `source` leads; `what` it does by it is for messages.
+
+    Raises RedirectError for what is no URL of http, and for a way out of TLS.
+    """
     try:
         # encoded=True: the signature of a signed URL covers its exact spelling.
         target = source.join(URL(location, encoded=True)).with_user(None)
@@ -270,7 +305,7 @@ def _follow(source: URL, location: str) -> URL:
     except ValueError:
         usable = False
     if not usable:
-        raise RedirectError(f"{shown(source)} redirects to what is no http or https URL")
+        raise RedirectError(f"{shown(source)} {what} to what is no http or https URL")
     if source.scheme == "https" and target.scheme == "http":
-        raise RedirectError(f"{shown(source)} redirects from https to plain http: refused")
+        raise RedirectError(f"{shown(source)} {what} from https to plain http: refused")
     return target
