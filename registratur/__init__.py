@@ -26,7 +26,8 @@ from registratur.errors import (
     UnavailableError,
     UnsupportedContentError,
 )
-from registratur.hosts import HostOptions, HostsConfig
+from registratur.hosts import HostOptions, HostsConfig, RegistryHost
+from registratur.hosts_files import read_hosts
 from registratur.image_config import ImageConfig
 from registratur.manifest import Descriptor, Index, Manifest, parse_manifest
 from registratur.platform import Platform
@@ -64,6 +65,7 @@ __all__ = [
     "RedirectError",
     "Reference",
     "RegistryError",
+    "RegistryHost",
     "RetryPolicy",
     "TransportError",
     "UnauthorizedError",
@@ -75,5 +77,6 @@ __all__ = [
     "parse_manifest",
     "pull",
     "push",
+    "read_hosts",
     "split_digest",
 ]

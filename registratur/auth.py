@@ -15,6 +15,7 @@ from registratur.challenge import Challenge
 from registratur.credentials import Credentials
 from registratur.errors import MalformedContentError, TransportError, UnauthorizedError
 from registratur.fields import Fields
+from registratur.hosts import HostOptions, origin
 from registratur.transport import Transport, shown
 
 _CLIENT_ID = "registratur"
@@ -73,15 +74,19 @@ class Authorizer:
             return None
         return header.value
 
-    async def answer(self, access: Access, challenges: Sequence[Challenge]) -> str:
+    async def answer(
+        self, access: Access, challenges: Sequence[Challenge], options: HostOptions | None = None
+    ) -> str:
         """Return the header that meets the best of `challenges`: Bearer before Basic.
+
+        `options` are those of the endpoint, and count for a token service of the same origin.
 
         Raises UnauthorizedError, TransportError, MalformedContentError.
         """
         self._known.pop(access, None)
         by_scheme = {challenge.scheme: challenge for challenge in reversed(challenges)}
         if "bearer" in by_scheme:
-            header = await self._token(access, by_scheme["bearer"])
+            header = await self._token(access, by_scheme["bearer"], options)
         elif "basic" in by_scheme:
             header = _Header(_basic(access), float("inf"))
         else:
@@ -95,8 +100,9 @@ class Authorizer:
         self._known[access] = header
         return header.value
 
-    async def _token(self, access: Access, challenge: Challenge) -> _Header:
+    async def _token(self, access: Access, challenge: Challenge, options: HostOptions | None) -> _Header:
         realm = self._realm(access, challenge)
+        known = options if origin(realm) == origin(access.endpoint) else None
         service = challenge.parameters.get("service", "")
         scope = _scope(access, challenge.parameters.get("scope", ""))
         credentials = access.credentials
@@ -109,13 +115,13 @@ class Authorizer:
                 "service": service,
                 "scope": scope,
             }
-            data = await self._ask("POST", realm, form=form)
+            data = await self._ask("POST", realm, known, form=form)
         else:
             # Several scopes stand in one parameter with spaces between, and are asked for one by one.
             pairs = [*realm.query.items(), *((("service", service),) if service else ())]
             pairs += [("scope", part) for part in scope.split()]
             basic = None if credentials is None else credentials.basic_header()
-            data = await self._ask("GET", realm.with_query(pairs), authorization=basic)
+            data = await self._ask("GET", realm.with_query(pairs), known, authorization=basic)
         answer = Fields.parse(f"token of {shown(realm)}", data)
         token = answer.string("token") or answer.string("access_token")
         if not token or not _fits_header(token):
@@ -138,11 +144,17 @@ class Authorizer:
         return realm
 
     async def _ask(
-        self, method: str, url: URL, *, authorization: str | None = None, form: dict[str, str] | None = None
+        self,
+        method: str,
+        url: URL,
+        options: HostOptions | None,
+        *,
+        authorization: str | None = None,
+        form: dict[str, str] | None = None,
     ) -> bytes:
         headers = {"Accept": "application/json"}
         async with self._transport.request(
-            method, url, headers, authorization=authorization, form=form
+            method, url, headers, authorization=authorization, form=form, options=options
         ) as answer:
             status = answer.response.status
             if status in (400, 401, 403):

@@ -23,7 +23,7 @@ from registratur.errors import (
     UnavailableError,
 )
 from registratur.exchange import Exchange, Request, Route
-from registratur.hosts import HostsConfig
+from registratur.hosts import PULL, PUSH, RESOLVE, HostsConfig
 from registratur.manifest import Descriptor, parse_manifest
 from registratur.reference import Reference
 from registratur.retry import MIRROR_POLICY, RetryPolicy
@@ -91,7 +91,7 @@ class Client:
                 return told
             return (await self._get(route, ref.target))[0]
 
-        return await self._first(ref, credentials, ask)
+        return await self._first(ref, credentials, ask, _capability(ref.target))
 
     async def manifest(
         self, ref: Reference, target: str | None = None, credentials: Credentials | None = None
@@ -106,7 +106,7 @@ class Client:
         async def ask(route: Route) -> tuple[Descriptor, bytes]:
             return await self._get(route, target or ref.target)
 
-        return await self._first(ref, credentials, ask)
+        return await self._first(ref, credentials, ask, _capability(target or ref.target))
 
     async def blob(
         self, ref: Reference, descriptor: Descriptor, credentials: Credentials | None = None
@@ -211,8 +211,8 @@ class Client:
             raise DigestMismatchError(f"{what} from {route.endpoint} hashes to {digest}, not to {expected}")
         return Descriptor(parse_manifest(data, what).media_type, digest, len(data)), data
 
-    def _routes(self, ref: Reference, credentials: Credentials | None) -> list[Route]:
-        endpoints = self._hosts.endpoints(ref.registry)
+    def _routes(self, ref: Reference, credentials: Credentials | None, capability: str = PULL) -> list[Route]:
+        endpoints = self._hosts.endpoints(ref.registry, capability)
         policies = [MIRROR_POLICY] * (len(endpoints) - 1) + [self._retry]
         return [
             Route(ref, endpoint, policy, self._hosts.credentials_for(endpoint, credentials))
@@ -221,21 +221,30 @@ class Client:
 
     def _there(self, ref: Reference, credentials: Credentials | None) -> Route:
         """Return the way of a push."""
-        endpoint = self._hosts.push_endpoint(ref.registry)
+        endpoint = self._hosts.endpoints(ref.registry, PUSH)[0]
         known = self._hosts.credentials_for(endpoint, credentials)
         return Route(ref, endpoint, self._retry, known, actions="pull,push")
 
     async def _first(
-        self, ref: Reference, credentials: Credentials | None, ask: Callable[[Route], Awaitable[_T]]
+        self,
+        ref: Reference,
+        credentials: Credentials | None,
+        ask: Callable[[Route], Awaitable[_T]],
+        capability: str = PULL,
     ) -> _T:
         """Return the answer of the first endpoint that has one."""
         failures: list[tuple[Route, RegistryError]] = []
-        for route in self._routes(ref, credentials):
+        for route in self._routes(ref, credentials, capability):
             try:
                 return await ask(route)
             except RegistryError as error:
                 failures.append((route, error))
         raise _combined(failures)
+
+
+def _capability(target: str) -> str:
+    """Return what a host must be trusted with to be asked for a manifest: anybody may have that of a digest."""
+    return PULL if ":" in target else RESOLVE
 
 
 def _combined(failures: list[tuple[Route, RegistryError]]) -> RegistryError:

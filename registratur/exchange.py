@@ -95,6 +95,7 @@ class Exchange:
             route.endpoint.url, route.ref.repository, route.credentials, route.actions, route.beside
         )
         trusted = origin(request.url) == origin(route.endpoint.url)
+        options = route.endpoint.options if trusted else None
         authorization = self._authorizer.known(access) if trusted else None
         attempt, challenged = 0, False
         while True:
@@ -108,6 +109,7 @@ class Exchange:
                         request.headers,
                         authorization=authorization,
                         body=request.body,
+                        options=options,
                     )
                 )
                 response = answer.response
@@ -119,7 +121,7 @@ class Exchange:
                 if response.status == 401 and trusted and answer.own and not challenged:
                     challenges = parse_challenges(response.headers.getall("WWW-Authenticate", ()))
                     if challenges:
-                        authorization = await self._authorizer.answer(access, challenges)
+                        authorization = await self._authorizer.answer(access, challenges, options)
                         challenged = True
                         continue
                 retry_after = response.headers.get("Retry-After")

@@ -19,12 +19,16 @@ import pytest
 from aiohttp import web
 
 from registratur import (
+    Client,
     ContentStore,
     Credentials,
     Descriptor,
+    HostOptions,
+    HostsConfig,
     LayoutSource,
     Platform,
     Reference,
+    TransportError,
     UnauthorizedError,
     compute_digest,
     media,
@@ -271,3 +275,21 @@ async def test_tokens(tokens, tmp_path, client, kit, image):
     for wrong in (None, Credentials("user", "wrong")):
         with pytest.raises(UnauthorizedError):
             await push(client, ref, root, source, wrong)
+
+
+async def test_tls_with_an_own_authority_and_client_certificates(authority, tmp_path, kit, image):
+    tls = {"certificate": "server.pem", "key": "server.key", "clientcas": ["ca.pem"]}
+    paths = {
+        key: [str(authority / one) for one in name] if isinstance(name, list) else str(authority / name)
+        for key, name in tls.items()
+    }
+    async with serving(tmp_path, tls=paths) as address:
+        ref = Reference.parse(f"{address}/team/app:1")
+        pair = (authority / "client.pem", authority / "client.key")
+        known = HostOptions(ca_file=authority / "ca.pem", client_certificates=(pair,))
+        async with Client(HostsConfig(options={address: known})) as client:
+            await there_and_back(client, ref, image, kit, tmp_path)
+        unknown = HostOptions(ca_file=authority / "ca.pem")
+        async with Client(HostsConfig(options={address: unknown}), retry=kit.quick) as client:
+            with pytest.raises(TransportError, match=r"(?i)certificate.?required|bad.certificate"):
+                await client.manifest(ref)
