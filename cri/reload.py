@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 RELOADED = frozenset(
     {
-        *("log.level", "log.format", "image.hosts_dir"),
+        *("log.level", "log.format", "image.hosts_dir", "image.credentials_file"),
         *("network.conf_dir", "network.bridge", "network.subnets"),
         *("network.mtu", "network.masquerade", "network.cluster"),
     }
@@ -146,7 +146,7 @@ def _mixed(old: Config, new: Config) -> Config:
     return replace(
         old,
         log=new.log,
-        image=replace(old.image, hosts_dir=new.image.hosts_dir),
+        image=replace(old.image, hosts_dir=new.image.hosts_dir, credentials_file=new.image.credentials_file),
         network=replace(new.network, external_plugins=old.network.external_plugins),
         registries=new.registries,
         sources=sources,

@@ -47,7 +47,16 @@ from cri.statuses import Statuses
 from cri.streaming import StreamingRequests
 from cri.streaming.server import StreamingServer
 from cri.streaming.tls import CertificateError, CertificateFiles
-from registratur import Client, ContentStore, HostOptions, HostsConfig, Platform, RegistryError, read_hosts
+from registratur import (
+    Client,
+    ContentStore,
+    DockerConfig,
+    HostOptions,
+    HostsConfig,
+    Platform,
+    RegistryError,
+    read_hosts,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -326,9 +335,17 @@ def registry_hosts(config: Config) -> HostsConfig:
             if registry.ca_file is not None or registry.skip_verify or registry.proxy is not None
         },
     )
-    if config.image.hosts_dir is None:
-        return hosts
-    hosts, problems = read_hosts(config.image.hosts_dir, hosts)
+    problems: list[str] = []
+    if config.image.hosts_dir is not None:
+        hosts, problems = read_hosts(config.image.hosts_dir, hosts)
+    if (file := config.image.credentials_file) is not None:
+        try:
+            keychain = DockerConfig.read(file)
+        except (OSError, RegistryError) as error:
+            problems.append(str(error))
+        else:
+            hosts = replace(hosts, keychain=keychain)
+            problems += keychain.remarks()
     for problem in problems:
         log.warning(
             "a part of the configuration of registries cannot be used",

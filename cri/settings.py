@@ -101,6 +101,12 @@ SETTINGS: Sequence[Setting] = (
         "directory of HOST/hosts.toml, containerd's way to configure registries; empty: none",
     ),
     Setting(
+        "image.credentials_file",
+        kind.file,
+        None,
+        "Docker's config.json, with credentials for pulls that bring none, and for mirrors; empty: none",
+    ),
+    Setting(
         "stats.interval",
         kind.seconds,
         10.0,

@@ -9,6 +9,7 @@ from registratur.client import Client
 from registratur.content import ContentStore
 from registratur.credentials import Credentials
 from registratur.digest import compute_digest, parse_digest, split_digest
+from registratur.docker_config import DockerConfig
 from registratur.errors import (
     ConnectError,
     DigestMismatchError,
@@ -45,6 +46,7 @@ __all__ = [
     "Credentials",
     "Descriptor",
     "DigestMismatchError",
+    "DockerConfig",
     "HostOptions",
     "HostsConfig",
     "IdleTimeoutError",

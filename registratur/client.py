@@ -215,14 +215,14 @@ class Client:
         endpoints = self._hosts.endpoints(ref.registry, capability)
         policies = [MIRROR_POLICY] * (len(endpoints) - 1) + [self._retry]
         return [
-            Route(ref, endpoint, policy, self._hosts.credentials_for(endpoint, credentials))
+            Route(ref, endpoint, policy, self._hosts.credentials_for(endpoint, credentials, ref.repository))
             for endpoint, policy in zip(endpoints, policies, strict=True)
         ]
 
     def _there(self, ref: Reference, credentials: Credentials | None) -> Route:
         """Return the way of a push."""
         endpoint = self._hosts.endpoints(ref.registry, PUSH)[0]
-        known = self._hosts.credentials_for(endpoint, credentials)
+        known = self._hosts.credentials_for(endpoint, credentials, ref.repository)
         return Route(ref, endpoint, self._retry, known, actions="pull,push")
 
     async def _first(

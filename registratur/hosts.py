@@ -9,6 +9,7 @@ from typing import Final, Self, TypeVar
 from yarl import URL
 
 from registratur.credentials import Credentials
+from registratur.docker_config import DockerConfig
 from registratur.errors import InvalidEndpointError
 from registratur.names import DOCKER_HOST, registry_name, spellings
 from registratur.proxies import Proxy
@@ -108,7 +109,8 @@ class HostsConfig:
     ``http://127.0.0.1:5000``, tried in order; an entry may have none. They are only read from; a RegistryHost says itself
     what it is for. `servers` maps names to who is asked behind the mirrors, instead of the registry itself. `options` maps
     ``host`` or ``host:port`` to how that host is reached, ``"*"`` to how all others are. `broken` maps the names of
-    registries of which nobody knows how to reach them to the reason: they are not asked at all.
+    registries of which nobody knows how to reach them to the reason: they are not asked at all. `keychain` has more of the
+    operator's credentials, by host.
 
     Names have no case; making one of what no reference can name, of one name twice, or of what is no URL raises
     InvalidEndpointError. With `mirrors_only` a registry that has mirrors is never contacted itself (air-gapped nodes).
@@ -122,6 +124,7 @@ class HostsConfig:
     mirrors_only: bool = False
     servers: Mapping[str, RegistryHost] = field(default_factory=dict)
     broken: Mapping[str, str] = field(default_factory=dict)
+    keychain: DockerConfig | None = None
 
     def __post_init__(self) -> None:
         for what in ("mirrors", "options", "servers", "broken"):
@@ -168,14 +171,23 @@ class HostsConfig:
             return True
         return Proxy.parse(known.proxy, f"proxy for {url.host}") if known.proxy else False
 
-    def credentials_for(self, endpoint: Endpoint, given: Credentials | None) -> Credentials | None:
-        """Return what `endpoint` may see: `given` if it is for this very registry, else the operator's."""
+    def credentials_for(
+        self, endpoint: Endpoint, given: Credentials | None, repository: str = ""
+    ) -> Credentials | None:
+        """Return what `endpoint` may see: `given` if it is for this very registry, else the operator's.
+
+        Raises UnauthorizedError if these are where they cannot be had.
+        """
         if given is not None and not endpoint.is_mirror:
             hosts = (endpoint.registry, endpoint.url.authority)
             if any(given.belong_to(host) for host in hosts):
                 return given
         own = None if endpoint.options is None else endpoint.options.credentials
-        return own or self.options_for(endpoint.url).credentials
+        found = own or self.options_for(endpoint.url).credentials
+        if found is not None or self.keychain is None:
+            return found
+        host = endpoint.url.authority if endpoint.is_mirror else endpoint.registry
+        return self.keychain.known(host, repository)
 
     def _endpoints(self, registry: str) -> list[Endpoint]:
         names = [*spellings(registry)]
