@@ -71,6 +71,10 @@ class ImageConfig:
     """Layers of one image at a time."""
     idle_timeout: float
     """Seconds without a single byte after which a download counts as dead."""
+    hosts_dir: Path | None
+    """Directory of HOST/hosts.toml, containerd's way to configure registries."""
+    credentials_file: Path | None
+    """Docker's config.json, with credentials for pulls that bring none, and for mirrors."""
 
 
 @dataclass(frozen=True, slots=True)

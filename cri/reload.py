@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 RELOADED = frozenset(
     {
-        *("log.level", "log.format"),
+        *("log.level", "log.format", "image.hosts_dir", "image.credentials_file"),
         *("network.conf_dir", "network.bridge", "network.subnets"),
         *("network.mtu", "network.masquerade", "network.cluster"),
     }
@@ -73,7 +73,7 @@ class Reloader:
         """Take over what can be. Never raises for what an operator can have written."""
         try:
             new = await asyncio.to_thread(self._read)
-            hosts = self._hosts(new)
+            hosts = await asyncio.to_thread(self._hosts, new)
             take_over = await self._network.prepare(new.network)
         except (ConfigError, NetworkError, RegistryError) as error:
             log.error(
@@ -83,7 +83,7 @@ class Reloader:
         differing = list(_differing(self._config, new))
         taken = [key for key in differing if _is_reloaded(key)]
         others = [key for key in differing if not _is_reloaded(key)]
-        # Also if nothing differs: the certificates that it names may.
+        # Also if nothing differs: the files that it names may.
         self._registries.configure(hosts)
         if any(key.startswith("network.") for key in taken):
             take_over()
@@ -146,6 +146,7 @@ def _mixed(old: Config, new: Config) -> Config:
     return replace(
         old,
         log=new.log,
+        image=replace(old.image, hosts_dir=new.image.hosts_dir, credentials_file=new.image.credentials_file),
         network=replace(new.network, external_plugins=old.network.external_plugins),
         registries=new.registries,
         sources=sources,

@@ -47,7 +47,16 @@ from cri.statuses import Statuses
 from cri.streaming import StreamingRequests
 from cri.streaming.server import StreamingServer
 from cri.streaming.tls import CertificateError, CertificateFiles
-from registratur import Client, ContentStore, HostOptions, HostsConfig, Platform, RegistryError
+from registratur import (
+    Client,
+    ContentStore,
+    DockerConfig,
+    HostOptions,
+    HostsConfig,
+    Platform,
+    RegistryError,
+    read_hosts,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -145,7 +154,7 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
         end.push_async_callback(store.close)
         health = NodeHealth(host.condition, store, reserve, (config.state_dir, config.runtime_dir))
         client = await end.enter_async_context(
-            Client(registry_hosts(config), idle_timeout=config.image.idle_timeout)
+            Client(await asyncio.to_thread(registry_hosts, config), idle_timeout=config.image.idle_timeout)
         )
         images = ImageStore(
             store,
@@ -325,8 +334,8 @@ def platforms(host: Host) -> list[Platform]:
 
 
 def registry_hosts(config: Config) -> HostsConfig:
-    """The operator's registries, in the words of the client."""
-    return HostsConfig(
+    """The operator's registries, in the words of the client; what is wrong with files about them is logged. Blocks."""
+    hosts = HostsConfig(
         mirrors={name: registry.mirrors for name, registry in config.registries.items()},
         options={
             name: HostOptions(registry.ca_file, registry.skip_verify, proxy=registry.proxy)
@@ -334,6 +343,24 @@ def registry_hosts(config: Config) -> HostsConfig:
             if registry.ca_file is not None or registry.skip_verify or registry.proxy is not None
         },
     )
+    problems: list[str] = []
+    if config.image.hosts_dir is not None:
+        hosts, problems = read_hosts(config.image.hosts_dir, hosts)
+    if (file := config.image.credentials_file) is not None:
+        try:
+            keychain = DockerConfig.read(file)
+        except (OSError, RegistryError) as error:
+            problems.append(str(error))
+        else:
+            hosts = replace(hosts, keychain=keychain)
+            problems += keychain.remarks()
+    for problem in problems:
+        log.warning(
+            "a part of the configuration of registries cannot be used",
+            problem=problem,
+            remedy="mend it, and reload the configuration",
+        )
+    return hosts
 
 
 async def _recover(node: Node, pods: Pods, health: NodeHealth) -> None:

@@ -95,6 +95,18 @@ SETTINGS: Sequence[Setting] = (
     Setting("image.max_parallel_downloads", kind.whole(1, 64), 4, "layers of one image at a time"),
     Setting("image.idle_timeout", kind.seconds, 60.0, "seconds without a byte that end a download"),
     Setting(
+        "image.hosts_dir",
+        kind.file,
+        None,
+        "directory of HOST/hosts.toml, containerd's way to configure registries; empty: none",
+    ),
+    Setting(
+        "image.credentials_file",
+        kind.file,
+        None,
+        "Docker's config.json, with credentials for pulls that bring none, and for mirrors; empty: none",
+    ),
+    Setting(
         "stats.interval",
         kind.seconds,
         10.0,

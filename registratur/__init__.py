@@ -1,4 +1,4 @@
-"""A client for OCI registries, and a content store: references in, verified images out.
+"""A client for OCI registries, and a content store: references in, verified images out, and back.
 
 >>> ref = Reference.parse("busybox")
 >>> str(ref)
@@ -9,6 +9,7 @@ from registratur.client import Client
 from registratur.content import ContentStore
 from registratur.credentials import Credentials
 from registratur.digest import compute_digest, parse_digest, split_digest
+from registratur.docker_config import DockerConfig
 from registratur.errors import (
     ConnectError,
     DigestMismatchError,
@@ -26,21 +27,26 @@ from registratur.errors import (
     UnavailableError,
     UnsupportedContentError,
 )
-from registratur.hosts import HostOptions, HostsConfig
+from registratur.hosts import HostOptions, HostsConfig, RegistryHost
+from registratur.hosts_files import read_hosts
 from registratur.image_config import ImageConfig
 from registratur.manifest import Descriptor, Index, Manifest, parse_manifest
 from registratur.platform import Platform
 from registratur.pull import LayerSink, PulledImage, load, pull
+from registratur.push import PushedImage, push
 from registratur.reference import Reference
 from registratur.retry import RetryPolicy
+from registratur.sources import BlobSource, LayoutSource
 
 __all__ = [
+    "BlobSource",
     "Client",
     "ConnectError",
     "ContentStore",
     "Credentials",
     "Descriptor",
     "DigestMismatchError",
+    "DockerConfig",
     "HostOptions",
     "HostsConfig",
     "IdleTimeoutError",
@@ -50,15 +56,18 @@ __all__ = [
     "InvalidEndpointError",
     "InvalidReferenceError",
     "LayerSink",
+    "LayoutSource",
     "MalformedContentError",
     "Manifest",
     "NoMatchingPlatformError",
     "NotFoundError",
     "Platform",
     "PulledImage",
+    "PushedImage",
     "RedirectError",
     "Reference",
     "RegistryError",
+    "RegistryHost",
     "RetryPolicy",
     "TransportError",
     "UnauthorizedError",
@@ -69,5 +78,7 @@ __all__ = [
     "parse_digest",
     "parse_manifest",
     "pull",
+    "push",
+    "read_hosts",
     "split_digest",
 ]

@@ -18,17 +18,27 @@ _HINTS = {
     404: "there is no such manifest, blob or repository",
     429: "the rate limit is reached",
 }
+_PUSH_HINTS = {
+    401: "authentication is needed, or the credentials are wrong, or they do not allow to push there",
+    403: "access is denied: the credentials do not allow to push there",
+    404: "there is no such repository, and none is made by a push",
+    405: "pushes are not taken: the registry is read-only, or a mirror",
+    413: "too much in one request for the registry, or for a proxy before it: push in smaller chunks",
+}
 _TYPES: dict[int, type[RegistryError]] = {401: UnauthorizedError, 403: UnauthorizedError, 404: NotFoundError}
 
 
-def refusal(what: str, status: int, body: bytes | None) -> RegistryError:
-    """Return the error for an answer of 400 or more; `what` names the object and the endpoint."""
+def refusal(what: str, status: int, body: bytes | None, *, pushes: bool = False) -> RegistryError:
+    """Return the error for an answer of 300 or more; `what` names the object and the endpoint."""
     if status in RETRIED_STATUSES:
         kind: type[RegistryError] = UnavailableError
     else:
         kind = _TYPES.get(status, RegistryError)
-    reasons = [part for part in (_HINTS.get(status, ""), _explanation(body or b"")) if part]
-    return kind(": ".join([what, f"HTTP {status}", *reasons]))
+    hint = (_PUSH_HINTS.get(status) if pushes else None) or _HINTS.get(status, "")
+    reasons = [part for part in (hint, _explanation(body or b"")) if part]
+    error = kind(": ".join([what, f"HTTP {status}", *reasons]))
+    error.status = status
+    return error
 
 
 def _explanation(body: bytes) -> str:

@@ -15,6 +15,7 @@ from registratur.challenge import Challenge
 from registratur.credentials import Credentials
 from registratur.errors import MalformedContentError, TransportError, UnauthorizedError
 from registratur.fields import Fields
+from registratur.hosts import HostOptions, origin
 from registratur.transport import Transport, shown
 
 _CLIENT_ID = "registratur"
@@ -26,16 +27,22 @@ _KNOWN_LIMIT = 512  # tokens kept
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What is to be opened: a repository at an endpoint, with these credentials."""
+    """What is to be opened: a repository at an endpoint, with these credentials.
+
+    `actions` is ``pull`` or ``pull,push``; `beside` is another repository that is only read, or "".
+    """
 
     endpoint: URL
     repository: str
     credentials: Credentials | None
+    actions: str = "pull"
+    beside: str = ""
 
     @property
-    def scope(self) -> str:
-        """The scope to ask for when the challenge names none."""
-        return f"repository:{self.repository}:pull"
+    def scopes(self) -> tuple[str, ...]:
+        """What is asked for, whatever the challenge names."""
+        own = f"repository:{self.repository}:{self.actions}"
+        return (own, f"repository:{self.beside}:pull") if self.beside else (own,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +74,19 @@ class Authorizer:
             return None
         return header.value
 
-    async def answer(self, access: Access, challenges: Sequence[Challenge]) -> str:
+    async def answer(
+        self, access: Access, challenges: Sequence[Challenge], options: HostOptions | None = None
+    ) -> str:
         """Return the header that meets the best of `challenges`: Bearer before Basic.
+
+        `options` are those of the endpoint, and count for a token service of the same origin.
 
         Raises UnauthorizedError, TransportError, MalformedContentError.
         """
         self._known.pop(access, None)
         by_scheme = {challenge.scheme: challenge for challenge in reversed(challenges)}
         if "bearer" in by_scheme:
-            header = await self._token(access, by_scheme["bearer"])
+            header = await self._token(access, by_scheme["bearer"], options)
         elif "basic" in by_scheme:
             header = _Header(_basic(access), float("inf"))
         else:
@@ -89,10 +100,11 @@ class Authorizer:
         self._known[access] = header
         return header.value
 
-    async def _token(self, access: Access, challenge: Challenge) -> _Header:
+    async def _token(self, access: Access, challenge: Challenge, options: HostOptions | None) -> _Header:
         realm = self._realm(access, challenge)
+        known = options if origin(realm) == origin(access.endpoint) else None
         service = challenge.parameters.get("service", "")
-        scope = challenge.parameters.get("scope") or access.scope
+        scope = _scope(access, challenge.parameters.get("scope", ""))
         credentials = access.credentials
         asked = time.monotonic()
         if credentials is not None and credentials.identity_token:
@@ -103,13 +115,13 @@ class Authorizer:
                 "service": service,
                 "scope": scope,
             }
-            data = await self._ask("POST", realm, form=form)
+            data = await self._ask("POST", realm, known, form=form)
         else:
             # Several scopes stand in one parameter with spaces between, and are asked for one by one.
             pairs = [*realm.query.items(), *((("service", service),) if service else ())]
             pairs += [("scope", part) for part in scope.split()]
             basic = None if credentials is None else credentials.basic_header()
-            data = await self._ask("GET", realm.with_query(pairs), authorization=basic)
+            data = await self._ask("GET", realm.with_query(pairs), known, authorization=basic)
         answer = Fields.parse(f"token of {shown(realm)}", data)
         token = answer.string("token") or answer.string("access_token")
         if not token or not _fits_header(token):
@@ -132,11 +144,17 @@ class Authorizer:
         return realm
 
     async def _ask(
-        self, method: str, url: URL, *, authorization: str | None = None, form: dict[str, str] | None = None
+        self,
+        method: str,
+        url: URL,
+        options: HostOptions | None,
+        *,
+        authorization: str | None = None,
+        form: dict[str, str] | None = None,
     ) -> bytes:
         headers = {"Accept": "application/json"}
         async with self._transport.request(
-            method, url, headers, authorization=authorization, form=form
+            method, url, headers, authorization=authorization, form=form, options=options
         ) as answer:
             status = answer.response.status
             if status in (400, 401, 403):
@@ -149,6 +167,20 @@ class Authorizer:
         if data is None:
             raise MalformedContentError(f"{shown(url)} answers with more than {_ANSWER_LIMIT} bytes")
         return data
+
+
+def _scope(access: Access, named: str) -> str:
+    """Return what to ask for: what the challenge names, and for more than a pull what is needed besides.
+
+    The challenge to a HEAD names no push, and each token is worth a question.
+    """
+    parts = named.split()
+    if parts and access.actions == "pull":
+        return named
+    own = [scope for scope in access.scopes if scope not in parts]
+    return " ".join(
+        [*own, *(part for part in parts if not any(scope.startswith(f"{part},") for scope in own))]
+    )
 
 
 def _fits_header(token: str) -> bool:

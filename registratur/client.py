@@ -1,12 +1,14 @@
-"""The client of the OCI distribution-spec v1.1, as far as pulling goes."""
+"""The client of the OCI distribution-spec v1.1: manifests and blobs, there and back."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from registratur import media
+from registratur.body import Body
 from registratur.credentials import Credentials
 from registratur.digest import Verifier, compute_digest, parse_digest, split_digest
 from registratur.download import download
@@ -20,12 +22,14 @@ from registratur.errors import (
     UnauthorizedError,
     UnavailableError,
 )
-from registratur.exchange import Exchange, Route
-from registratur.hosts import HostsConfig
+from registratur.exchange import Exchange, Request, Route
+from registratur.hosts import PULL, PUSH, RESOLVE, HostsConfig
 from registratur.manifest import Descriptor, parse_manifest
 from registratur.reference import Reference
 from registratur.retry import MIRROR_POLICY, RetryPolicy
+from registratur.sources import BlobSource
 from registratur.transport import Transport
+from registratur.upload import Upload
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
@@ -39,9 +43,9 @@ _T = TypeVar("_T")
 
 
 class Client:
-    """Asks registries for manifests and blobs; open it with ``async with``.
+    """Asks registries for manifests and blobs, and brings them there; open it with ``async with``.
 
-    Endpoints (mirrors, then the registry) are tried in order. Nothing has a total time limit: a download
+    When asking, endpoints (mirrors, then the registry) are tried in order; what is brought goes to one. Nothing has a total time limit: a download
     may take hours, but after `idle_timeout` seconds without one byte it fails. `connect_timeout`
     (seconds) bounds name resolution, connect and TLS handshake together. Proxies are those of `hosts`, and else of
     `environment` (HTTPS_PROXY, NO_PROXY and so on), by default this process's.
@@ -87,7 +91,7 @@ class Client:
                 return told
             return (await self._get(route, ref.target))[0]
 
-        return await self._first(ref, credentials, ask)
+        return await self._first(ref, credentials, ask, _capability(ref.target))
 
     async def manifest(
         self, ref: Reference, target: str | None = None, credentials: Credentials | None = None
@@ -102,7 +106,7 @@ class Client:
         async def ask(route: Route) -> tuple[Descriptor, bytes]:
             return await self._get(route, target or ref.target)
 
-        return await self._first(ref, credentials, ask)
+        return await self._first(ref, credentials, ask, _capability(target or ref.target))
 
     async def blob(
         self, ref: Reference, descriptor: Descriptor, credentials: Credentials | None = None
@@ -130,6 +134,61 @@ class Client:
                 return
         raise _combined(failures)
 
+    async def has(self, ref: Reference, digest: str, credentials: Credentials | None = None) -> bool:
+        """Say whether the repository that a push goes to has a manifest. Raises RegistryError."""
+        try:
+            async with self._exchange.open(
+                "HEAD", self._there(ref, credentials), "manifests", digest, _HEADERS
+            ):
+                return True
+        except NotFoundError:
+            return False
+
+    async def upload(
+        self,
+        ref: Reference,
+        blob: Descriptor,
+        source: BlobSource,
+        credentials: Credentials | None = None,
+        *,
+        mount_from: str = "",
+        chunk: int = 0,
+    ) -> str:
+        """See that `ref`'s repository has a blob: return ``there``, ``mounted`` or ``uploaded``.
+
+        `mount_from` is another repository of that registry, which may have it; `chunk` the bytes of one request, 0 for all.
+        Raises DigestMismatchError where `source` has other bytes than `blob` says, RegistryError, and what `source` raises.
+        """
+        route = replace(self._there(ref, credentials), beside=mount_from)
+        return await Upload(self._exchange, route, blob, source, chunk).run()
+
+    async def put_manifest(
+        self,
+        ref: Reference,
+        manifest: Descriptor,
+        data: bytes,
+        target: str,
+        credentials: Credentials | None = None,
+    ) -> None:
+        """Give `ref`'s repository a manifest or index, under the tag or digest `target`. What it names must be there.
+
+        Raises DigestMismatchError if the registry has made something else of it, RegistryError.
+        """
+        route = self._there(ref, credentials)
+
+        async def stream() -> AsyncGenerator[bytes, None]:
+            yield data
+
+        url = route.endpoint.address(ref.repository, "manifests", target)
+        headers = {"Content-Type": manifest.media_type, "Content-Length": str(len(data))}
+        request = Request("PUT", url, headers, Body(len(data), stream))
+        async with self._exchange.send(route, request) as answer:
+            told = _claimed_digest(answer.response)
+        if told not in (None, manifest.digest) and split_digest(told)[0] == split_digest(manifest.digest)[0]:
+            raise DigestMismatchError(
+                f"{route.what}: the registry keeps {manifest.digest} as {told}: it has changed it on its way"
+            )
+
     async def _head(self, route: Route) -> Descriptor | None:
         try:
             async with self._exchange.open("HEAD", route, "manifests", route.ref.target, _HEADERS) as answer:
@@ -152,25 +211,40 @@ class Client:
             raise DigestMismatchError(f"{what} from {route.endpoint} hashes to {digest}, not to {expected}")
         return Descriptor(parse_manifest(data, what).media_type, digest, len(data)), data
 
-    def _routes(self, ref: Reference, credentials: Credentials | None) -> list[Route]:
-        endpoints = self._hosts.endpoints(ref.registry)
+    def _routes(self, ref: Reference, credentials: Credentials | None, capability: str = PULL) -> list[Route]:
+        endpoints = self._hosts.endpoints(ref.registry, capability)
         policies = [MIRROR_POLICY] * (len(endpoints) - 1) + [self._retry]
         return [
-            Route(ref, endpoint, policy, self._hosts.credentials_for(endpoint, credentials))
+            Route(ref, endpoint, policy, self._hosts.credentials_for(endpoint, credentials, ref.repository))
             for endpoint, policy in zip(endpoints, policies, strict=True)
         ]
 
+    def _there(self, ref: Reference, credentials: Credentials | None) -> Route:
+        """Return the way of a push."""
+        endpoint = self._hosts.endpoints(ref.registry, PUSH)[0]
+        known = self._hosts.credentials_for(endpoint, credentials, ref.repository)
+        return Route(ref, endpoint, self._retry, known, actions="pull,push")
+
     async def _first(
-        self, ref: Reference, credentials: Credentials | None, ask: Callable[[Route], Awaitable[_T]]
+        self,
+        ref: Reference,
+        credentials: Credentials | None,
+        ask: Callable[[Route], Awaitable[_T]],
+        capability: str = PULL,
     ) -> _T:
         """Return the answer of the first endpoint that has one."""
         failures: list[tuple[Route, RegistryError]] = []
-        for route in self._routes(ref, credentials):
+        for route in self._routes(ref, credentials, capability):
             try:
                 return await ask(route)
             except RegistryError as error:
                 failures.append((route, error))
         raise _combined(failures)
+
+
+def _capability(target: str) -> str:
+    """Return what a host must be trusted with to be asked for a manifest: anybody may have that of a digest."""
+    return PULL if ":" in target else RESOLVE
 
 
 def _combined(failures: list[tuple[Route, RegistryError]]) -> RegistryError:

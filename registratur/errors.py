@@ -8,6 +8,9 @@ Messages never hold credentials, tokens or the query of a URL (redirects to obje
 class RegistryError(Exception):
     """Anything this package raises on purpose; unspecific answers of a registry are of this very class."""
 
+    status: int | None = None
+    """The HTTP status that it is about, if it is about one."""
+
 
 class InvalidReferenceError(RegistryError, ValueError):
     """A text is no image reference."""
@@ -39,6 +42,9 @@ class UnauthorizedError(RegistryError):
 
 class UnavailableError(RegistryError):
     """The registry answered 429 or 5xx until the tries were used up."""
+
+    retry_after: str | None = None
+    """Its Retry-After header."""
 
 
 class DigestMismatchError(RegistryError):

@@ -22,6 +22,17 @@ MANIFEST_ACCEPT: Final = f"{OCI_INDEX}, {DOCKER_INDEX}, {OCI_MANIFEST}, {DOCKER_
 """Accept header of a manifest request: without it many registries convert to schema 1 or answer 404."""
 
 
+_FOREIGN: Final = (
+    "application/vnd.oci.image.layer.nondistributable.",
+    DOCKER_LAYER.replace("diff", "foreign.diff"),
+)
+
+
+def is_foreign(media_type: str) -> bool:
+    """Tell whether a layer of that type is not for registries to keep."""
+    return media_type.startswith(_FOREIGN)
+
+
 def bare(content_type: str | None) -> str:
     """Return a Content-Type header without its parameters, in lower case; "" for None."""
     return (content_type or "").partition(";")[0].strip().lower()

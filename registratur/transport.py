@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from multidict import CIMultiDict
 from yarl import URL
 
+from registratur.body import Body, Feed
 from registratur.errors import (
     ConnectError,
     IdleTimeoutError,
@@ -26,13 +26,16 @@ from registratur.errors import (
     RedirectError,
     TransportError,
 )
-from registratur.hosts import HostsConfig, origin
+from registratur.hosts import HostOptions, HostsConfig, origin
 from registratur.proxies import Proxies, Proxy
+from registratur.tls import Contexts
 
 if TYPE_CHECKING:
     import aiohttp
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_SAME_METHOD = frozenset({307, 308})  # those that say: as it was (RFC 9110, 15.4)
+_SAFE = frozenset({"GET", "HEAD"})
 _REDIRECT_LIMIT = 8
 _HEAD_PATIENCE = 4  # times the idle timeout: who sends a byte now and then, or 1xx without end, is no server
 _READ_BUFFER = 256 * 1024  # bytes held per connection before the peer is slowed down
@@ -41,10 +44,11 @@ _USER_AGENT = "registratur"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An open answer; `own` says whether the origin that was asked gave it, or one it redirected to."""
+    """An open answer; `own` says whether the origin that was asked gave it, or one it redirected to: that of `url`."""
 
     response: aiohttp.ClientResponse
     own: bool
+    url: URL
 
     async def chunks(self, idle_timeout: float) -> AsyncGenerator[bytes, None]:
         """Yield the body as it comes. Raises TransportError, IdleTimeoutError."""
@@ -82,7 +86,7 @@ class Transport:
         self.idle_timeout = idle_timeout
         self._connect_timeout = connect_timeout
         self._head_seconds = connect_timeout + _HEAD_PATIENCE * idle_timeout
-        self._contexts: dict[Path, ssl.SSLContext] = {}
+        self._contexts = Contexts()
         self._is_open = False
         self._session: aiohttp.ClientSession | None = None
         self._heads: aiohttp.ClientSession | None = None
@@ -92,7 +96,7 @@ class Transport:
     def configure(self, hosts: HostsConfig) -> None:
         """Go by other rules from the next request on. Files with certificates are read anew."""
         self._hosts = hosts
-        self._contexts = {}  # anew, too: whoever is reading a file puts it where it belongs
+        self._contexts = Contexts()
 
     async def __aenter__(self) -> Self:
         self._is_open = True
@@ -124,9 +128,6 @@ class Transport:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, force_close=one_request),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(
-                total=None, connect=self._connect_timeout, sock_read=self.idle_timeout
-            ),
             auto_decompress=False,
             read_bufsize=_READ_BUFFER,
             headers={"User-Agent": _USER_AGENT, "Accept-Encoding": "identity"},
@@ -141,25 +142,40 @@ class Transport:
         *,
         authorization: str | None = None,
         form: Mapping[str, str] | None = None,
+        body: Body | None = None,
+        options: HostOptions | None = None,
     ) -> AsyncIterator[Answer]:
         """Send one request and follow its redirects; whatever status comes at the end is an answer.
 
-        `authorization` is dropped at the first redirect to another origin and does not come back.
-        Raises TransportError, ConnectError, RedirectError, IdleTimeoutError.
+        `authorization` is dropped at the first redirect to another origin and does not come back. `options` are for the
+        origin of `url` alone, before those that the configuration has for its host.
+        Raises TransportError, ConnectError, RedirectError, IdleTimeoutError, and what the stream of `body` raises.
         """
         start, target = origin(url), url
         for _ in range(_REDIRECT_LIMIT):
-            response = await self._send(method, target, headers, authorization, form)
+            feed = None if body is None else Feed(body)
             try:
-                location = response.headers.get("Location")
-                if response.status not in _REDIRECTS or location is None:
-                    yield Answer(response, own=origin(target) == start)
-                    return
+                known = self._hosts.options_for(target)
+                if options is not None and origin(target) == start:
+                    known = options.over(known)
+                response = await self._send(method, target, headers, authorization, form, feed, known)
+                try:
+                    location = response.headers.get("Location")
+                    if response.status not in _REDIRECTS or location is None:
+                        yield Answer(response, origin(target) == start, target)
+                        return
+                finally:
+                    # A body read to its end has given its connection back; any other connection is spoilt.
+                    response.close()
             finally:
-                # A body read to its end has given its connection back; any other connection is spoilt.
-                response.close()
+                if feed is not None:
+                    await feed.close()
             if form is not None:
                 raise RedirectError(f"{shown(url)} redirects a POST: refused, it carries a secret")
+            if method not in _SAFE and response.status not in _SAME_METHOD:
+                raise RedirectError(
+                    f"{shown(url)} redirects a {method} by HTTP {response.status}, which makes it a GET: refused"
+                )
             target = _follow(target, location)
             if origin(target) != start:
                 authorization = None
@@ -172,15 +188,27 @@ class Transport:
         headers: Mapping[str, str],
         authorization: str | None,
         form: Mapping[str, str] | None,
+        feed: Feed | None,
+        options: HostOptions,
     ) -> aiohttp.ClientResponse:
         session = await self._session_for(method)
-        context, proxy = await self._tls(url), self._proxy(url)
-        own = dict(headers) if authorization is None else {**headers, "Authorization": authorization}
+        import aiohttp  # noqa: PLC0415 - has been imported, in a thread
+
+        context, proxy = await self._contexts.of(url.host, options), self._proxy(url, options)
+        own = CIMultiDict(options.headers)
+        own.update(headers)
+        if authorization is not None:
+            own["Authorization"] = authorization
         passing: dict[str, str] = {}
         if proxy is not None and proxy.authorization is not None:
             # What is for the proxy goes with CONNECT, or else beside what is for the server.
             (passing if url.scheme == "https" else own)["Proxy-Authorization"] = proxy.authorization
         head = asyncio.timeout(self._head_seconds)
+
+        def taken() -> None:
+            if not head.expired():
+                head.reschedule(asyncio.get_running_loop().time() + self._head_seconds)
+
         with translated(url, self.idle_timeout, proxy):
             try:
                 async with head:
@@ -188,44 +216,37 @@ class Transport:
                         method,
                         url,
                         headers=own,
-                        data=form,
+                        data=form if feed is None else feed.pieces(taken),
                         ssl=context,
                         allow_redirects=False,
                         proxy=None if proxy is None else proxy.url,
                         proxy_headers=passing,
+                        timeout=aiohttp.ClientTimeout(
+                            total=None,
+                            connect=options.connect_timeout or self._connect_timeout,
+                            sock_read=self.idle_timeout,
+                        ),
                     )
             except TimeoutError:
                 if not head.expired():
                     raise
-                text = f"{shown(url)}: no answer within {self._head_seconds:g} s, though bytes came"
+                moved = "though bytes came" if feed is None else "and no byte was taken"
+                text = f"{shown(url)}: no answer within {self._head_seconds:g} s, {moved}"
                 raise IdleTimeoutError(text) from None
+            except aiohttp.ClientError as error:
+                if feed is not None and feed.failure is not None:
+                    raise feed.failure from error
+                raise
 
-    def _proxy(self, url: URL) -> Proxy | None:
+    def _proxy(self, url: URL, options: HostOptions) -> Proxy | None:
         """Return the proxy to go through: of the configuration, or else of the environment."""
-        configured = self._hosts.proxy_for(url)
+        configured = self._hosts.proxy_for(url, options)
         try:
             if configured is True:
                 return self._proxies.proxy_for(url)
         except InvalidEndpointError as error:
             raise ConnectError(f"{shown(url)}: {error}") from error
         return configured or None
-
-    async def _tls(self, url: URL) -> ssl.SSLContext | bool:
-        options = self._hosts.options_for(url)
-        if options.skip_verify:
-            return False
-        if options.ca_file is None:
-            return True
-        contexts = self._contexts
-        if options.ca_file not in contexts:
-            try:
-                made = await asyncio.to_thread(ssl.create_default_context, cafile=str(options.ca_file))
-            except OSError as error:
-                raise ConnectError(
-                    f"{url.host}: cannot load the CA file {options.ca_file}: {error}"
-                ) from error
-            contexts[options.ca_file] = made
-        return contexts[options.ca_file]
 
 
 def shown(url: URL) -> str:
@@ -259,10 +280,20 @@ def translated(url: URL, idle_timeout: float, proxy: Proxy | None = None) -> Ite
     ):  # the latter is what a resolver says of a name that DNS cannot have
         raise TransportError(f"{shown(url)}: not a usable URL") from None
     except aiohttp.ClientError as error:
-        raise TransportError(f"{shown(url)}: {type(error).__name__}: the connection broke") from error
+        # What TLS of the other side objects to comes late, as a broken connection: a missing client certificate, for one.
+        reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+        raise TransportError(f"{shown(url)}: {type(error).__name__}: the connection broke{reason}") from error
 
 
 def _follow(source: URL, location: str) -> URL:
+    return resolved(source, location, "redirects")
+
+
+def resolved(source: URL, location: str, what: str) -> URL:
+    """Return where a Location header of `source` leads; `what` it does by it is for messages.
+
+    Raises RedirectError for what is no URL of http, and for a way out of TLS.
+    """
     try:
         # encoded=True: the signature of a signed URL covers its exact spelling.
         target = source.join(URL(location, encoded=True)).with_user(None)
@@ -270,7 +301,7 @@ def _follow(source: URL, location: str) -> URL:
     except ValueError:
         usable = False
     if not usable:
-        raise RedirectError(f"{shown(source)} redirects to what is no http or https URL")
+        raise RedirectError(f"{shown(source)} {what} to what is no http or https URL")
     if source.scheme == "https" and target.scheme == "http":
-        raise RedirectError(f"{shown(source)} redirects from https to plain http: refused")
+        raise RedirectError(f"{shown(source)} {what} from https to plain http: refused")
     return target

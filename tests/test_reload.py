@@ -18,6 +18,7 @@ from cri.config import Config
 from cri.reload import RELOADED, OnHangup, Reloader
 from cri.server import registry_hosts
 from cri.settings import SETTINGS
+from registratur import InvalidEndpointError
 
 
 class Daemon:
@@ -60,6 +61,44 @@ def daemon(tmp_path: Path, monkeypatch) -> Daemon:
     daemon = Daemon(file)
     monkeypatch.setattr(reloading.logs, "configure", lambda *values: daemon.levels.append(values))
     return daemon
+
+
+async def test_a_bad_file_of_a_registry_is_named_and_stops_nothing_else(daemon, tmp_path) -> None:
+    hosts = tmp_path / "certs.d"
+    for registry, text in (("quay.io", "server = 1"), ("ghcr.io", '[host."https://m.example.org"]')):
+        (hosts / registry).mkdir(parents=True)
+        (hosts / registry / "hosts.toml").write_text(text)
+    text = f'[image]\nhosts_dir = "{hosts}"\n'
+    (bad, done, _) = await daemon.reload(text)
+    assert f"{hosts}/quay.io/hosts.toml: server: is '1'" in bad["problem"]
+    assert "image.hosts_dir" in done["changed"]
+    assert daemon.shown.image.hosts_dir == hosts
+    assert str(daemon.hosts[-1].endpoints("ghcr.io")[0].url) == "https://m.example.org"
+    with pytest.raises(InvalidEndpointError, match=r"quay\.io"):
+        daemon.hosts[-1].endpoints("quay.io")
+    (hosts / "quay.io" / "hosts.toml").write_text("")
+    assert not any("problem" in one for one in await daemon.reload(text))
+    assert daemon.hosts[-1].endpoints("quay.io")
+
+
+async def test_the_operator_s_credentials_are_read_anew(daemon, tmp_path) -> None:
+    file = tmp_path / "config.json"
+    text = f'[image]\ncredentials_file = "{file}"\n'
+    (bad, *_) = await daemon.reload(text)
+    assert "No such file" in bad["problem"]
+    assert daemon.hosts[-1].keychain is None
+    file.write_text('{"auths": {"quay.io": {"auth": 1, "password": "hunter2"}}}')
+    (bad, *_) = await daemon.reload(text)
+    assert f"{file}: auths.quay.io" in bad["problem"]
+    file.write_text(
+        '{"auths": {"quay.io": {"username": "u", "password": "hunter2"}}, "credsStore": "desktop"}'
+    )
+    (bad, *rest) = await daemon.reload(text)
+    assert "'desktop'" in bad["problem"]
+    assert "hunter2" not in f"{bad}{rest}"
+    hosts = daemon.hosts[-1]
+    (own,) = hosts.endpoints("quay.io")
+    assert hosts.credentials_for(own, None).username == "u"
 
 
 async def test_what_can_be_is_taken_over_and_the_rest_is_named(daemon) -> None:
