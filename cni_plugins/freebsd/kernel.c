@@ -129,7 +129,8 @@ static int cni_listens(int fd, const char *name) {
 
 /* Needs a socket of AF_INET6. A fresh interface, without addresses, becomes what it would be were
    net.inet6.ip6.accept_rtadv 0: disabled until it is given an address. What it is given is there at once, for nobody else can
-   have it: the kernel passes over IFA_F_NODAD, and marks what it finds on a link that is not yet up, once a second, for a check. */
+   have it: the kernel passes over IFA_F_NODAD, and marks what it finds on a link that is down or still disabled, once a
+   second, for a check (nd6_timer in nd6.c). */
 static int cni_ignore_advertisements(int fd, const char *name, int fresh) {
     struct in6_ndireq request = {0};
     if (copy_name(request.ifname, name) || ioctl(fd, SIOCGIFINFO_IN6, &request) != 0) return -1;
