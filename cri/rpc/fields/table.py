@@ -356,7 +356,7 @@ _REQUESTS: Mapping[str, Row] = {
     "UpdateContainerResourcesRequest.annotations": ignored("no annotation changes a limit", rules.ANY),
     "UpdatePodSandboxResourcesRequest.pod_sandbox_id": done("a ready sandbox", rules.LINE),
     "UpdatePodSandboxResourcesRequest.resources": done(
-        "recorded, and limits of the pod's cgroup, unless that is one of the kubelet's (cgroup_parent): it has set them before; "
+        "recorded, and limits of the pod's cgroup, unless that is one of the kubelet's (cgroup_parent), which sets them itself; "
         "what is 0 or empty stays as it is"
     ),
     **_pod_limits("UpdatePodSandboxResourcesRequest.resources"),

@@ -168,7 +168,7 @@ class LinuxHost(Host):
     async def update_sandbox(self, spec: SandboxSpec, resources: Resources) -> None:
         """Apply new limits to the cgroup of a pod that the kubelet made none for.
 
-        One that it has made is the kubelet's: it has set the limits before it says so here, and others may be in there.
+        One that it has made is the kubelet's, which sets the limits itself once this has been answered; and others may be in there.
         """
         if not spec.limits_parent:
             await asyncio.to_thread(self._update_sandbox, spec, resources)
