@@ -27,6 +27,13 @@ pytestmark = [
 TOP = "#!/bin/sh\nexec sleep 3600\n"
 """What critest keeps containers running with; top(1) itself ends at once where its output is no terminal."""
 
+TOOLS = {
+    "top": TOP,
+    "seq": "#!/bin/sh\nn=$1; while [ $n -le $2 ]; do echo $n; n=$((n + 1)); done\n",
+    "sync": "#!/bin/sh\n",
+}
+"""What critest calls and the host's rescue files do not have."""
+
 WEB_SERVER = r"""
 for each in 1 2 3; do
     while :; do printf 'HTTP/1.0 200 OK\r\n\r\nhello\n' | nc -lN 80 >/dev/null; done &
@@ -40,21 +47,26 @@ client-go gives up all of a port-forward when one connection is refused."""
 @pytest.fixture
 def image(registry: str, directory: Path) -> str:
     """An image for both of the roles that critest has: one with commands of its own, and a web server."""
-    (directory / "context/top").write_text(TOP)
-    (directory / "context/top").chmod(0o755)
+    for name, text in TOOLS.items():
+        (directory / "context" / name).write_text(text)
+        (directory / "context" / name).chmod(0o755)
     command = json.dumps(["sh", "-c", WEB_SERVER])
-    build(directory, "critest", f"FROM localhost/rescue:latest\nCOPY top /bin/\nCMD {command}\n")
+    copies = "".join(f"COPY {name} /bin/\n" for name in TOOLS)
+    build(directory, "critest", f"FROM localhost/rescue:latest\n{copies}CMD {command}\n")
     return f"{registry}/critest:latest"
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("focus", "specs", "options"),
     [
-        pytest.param([], id="spdy"),
-        pytest.param(["-websocket-exec", "-websocket-attach", "-websocket-portforward"], id="websocket"),
+        pytest.param("Streaming", 4, [], id="spdy"),
+        pytest.param(
+            "Streaming", 4, ["-websocket-exec", "-websocket-attach", "-websocket-portforward"], id="websocket"
+        ),
+        pytest.param("metrics operations", 2, [], id="metrics"),
     ],
 )
-def test_streaming(daemon: Daemon, image: str, options: list[str]):
+def test_specs(daemon: Daemon, image: str, focus: str, specs: int, options: list[str]):
     images, report = daemon.base / "images.json", daemon.base / "report.json"
     images.write_text(
         json.dumps({"defaultTestContainerImage": image, "webServerTestImage": image})
@@ -64,7 +76,7 @@ def test_streaming(daemon: Daemon, image: str, options: list[str]):
         [
             *(CRITEST, f"-runtime-endpoint={endpoint}", f"-image-endpoint={endpoint}"),
             *(f"-test-images-file={images}", f"-ginkgo.json-report={report}", "-ginkgo.no-color"),
-            *("-ginkgo.focus=Streaming", *options),
+            *(f"-ginkgo.focus={focus}", *options),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -72,6 +84,6 @@ def test_streaming(daemon: Daemon, image: str, options: list[str]):
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout}\n{(daemon.base / 'daemon.log').read_text()[-3000:]}"
-    specs = [spec for suite in json.loads(report.read_text()) for spec in suite["SpecReports"]]
-    states = [spec["State"] for spec in specs if spec["LeafNodeType"] == "It" and spec["State"] != "skipped"]
-    assert states == ["passed"] * 4
+    reports = [spec for suite in json.loads(report.read_text()) for spec in suite["SpecReports"]]
+    states = [one["State"] for one in reports if one["LeafNodeType"] == "It" and one["State"] != "skipped"]
+    assert states == ["passed"] * specs
