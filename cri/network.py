@@ -111,20 +111,20 @@ class CniNetwork:
         self._cni = CNI(self._ledger, binaries=[Path(one) for one in self._config.external_plugins])
 
     async def condition(self) -> Condition:
-        """Whether pods can have a network, and if not, why. That they can is as of a second ago at most."""
-        if time.monotonic() < self._well_until:
-            return Condition(ok=True)
-        began = time.monotonic()
-        found = await self._condition()
-        if found.ok:
-            self._well_until = began + LOST_SECONDS
-        return found
-
-    async def _condition(self) -> Condition:
+        """Whether pods can have a network, and if not, why. What plugins say and the node has is as of a second ago at most."""
         try:
             network = await asyncio.to_thread(self._network)
         except NetworkError as error:
             return Condition(ok=False, reason="NetworkConfigInvalid", message=str(error))
+        if time.monotonic() < self._well_until:
+            return Condition(ok=True)
+        began = time.monotonic()
+        found = await self._ready(network)
+        if found.ok:
+            self._well_until = began + LOST_SECONDS
+        return found
+
+    async def _ready(self, network: NetworkList) -> Condition:
         # One question at a time, however many clients want to know: a plugin that hangs must not eat up the threads.
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._in_thread(self._ask, network))
