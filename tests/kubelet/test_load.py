@@ -1,4 +1,4 @@
-"""Half a minute of a node that is polled; `python -m tests.kubelet.load` has 110 pods and ten minutes."""
+"""A quarter of a minute of a node that is polled; `python -m tests.kubelet.load` has 110 pods and ten minutes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tests.kubelet.node import Node
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
 
-PODS = 20
-SECONDS, IDLE_SECONDS = 30.0, 8.0
+PODS = 10
+SECONDS, IDLE_SECONDS = 12.0, 4.0
 HERTZ = 20.0
 
 
