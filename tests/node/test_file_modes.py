@@ -56,7 +56,7 @@ def paths(node: Daemon) -> dict[str, os.stat_result]:
 @pytest.mark.parametrize("umask", ["000", "077"])
 def test_every_path(registry: str, umask: str) -> None:
     wrapper = ["sh", "-c", f'umask {umask}; CRI_JAILS_SOCKET_GROUP={GROUP} exec "$@"', "sh"]
-    with running_daemon(registry, f"crif{os.getpid()}", wrapper) as node:
+    with running_daemon(registry, f"crig{os.getpid()}", wrapper) as node:
         half = node.subnets[0].replace(".0.0/16", ".128.0/17")  # another than it is configured with
         cidr = v1.NetworkConfig(pod_cidr=f"{half},{node.subnets[1]}")
         runtime = v1.RuntimeConfig(network_config=cidr)

@@ -91,7 +91,7 @@ def processes_with(node: Daemon, what: str) -> list[str]:
 def test_where_secrets_are(registry: str, guarded: str) -> None:
     port = free_port()
     wrapper = ["env", "CRI_JAILS_LOG_LEVEL=debug", f"CRI_JAILS_METRICS_ADDRESS=127.0.0.1:{port}"]
-    with running_daemon(registry, f"crix{os.getpid()}", wrapper) as node:
+    with running_daemon(registry, f"crie{os.getpid()}", wrapper) as node:
         node.image = f"{guarded}/busybox:latest"
         image = v1.ImageSpec(image=node.image)
         with pytest.raises(Exception, match=r"UNAUTHENTICATED|PERMISSION_DENIED"):
