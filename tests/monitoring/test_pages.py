@@ -116,3 +116,13 @@ async def test_alive_is_whoever_answers_and_has_a_database_that_does(node) -> No
     assert await node.get("/healthz") == (200, "ok\n")
     node.hangs = {"database"}
     assert await node.get("/healthz") == (503, "the state database does not answer within 0.1 s\n")
+
+
+async def test_there_is_nothing_to_change(node) -> None:
+    async with aiohttp.ClientSession() as client:
+        for path in ("/metrics", "/healthz", "/readyz"):
+            for method in ("POST", "PUT", "PATCH", "DELETE"):
+                url = f"http://127.0.0.1:{node.server.port}{path}"
+                async with client.request(method, url, data=b"x") as answer:
+                    assert answer.status == 405
+    assert node.looks == 0

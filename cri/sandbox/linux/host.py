@@ -130,7 +130,7 @@ class LinuxHost(Host):
     async def create_sandbox(self, spec: SandboxSpec) -> Warden:
         """Have a warden forked, which makes the namespaces."""
         sysctls.check(spec.sysctls, spec.namespaces)
-        os.makedirs(spec.runtime_directory, mode=0o711, exist_ok=True)  # noqa: PTH103
+        os.makedirs(spec.runtime_directory, mode=0o700, exist_ok=True)  # noqa: PTH103
         return await self._wardens.spawn(spec)
 
     async def find_warden(self, spec: SandboxSpec) -> Warden | None:

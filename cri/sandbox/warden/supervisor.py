@@ -85,7 +85,7 @@ class Supervisor:
 
     def _listen_anew(self) -> None:
         if self._path and not self._ending:
-            Path(self._path).parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+            Path(self._path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._server.listen(self._path)
 
     def _handle(self, connection: Connection, message: protocol.Message, descriptors: list[int]) -> None:
