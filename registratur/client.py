@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self, TypeVar
+
+from yarl import URL
 
 from registratur import media
 from registratur.body import Body
@@ -24,11 +27,13 @@ from registratur.errors import (
 )
 from registratur.exchange import Exchange, Request, Route
 from registratur.hosts import PULL, PUSH, RESOLVE, HostsConfig
+from registratur.limits import HostLimits
 from registratur.manifest import Descriptor, parse_manifest
 from registratur.reference import Reference
+from registratur.referrers import PAGES, extended, fallback_tag, listed, next_page, reference_to
 from registratur.retry import MIRROR_POLICY, RetryPolicy
 from registratur.sources import BlobSource
-from registratur.transport import Transport
+from registratur.transport import Transport, resolved
 from registratur.upload import Upload
 
 if TYPE_CHECKING:
@@ -47,7 +52,8 @@ class Client:
 
     When asking, endpoints (mirrors, then the registry) are tried in order; what is brought goes to one. Nothing has a total time limit: a download
     may take hours, but after `idle_timeout` seconds without one byte it fails. `connect_timeout`
-    (seconds) bounds name resolution, connect and TLS handshake together. Proxies are those of `hosts`, and else of
+    (seconds) bounds name resolution, connect and TLS handshake together. With one host there are `per_host` transfers
+    of blobs at a time; one that has waited for `idle_timeout` begins all the same. Proxies are those of `hosts`, and else of
     `environment` (HTTPS_PROXY, NO_PROXY and so on), by default this process's.
     """
 
@@ -58,6 +64,7 @@ class Client:
         idle_timeout: float = 60.0,
         connect_timeout: float = 15.0,
         retry: RetryPolicy | None = None,
+        per_host: int = 16,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._hosts = hosts or HostsConfig()
@@ -66,6 +73,7 @@ class Client:
             self._hosts, idle_timeout=idle_timeout, connect_timeout=connect_timeout, environment=environment
         )
         self._exchange = Exchange(self._transport)
+        self._limits = HostLimits(per_host, idle_timeout)
 
     def configure(self, hosts: HostsConfig) -> None:
         """Go by other rules from the next request on. Files with certificates are read anew."""
@@ -109,30 +117,50 @@ class Client:
         return await self._first(ref, credentials, ask, _capability(target or ref.target))
 
     async def blob(
-        self, ref: Reference, descriptor: Descriptor, credentials: Credentials | None = None
+        self,
+        ref: Reference,
+        descriptor: Descriptor,
+        credentials: Credentials | None = None,
+        distrusted: set[str] | None = None,
     ) -> AsyncGenerator[bytes, None]:
         """Stream a blob of `ref`'s repository, verifying size and digest.
 
         Only when the iterator ends without an error are the bytes the right ones: act on them before,
         commit after. A broken connection is continued where it broke, in the end at the next endpoint, too.
-        Close the iterator (``contextlib.aclosing``) if you leave it early.
+        Close the iterator (``contextlib.aclosing``) if you leave it early. Endpoints in `distrusted` are not asked; one whose
+        bytes were wrong is added, so that whoever has thrown them away may try again, see `has_others`.
         Raises DigestMismatchError, IdleTimeoutError, TransportError and other RegistryErrors.
         """
         verifier = Verifier(descriptor.digest, descriptor.size)
         failures: list[tuple[Route, RegistryError]] = []
+        avoided = set() if distrusted is None else distrusted
         for route in self._routes(ref, credentials):
+            if str(route.endpoint) in avoided:
+                continue
             try:
-                async with aclosing(download(self._exchange, route, descriptor, verifier)) as chunks:
+                async with (
+                    self._limits.slot(route.endpoint.url.authority),
+                    aclosing(download(self._exchange, route, descriptor, verifier)) as chunks,
+                ):
                     async for chunk in chunks:
                         yield chunk
             except RegistryError as error:
                 if isinstance(error, DigestMismatchError) and verifier.received:
+                    avoided.add(str(route.endpoint))
                     raise  # wrong bytes are out already; the next endpoint cannot take them back
                 failures.append((route, error))
-            else:
+                continue
+            try:
                 verifier.finish()
-                return
+            except DigestMismatchError as error:
+                avoided.add(str(route.endpoint))
+                raise DigestMismatchError(f"{route.what}: {error}") from error
+            return
         raise _combined(failures)
+
+    def has_others(self, ref: Reference, distrusted: set[str]) -> bool:
+        """Say whether there are endpoints to ask for blobs besides those. Raises InvalidEndpointError."""
+        return any(str(endpoint) not in distrusted for endpoint in self._hosts.endpoints(ref.registry))
 
     async def has(self, ref: Reference, digest: str, credentials: Credentials | None = None) -> bool:
         """Say whether the repository that a push goes to has a manifest. Raises RegistryError."""
@@ -160,7 +188,8 @@ class Client:
         Raises DigestMismatchError where `source` has other bytes than `blob` says, RegistryError, and what `source` raises.
         """
         route = replace(self._there(ref, credentials), beside=mount_from)
-        return await Upload(self._exchange, route, blob, source, chunk).run()
+        async with self._limits.slot(route.endpoint.url.authority):
+            return await Upload(self._exchange, route, blob, source, chunk).run()
 
     async def put_manifest(
         self,
@@ -184,10 +213,73 @@ class Client:
         request = Request("PUT", url, headers, Body(len(data), stream))
         async with self._exchange.send(route, request) as answer:
             told = _claimed_digest(answer.response)
+            is_listed = "OCI-Subject" in answer.response.headers
         if told not in (None, manifest.digest) and split_digest(told)[0] == split_digest(manifest.digest)[0]:
             raise DigestMismatchError(
                 f"{route.what}: the registry keeps {manifest.digest} as {told}: it has changed it on its way"
             )
+        document = await asyncio.to_thread(parse_manifest, data, route.what)
+        if document.subject is not None and not is_listed:
+            await self._list_referrer(ref, document.subject, reference_to(document, manifest), credentials)
+
+    async def referrers(
+        self,
+        ref: Reference,
+        digest: str,
+        artifact_type: str = "",
+        credentials: Credentials | None = None,
+    ) -> tuple[Descriptor, ...]:
+        """Return what refers to the manifest `digest` of `ref`'s repository, of one type of artifact or of all.
+
+        Raises RegistryError, MalformedContentError.
+        """
+
+        async def ask(route: Route) -> tuple[Descriptor, ...]:
+            try:
+                return await self._referrers(route, digest)
+            except NotFoundError:
+                _, data = await self._get(route, fallback_tag(digest))
+                return listed(data, f"referrers of {digest} from {route.endpoint}")
+
+        try:
+            found = await self._first(ref, credentials, ask, RESOLVE)
+        except NotFoundError:
+            return ()
+        return tuple(one for one in found if artifact_type in ("", one.artifact_type))
+
+    async def _referrers(self, route: Route, digest: str) -> tuple[Descriptor, ...]:
+        """Read a registry's own list, page by page."""
+        url: URL | None = route.endpoint.address(route.ref.repository, "referrers", digest)
+        found: list[Descriptor] = []
+        for _ in range(PAGES):
+            if url is None:
+                return tuple(found)
+            async with self._exchange.send(route, Request("GET", url, _HEADERS)) as answer:
+                data = await answer.body(MANIFEST_LIMIT, self._exchange.idle_timeout)
+                link = next_page(answer.response.headers.getall("Link", ()))
+                url = None if link is None else resolved(answer.url, link, "continues a list")
+            if data is None:
+                raise MalformedContentError(
+                    f"referrers of {digest} from {route.endpoint} are longer than {MANIFEST_LIMIT} bytes"
+                )
+            found += listed(data, f"referrers of {digest} from {route.endpoint}")
+        raise MalformedContentError(
+            f"referrers of {digest} from {route.endpoint} have more than {PAGES} pages"
+        )
+
+    async def _list_referrer(
+        self, ref: Reference, subject: Descriptor, added: Descriptor, credentials: Credentials | None
+    ) -> None:
+        """Do for a registry without the API what it would do: keep a list under a tag."""
+        route, tag = self._there(ref, credentials), fallback_tag(subject.digest)
+        try:
+            _, data = await self._get(route, tag)
+            entries = listed(data, f"{tag} of {route.endpoint}")
+        except NotFoundError:
+            entries = ()
+        longer = extended(entries, added)
+        if longer is not None:
+            await self.put_manifest(ref, *longer, tag, credentials)
 
     async def _head(self, route: Route) -> Descriptor | None:
         try:

@@ -45,6 +45,8 @@ class UnavailableError(RegistryError):
 
     retry_after: str | None = None
     """Its Retry-After header."""
+    is_final: bool = False
+    """It asks for more patience than there is."""
 
 
 class DigestMismatchError(RegistryError):

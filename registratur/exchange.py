@@ -126,10 +126,11 @@ class Exchange:
                         continue
                 retry_after = response.headers.get("Retry-After")
                 failure = refusal(route.what, response.status, body, pushes=route.actions != "pull")
-                if isinstance(failure, UnavailableError):
-                    failure.retry_after = retry_after
-                else:
+                if not isinstance(failure, UnavailableError):
                     raise failure
+                failure.retry_after = retry_after
+                if route.policy.is_too_long(retry_after):
+                    raise _later(failure)
             except (ConnectError, IdleTimeoutError, RedirectError):
                 raise  # those took their time already, this one would come again
             except TransportError as error:
@@ -139,3 +140,11 @@ class Exchange:
             if request.once or attempt >= route.policy.tries:
                 raise failure
             await asyncio.sleep(route.policy.delay(attempt - 1, retry_after))
+
+
+def _later(failure: UnavailableError) -> UnavailableError:
+    """Return the error of a registry that wants to be asked much later: nobody waits that long, nor asks before."""
+    text = "".join(mark for mark in failure.retry_after or "" if mark.isprintable())[:40]
+    told = UnavailableError(f"{failure}: it is not to be asked again before Retry-After: {text}")
+    told.status, told.retry_after, told.is_final = failure.status, failure.retry_after, True
+    return told

@@ -72,6 +72,7 @@ def read_hosts(directory: Path, beside: HostsConfig | None = None) -> tuple[Host
         except (_BadFileError, InvalidEndpointError) as error:
             broken[name] = f"{folder / FILE}: {error}"
             told.append(f"{broken[name]}; nothing is pulled from it until that is mended")
+            broken[name] += "; mend that, and have the configuration read anew"
             continue
         mirrors[name], servers[name] = hosts, server
     return replace(known, mirrors=mirrors, servers=servers, broken=broken), told

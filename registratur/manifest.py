@@ -31,6 +31,7 @@ class Descriptor:
     size: int
     platform: Platform | None = None
     annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    artifact_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +41,20 @@ class Index:
     media_type: str
     manifests: tuple[Descriptor, ...]
     annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    artifact_type: str = ""
+    subject: Descriptor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One image for one platform: its config and its layers, lowest first."""
+    """One image for one platform: its config and its layers, lowest first; `subject` is what it is about, if not itself."""
 
     media_type: str
     config: Descriptor
     layers: tuple[Descriptor, ...]
     annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    artifact_type: str = ""
+    subject: Descriptor | None = None
 
 
 def parse_manifest(data: bytes, what: str = "manifest") -> Index | Manifest:
@@ -81,7 +86,7 @@ def parse_manifest(data: bytes, what: str = "manifest") -> Index | Manifest:
 
 def _index(document: Fields, media_type: str) -> Index:
     manifests = tuple(_descriptor(entry) for entry in document.children("manifests"))
-    return Index(media_type, manifests, document.mapping("annotations"))
+    return Index(media_type, manifests, document.mapping("annotations"), *_relation(document))
 
 
 def _manifest(document: Fields, media_type: str) -> Manifest:
@@ -96,7 +101,13 @@ def _manifest(document: Fields, media_type: str) -> Manifest:
         raise MalformedContentError(f"{document.what}: its layers have more than {MAX_SIZE} bytes")
     if not media_type:
         media_type = media.DOCKER_MANIFEST if config.media_type == media.DOCKER_CONFIG else media.OCI_MANIFEST
-    return Manifest(media_type, config, layers, document.mapping("annotations"))
+    return Manifest(media_type, config, layers, document.mapping("annotations"), *_relation(document))
+
+
+def _relation(document: Fields) -> tuple[str, Descriptor | None]:
+    """Return the type of an artifact, and what it is about."""
+    subject = _descriptor(document.child("subject")) if "subject" in document else None
+    return document.string("artifactType"), subject
 
 
 def _descriptor(entry: Fields) -> Descriptor:
@@ -114,6 +125,7 @@ def _descriptor(entry: Fields) -> Descriptor:
         size=size,
         platform=read_platform(entry.child("platform")) if "platform" in entry else None,
         annotations=entry.mapping("annotations"),
+        artifact_type=entry.string("artifactType"),
     )
 
 

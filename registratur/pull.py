@@ -1,9 +1,9 @@
 """Pulling an image: choose, verify, stream; and finding a pulled image again without a network."""
 
 import asyncio
-from collections.abc import AsyncIterator, Generator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from registratur.client import MANIFEST_LIMIT, Client
@@ -87,7 +87,7 @@ async def pull(
     """Bring `ref` for the first of `platforms` it offers: metadata to `store`, layers to `layers`.
 
     At most `max_parallel` layers are under way at once; the first failure, of a layer or its sink,
-    cancels the others and is raised. What `store` has already is not fetched again, but a tag is always
+    cancels the others and is raised; but after wrong bytes of one endpoint the next one is tried. What `store` has already is not fetched again, but a tag is always
     resolved anew.
     Raises RegistryError and what the sink raises.
     """
@@ -98,8 +98,16 @@ async def pull(
     while not isinstance(found := await _step(walk, data), Selection):
         data = await source.read(found)
     image = _image(ref, root.digest, found)
-    await _transfer(source, image, layers, max_parallel)
-    return image
+    while True:
+        known = len(source.distrusted)
+        try:
+            await _transfer(source, image, layers, max_parallel)
+        except DigestMismatchError:
+            # The sink has thrown away what was wrong. Layers that are whole are not fetched again.
+            if len(source.distrusted) == known or not client.has_others(ref, source.distrusted):
+                raise
+        else:
+            return image
 
 
 def load(
@@ -163,6 +171,8 @@ class _Source:
     ref: Reference
     store: ContentStore
     credentials: Credentials | None
+    distrusted: set[str] = field(default_factory=set)
+    """Endpoints that have served wrong bytes."""
 
     async def root(self) -> tuple[Descriptor, bytes]:
         """Return what the reference points to now."""
@@ -189,12 +199,24 @@ class _Source:
         if wanted.kind == "manifests":
             _, data = await self.client.manifest(self.ref, descriptor.digest, self.credentials)
         else:
-            blob = self.client.blob(self.ref, descriptor, self.credentials)
-            chunks = [chunk async for chunk in blob]
+            chunks = await self._chunks(descriptor)
             data = await asyncio.to_thread(b"".join, chunks)  # which lets go of the interpreter for long ones
         self._of_its_size(descriptor, data)
         await asyncio.to_thread(self.store.write, descriptor.digest, data)
         return data
+
+    def blob(self, layer: Descriptor) -> AsyncGenerator[bytes, None]:
+        """Stream a blob."""
+        return self.client.blob(self.ref, layer, self.credentials, self.distrusted)
+
+    async def _chunks(self, descriptor: Descriptor) -> list[bytes]:
+        while True:
+            known = len(self.distrusted)
+            try:
+                return [chunk async for chunk in self.blob(descriptor)]
+            except DigestMismatchError:
+                if len(self.distrusted) == known or not self.client.has_others(self.ref, self.distrusted):
+                    raise
 
     def _of_its_size(self, descriptor: Descriptor, data: bytes) -> bytes:
         """What a descriptor says of its content must all be true, or none of it is believed (OCI descriptor.md)."""
@@ -220,7 +242,7 @@ async def _transfer(source: _Source, image: PulledImage, layers: LayerSink, max_
         async with slots:
             if await layers.has(index, image.diff_ids):
                 return
-            async with aclosing(source.client.blob(source.ref, layer, source.credentials)) as chunks:
+            async with aclosing(source.blob(layer)) as chunks:
                 await layers.receive(index, image.diff_ids, layer.media_type, chunks)
                 # A sink may stop at the end of the archive; the digest covers what is behind it, too.
                 async for _ in chunks:

@@ -93,7 +93,8 @@ class Upload:
             else:
                 return "uploaded"
             attempt += 1
-            if attempt >= self._route.policy.tries:
+            is_final = isinstance(failure, UnavailableError) and failure.is_final
+            if attempt >= self._route.policy.tries or is_final:
                 raise failure
             told = failure.retry_after if isinstance(failure, UnavailableError) else None
             await asyncio.sleep(self._route.policy.delay(attempt - 1, told))

@@ -131,7 +131,7 @@ class FakeRegistry:
         self.counts[request.path] += 1
         if self.hook is not None and (answer := await self.hook(request)) is not None:
             return answer
-        kind, name = request.match_info["kind"], request.match_info["name"]
+        kind, name = request.match_info.get("kind"), request.match_info.get("name")
         data = (self.manifests if kind == "manifests" else self.blobs).get(name)
         if data is None:
             code = {"code": "MANIFEST_UNKNOWN", "message": f"no {kind} {name}"}

@@ -7,11 +7,13 @@ mounts, manifests by tag and digest, an index).
 
 import asyncio
 import base64
+import io
 import json
 import shutil
 import socket
 import ssl
 import subprocess
+import tarfile
 import time
 from contextlib import asynccontextmanager
 
@@ -36,7 +38,7 @@ from registratur import (
     push,
 )
 
-REGISTRY, OPENSSL = shutil.which("docker-registry"), shutil.which("openssl")
+REGISTRY, OPENSSL, SKOPEO = (shutil.which(name) for name in ("docker-registry", "openssl", "skopeo"))
 pytestmark = pytest.mark.skipif(
     REGISTRY is None, reason="needs docker-registry (Debian package of this name)"
 )
@@ -94,6 +96,16 @@ def laid_out(folder, *images, index=None):
     top, kind = (index, media.OCI_INDEX) if index else (images[0].manifest, images[0].media_type)
     store.write(compute_digest(top), top)
     return LayoutSource(folder), Descriptor(kind, compute_digest(top), len(top))
+
+
+def tarred(content):
+    """A layer of one file."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        entry = tarfile.TarInfo("file")
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    return packed.getvalue()
 
 
 async def there_and_back(client, ref, image, kit, folder, credentials=None, **options):
@@ -293,3 +305,28 @@ async def test_tls_with_an_own_authority_and_client_certificates(authority, tmp_
         async with Client(HostsConfig(options={address: unknown}), retry=kit.quick) as client:
             with pytest.raises(TransportError, match=r"(?i)certificate.?required|bad.certificate"):
                 await client.manifest(ref)
+
+
+@pytest.mark.skipif(SKOPEO is None, reason="needs skopeo (Debian package of this name)")
+async def test_skopeo_reads_what_was_pushed_and_its_layout_is_pushed(address, tmp_path, client, kit):
+    """By one registry there and back: digests stay what they are."""
+
+    async def copy(source, target):
+        words = [SKOPEO, "copy", "-q", "--all", "--src-tls-verify=false", "--insecure-policy", source, target]
+        process = await asyncio.create_subprocess_exec(*words, stderr=asyncio.subprocess.PIPE)
+        _, complaint = await process.communicate()
+        assert process.returncode == 0, complaint.decode()
+
+    layer = tarred(b"hello")
+    image = kit.image(layers=[kit.gzip(layer)])
+    index = kit.index(image.entry)
+    source, root = laid_out(tmp_path / "source", image, index=index)
+    await push(client, Reference.parse(f"{address}/team/app:1"), root, source)
+    await copy(f"docker://{address}/team/app:1", f"oci:{tmp_path / 'layout'}:one")
+    written = json.loads((tmp_path / "layout" / "index.json").read_text())["manifests"][0]
+    assert written["digest"] == root.digest
+    again = Descriptor(written["mediaType"], written["digest"], written["size"])
+    ref = Reference.parse(f"{address}/team/other:1")
+    pushed = await push(client, ref, again, LayoutSource(tmp_path / "layout"))
+    assert pushed.digest == root.digest
+    assert (await client.resolve(ref)).digest == root.digest
