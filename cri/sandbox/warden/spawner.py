@@ -123,24 +123,31 @@ class _Forks:
         spare = self._spare
         if spare is None or not spare.is_ready:
             return False
-        if not self._fits_spare(wire.decode(SandboxSpec, message["sandbox"])):
+        try:
+            if not self._fits_spare(wire.decode(SandboxSpec, message["sandbox"])):
+                return False
+        except (KeyError, ValueError):  # which a fork will tell
             return False
         given = spare.give(message, descriptors)
         self._drop_spare()
         return given
 
     def _fork_spare(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            warn(f"spawner: no spare: {error.strerror}")
+            return
         with theirs:
-            protocol.prepare(ours)
-            protocol.prepare(theirs)
             try:
+                protocol.prepare(ours)
+                protocol.prepare(theirs)
                 if os.fork() == 0:
                     ours.close()
                     self._become(lambda: _wait(theirs, self._make_driver()))
             except OSError as error:
                 ours.close()
-                warn(f"spawner: cannot fork: {error.strerror}")
+                warn(f"spawner: no spare: {error.strerror}")
             else:
                 self._spare = Spare(ours)
 
