@@ -17,12 +17,13 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Self
 
 from baustelle import overlay, removal, tarstream, xattrs
+from baustelle.bounds import Budget
 from baustelle.descent import DIRECTORY, Descent
 from baustelle.entrypaths import clean, cleaned, shown
 from baustelle.errors import CorruptLayerError, UnpackError
 from baustelle.finish import Finisher
 from baustelle.layerflags import LayerFlags
-from baustelle.layertree import Borrowed, LayerTree, Node
+from baustelle.layertree import Attributes, Borrowed, LayerTree, Node
 from baustelle.parents import Parent, Parents
 from baustelle.paths import IMPLIED_DIRECTORY_MODE
 from baustelle.tarstream import Entry, TarStream
@@ -54,14 +55,14 @@ class Extractor:
     to raise what shall end the work.
     """
 
-    def __init__(self, root_fd: int, whiteouts: Whiteouts, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, root_fd: int, whiteouts: Whiteouts, check: Callable[[], None], budget: Budget) -> None:
         self._root_fd = root_fd
         self._stacked = whiteouts is not Whiteouts.APPLY
         self._borrows = whiteouts is Whiteouts.STACKED
         self._check = check
         self._flags = LayerFlags()
         self._may_chown = os.geteuid() == 0
-        self.tree = LayerTree()
+        self.tree = LayerTree(budget)
         """What this layer has, and what of the layers below it hides."""
         self._parents = Parents(
             root_fd, self.tree, self._flags, stacked=self._stacked, may_chown=self._may_chown
@@ -107,7 +108,7 @@ class Extractor:
         if not name:
             if entry.type != tarstream.DIRECTORY:
                 raise UnpackError("layer entry '/': the root of an image can only be a directory")
-            self.tree.entry, self.tree.named = entry, self._number
+            self.tree.entry, self.tree.named = _attributes(entry), self._number
             self._flags.lift(self._root_fd, self.tree)
             self._note_flags(self.tree, entry)
             return
@@ -118,7 +119,7 @@ class Extractor:
         if entry.type == tarstream.DIRECTORY:
             self._make_directory(parent, name)
             node = parent.node.below(name)
-            node.entry, node.named = entry, self._number
+            node.entry, node.named = _attributes(entry), self._number
         elif entry.type == tarstream.HARD_LINK:
             self._make_hard_link(parent, name, entry)
         elif entry.type == tarstream.REGULAR:
@@ -151,7 +152,7 @@ class Extractor:
                     archive.copy_data(length, write)
                     self.size += length
                 os.ftruncate(fd, entry.size)
-            self._apply(fd, entry)
+            self._apply(fd, entry, _owner(entry))
         finally:
             os.close(fd)
 
@@ -343,10 +344,10 @@ class Extractor:
         if not node.made:
             self._strip(fd, node.entry.xattrs.keys())
         try:
-            self._apply(fd, node.entry)
+            self._apply(fd, node.entry, (node.entry.uid, node.entry.gid))
         except OSError as error:
             raise UnpackError(
-                f"layer entry {shown(node.entry.name)}: {_reason(node.entry, error)}"
+                f"layer entry {shown(node.path())}: {_refused(node.entry.xattrs, error)}"
             ) from error
 
     def _strip(self, fd: int, kept: Collection[bytes] = ()) -> None:
@@ -355,9 +356,9 @@ class Extractor:
             if name not in kept and not name.startswith(overlay.NOT_OF_LAYERS):
                 xattrs.remove_from_fd(fd, name)
 
-    def _apply(self, fd: int, entry: Entry) -> None:
+    def _apply(self, fd: int, entry: Entry | Attributes, owner: tuple[int, int]) -> None:
         if self._may_chown:
-            os.chown(fd, *_owner(entry))
+            os.chown(fd, *owner)
         os.chmod(fd, entry.mode)
         for attribute, value in entry.xattrs.items():
             with self._storable(attribute) as wanted:
@@ -380,6 +381,10 @@ def _children(fd: int) -> list[bytes]:
     return [os.fsencode(name) for name in os.listdir(fd)]
 
 
+def _attributes(entry: Entry) -> Attributes:
+    return Attributes(entry.mode, *_owner(entry), entry.mtime_ns, entry.xattrs)
+
+
 def _owner(entry: Entry) -> tuple[int, int]:
     if not (0 <= entry.uid <= _MAX_ID and 0 <= entry.gid <= _MAX_ID):
         raise CorruptLayerError(
@@ -389,13 +394,17 @@ def _owner(entry: Entry) -> tuple[int, int]:
 
 
 def _reason(entry: Entry, error: Exception) -> str:
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     number = error.errno if isinstance(error, OSError) else None
     if entry.type == tarstream.HARD_LINK and number == errno.ENOENT:
         return f"its hard link target {shown(entry.link)} is not in the layer"
     if entry.type in {tarstream.CHAR_DEVICE, tarstream.BLOCK_DEVICE} and number == errno.EPERM:
         return "a device node can only be made by root outside of user namespaces and jails"
-    if number == errno.EPERM and entry.xattrs:
-        names = ", ".join(map(os.fsdecode, entry.xattrs))
+    return _refused(entry.xattrs, error)
+
+
+def _refused(attributes: Collection[bytes], error: Exception) -> str:
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    if isinstance(error, OSError) and error.errno == errno.EPERM and attributes:
+        names = ", ".join(map(os.fsdecode, attributes))
         return f"{reason}; setting its extended attributes ({names}) may need root"
     return reason

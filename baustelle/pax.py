@@ -4,8 +4,10 @@ from collections.abc import Mapping
 
 from baustelle.errors import CorruptLayerError
 
-MAX_META = 4 * 1024 * 1024
-"""The most bytes that all extended headers of one entry may have, or a sparse map; they are held in memory."""
+MAX_META = 1024 * 1024
+"""The most bytes that all extended headers of one entry may have, or a sparse map; they are held in memory.
+
+As in Go's archive/tar (maxSpecialFileSize), which has written most layers, and refuses more."""
 
 MAX_GLOBAL = 64 * 1024
 """The most bytes of global records that are kept: each of them is looked at for every entry that follows."""

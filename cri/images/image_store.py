@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 
 import structlog
 
+from baustelle.bounds import Bounds
 from cri import tracing
 from cri.errors import InternalError, InvalidArgumentError, NotFoundError, UnavailableError
 from cri.images import outcomes
@@ -61,6 +62,7 @@ class ImageStore:
         *,
         platforms: Sequence[Platform],
         max_parallel: int,
+        bounds: Bounds | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         self._metrics = metrics = metrics or Metrics()
@@ -70,6 +72,7 @@ class ImageStore:
         self._client = client
         self._platforms = tuple(platforms)
         self._max_parallel = max_parallel
+        self._bounds = bounds or Bounds()
         self._pulls: SharedWork[str] = SharedWork("pull")
         self._removals: SharedWork[None] = SharedWork("remove image")
         self._pulling = 0
@@ -142,7 +145,7 @@ class ImageStore:
     async def pull(self, reference: str, credentials: Credentials | None) -> str:
         """Bring an image here; its id. Callers who want the same with the same credentials share one pull.
 
-        Raises RegistryError, UnpackError, InvalidArgumentError; UnavailableError when the daemon ends.
+        Raises RegistryError, UnpackError (BoundExceededError for too large an image), InvalidArgumentError; UnavailableError when the daemon ends.
         """
         try:
             parsed = Reference.parse(reference)
@@ -259,7 +262,7 @@ class ImageStore:
         async with self._sweeping:
             self._pulling += 1
         try:
-            with PullSink(self.layers) as sink:
+            with PullSink(self.layers, str(reference), self._bounds) as sink:
                 image = await pull(
                     self._client,
                     reference,
