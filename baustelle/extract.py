@@ -16,7 +16,8 @@ import stat
 from collections.abc import Callable, Collection, Iterator
 from typing import Self
 
-from baustelle import overlay, removal, tarstream, xattrs
+from baustelle import acls, overlay, removal, tarstream, xattrs
+from baustelle.acltext import NamesOnlyError
 from baustelle.bounds import Budget
 from baustelle.descent import DIRECTORY, Descent
 from baustelle.entrypaths import clean, cleaned, shown
@@ -71,7 +72,7 @@ class Extractor:
         """Bytes of data written to regular files."""
         self.entries = 0
         self.skipped_xattrs: set[str] = set()
-        """Attributes that the file system cannot keep; SCHILY.fflags for file flags."""
+        """Attributes that the file system cannot keep; SCHILY.fflags for file flags, SCHILY.acl.access and such for lists."""
 
     def __enter__(self) -> Self:
         return self
@@ -225,6 +226,10 @@ class Extractor:
             with self._storable(attribute) as wanted:
                 if wanted:
                     xattrs.set_on_name(parent.fd, name, attribute, value)
+        if entry.type != tarstream.SYMLINK:  # a link has no list
+            for record, text in entry.acls.items():
+                with self._storable(record):
+                    acls.set_on_name(parent.fd, name, record, text)
         times = (entry.mtime_ns, entry.mtime_ns)
         os.utime(name, ns=times, dir_fd=parent.fd, follow_symlinks=False)
 
@@ -364,6 +369,9 @@ class Extractor:
             with self._storable(attribute) as wanted:
                 if wanted:
                     xattrs.set_on_fd(fd, attribute, value)
+        for record, text in entry.acls.items():
+            with self._storable(record):
+                acls.set_on_fd(fd, record, text)
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
 
     @contextlib.contextmanager
@@ -371,6 +379,8 @@ class Extractor:
         """Note what the file system cannot keep; yields False for what must not be set."""
         try:
             yield not attribute.startswith(overlay.PRIVATE)
+        except NamesOnlyError:
+            self.skipped_xattrs.add(os.fsdecode(attribute))
         except OSError as error:
             if error.errno not in xattrs.NOT_STORABLE:
                 raise
@@ -382,7 +392,7 @@ def _children(fd: int) -> list[bytes]:
 
 
 def _attributes(entry: Entry) -> Attributes:
-    return Attributes(entry.mode, *_owner(entry), entry.mtime_ns, entry.xattrs)
+    return Attributes(entry.mode, *_owner(entry), entry.mtime_ns, entry.xattrs, entry.acls)
 
 
 def _owner(entry: Entry) -> tuple[int, int]:

@@ -33,6 +33,7 @@ class Attributes:
     gid: int
     mtime_ns: int
     xattrs: Mapping[bytes, bytes]
+    acls: Mapping[bytes, bytes]
 
 
 class Node:

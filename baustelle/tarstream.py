@@ -14,7 +14,7 @@ from types import MappingProxyType
 from baustelle import sparse
 from baustelle.bytereader import ByteReader
 from baustelle.errors import CorruptLayerError
-from baustelle.pax import FLAGS, MAX_GLOBAL, MAX_META, SPARSE_MAP, PaxRecords, parse_pax
+from baustelle.pax import FLAGS, MAJOR, MAX_GLOBAL, MAX_META, MINOR, SPARSE_MAP, PaxRecords, parse_pax
 from baustelle.sparse import BLOCK
 
 REGULAR, HARD_LINK, SYMLINK, CHAR_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO = (
@@ -60,6 +60,8 @@ class Entry:
     xattrs: Mapping[bytes, bytes] = field(default_factory=lambda: _NONE)
     flags: bytes = b""
     """File flags in the words of chflags(1), `schg,uarch`."""
+    acls: Mapping[bytes, bytes] = field(default_factory=lambda: _NONE)
+    """Access control lists, see `baustelle.acltext`."""
 
 
 class TarStream:
@@ -171,7 +173,10 @@ class TarStream:
             entry.device = (_number(block[329:337], "major"), _number(block[337:345], "minor"))
         if pax:
             entry.xattrs = pax.xattrs() or _NONE
+            entry.acls = pax.acls() or _NONE
             entry.flags = pax.text(FLAGS)
+            if pax.text(MAJOR) and pax.text(MINOR):  # numbers that eight octal digits do not hold
+                entry.device = (pax.integer(MAJOR), pax.integer(MINOR))
         self._unread = entry.stored
         self._padding = -entry.stored % BLOCK
         try:

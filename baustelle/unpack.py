@@ -42,7 +42,8 @@ class Unpacked:
     """Bytes of data in regular files, holes not counted."""
     entries: int
     skipped_xattrs: tuple[str, ...] = ()
-    """Extended attributes that the file system cannot keep, by name; SCHILY.fflags stands for file flags."""
+    """Extended attributes that the file system cannot keep, by name; SCHILY.fflags stands for file flags, SCHILY.acl.* for
+    access control lists."""
     tree: LayerTree | None = field(default=None, repr=False, compare=False)
     """What `baustelle.restack` must know of a layer that was unpacked for overlayfs."""
 
@@ -61,7 +62,7 @@ def unpack(
     `root` must exist. It holds the layers below for `Whiteouts.APPLY`, nothing for the others.
     Blocks; for an event loop there is `unpack_stream`. No entry ends outside of `root`, whatever it is called
     and whatever links are there. File flags (SCHILY.fflags) are set on FreeBSD, by root: remove the tree with
-    `baustelle.removal`, which clears them. ACLs (SCHILY.acl) are not set.
+    `baustelle.removal`, which clears them. ACLs (SCHILY.acl) are set where the file system keeps such lists.
     The time it takes is in proportion to the plain bytes, and to what layers below have that is deleted; `check` is
     called many times a second, to raise what shall end it. `algorithm` is that of the digest, a name of hashlib. `budget`
     is what the image has left, by default one of its own for each layer.
