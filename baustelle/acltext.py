@@ -68,13 +68,13 @@ def numeric(text: bytes, *, nfs4: bool) -> bytes:
             )
             lines.append(f"{words[tag]}{'' if number == _NOBODY else number}:{letters}")
         return ",".join(lines).encode()
-    found = []
+    found: list[bytes] = []
     for parts in _entries(text):
         if parts[0] in _SPECIAL and len(parts) == 4:
             found.append(b":".join(parts))
         elif parts[0] in (b"user", b"group") and len(parts) in (5, 6):
-            number = b"%d" % _id(parts[1], parts[5:], text)
-            found.append(b":".join([parts[0], number, *parts[2:5]]))
+            own_id = b"%d" % _id(parts[1], parts[5:], text)
+            found.append(b":".join([parts[0], own_id, *parts[2:5]]))
         else:
             raise _wrong(text)
     return b",".join(found)

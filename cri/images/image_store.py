@@ -42,6 +42,9 @@ log = structlog.get_logger(__name__)
 _IMAGE_ID = re.compile(r"(sha(?:256|512):)?([0-9a-f]{64}|[0-9a-f]{128})|sha(?:256|512):[0-9a-f]*")
 _BEGINNING = re.compile(r"(?P<algorithm>sha256:|sha512:)?(?P<digits>[0-9a-f]*)")
 
+LEFTOVERS_KEPT = 600.0
+"""Seconds that layers without an image stay after a start: a pull that was cut off is tried again, and needs them."""
+
 _SHORTEST_ID = 12
 """Hexadecimal digits from which on a word may be the beginning of an image id."""
 
@@ -82,6 +85,7 @@ class ImageStore:
         self._notes = ImageNotes(content.root / "images")
         self._runnable = RunnableImages()
         self._of_containers = ContainerLayers()
+        self._leftovers: asyncio.Task[None] | None = None
         self._naming = asyncio.Lock()
         """Held over a read, change and write of records, never over a pull."""
         self._sweeping = asyncio.Lock()
@@ -113,6 +117,8 @@ class ImageStore:
         await self._note(
             [image for image in self._store.images.values() if not says(notes.get(image.id), image)]
         )
+        if self.layers.spare(self._of_images()):
+            self._leftovers = asyncio.create_task(self._collect_leftovers())
         await self._clear_away()
 
     def images(self) -> Iterable[ImageRecord]:
@@ -199,6 +205,8 @@ class ImageStore:
     async def abandon(self) -> None:
         """End all pulls, throw their layers away, and begin no more."""
         self._ending = True
+        if self._leftovers is not None:
+            self._leftovers.cancel()
         await self._pulls.abandon()
 
     async def settle(self) -> None:
@@ -346,6 +354,11 @@ class ImageStore:
             await self._collect_content()
         except OSError as error:
             log.warning("manifests that no image needs stay", error=str(error))
+
+    async def _collect_leftovers(self) -> None:
+        await asyncio.sleep(LEFTOVERS_KEPT)
+        self.layers.spare_no_more()
+        await self.collect()
 
     async def _collect_content(self) -> None:
         """Give back manifests and configs that no image needs; a pull under way may be about to need any of them."""

@@ -47,7 +47,7 @@ class Layers:
     """The committed layers of a snapshotter, and those on their way in or out.
 
     A layer is held by pulls under way and by containers being made (`hold`); images and containers hold theirs by
-    their records. `collect` removes what nobody holds.
+    their records. `collect` removes what nobody holds, but for what a daemon that was killed may have been pulling (`spare`).
     """
 
     def __init__(self, snapshots: Snapshotter, metrics: Metrics) -> None:
@@ -57,6 +57,7 @@ class Layers:
         self._held: Counter[str] = Counter()
         self._coming: dict[str, asyncio.Future[bool]] = {}
         self._going: dict[str, asyncio.Task[None]] = {}
+        self._spared: set[str] = set()
         self._measuring: asyncio.Task[None] | None = None
 
     async def load(self, running: Mapping[str, str]) -> None:
@@ -109,8 +110,18 @@ class Layers:
             self._held.subtract(held)
             self._held += Counter()  # drops the zeros
 
+    def spare(self, needed: AbstractSet[str]) -> int:
+        """Keep the layers that are here and that nobody needs, until a pull wants them or `spare_no_more`: how many."""
+        self._spared = self._committed.keys() - needed
+        return len(self._spared)
+
+    def spare_no_more(self) -> None:
+        """Let the next `collect` have what no pull has wanted."""
+        self._spared.clear()
+
     async def arrived(self, chain_id: str) -> bool:
         """Whether the layer is here, after waiting for another pull that is bringing it."""
+        self._spared.discard(chain_id)
         while (coming := self._coming.get(chain_id)) is not None:
             if await asyncio.shield(coming):
                 return True
@@ -173,7 +184,7 @@ class Layers:
 
         A layer that cannot be removed is told in the log, and tried again with the next call.
         """
-        keep = {*needed, *self._held, *self._coming}
+        keep = {*needed, *self._held, *self._coming, *self._spared}
         doomed = [chain_id for chain_id in self._committed if chain_id not in keep]
         self.metrics.collections.labels("layers").inc()
         for chain_id in doomed:
