@@ -94,7 +94,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "a name that is too long": (pax(b"path=" + b"n/" * 2100 + b"f") + member("f"), "too long"),
     "a part that is too long": (pax(b"path=" + b"n" * 300) + member("f"), "too long"),
     "a NUL byte in a name": (pax(b"path=a\0b") + member("f"), "null character"),
-    "a NUL byte in a link": (pax(b"linkpath=a\0b") + member("s", type=SYMLINK, linkname="x"), "null character"),
+    "a NUL byte in a link": (
+        pax(b"linkpath=a\0b") + member("s", type=SYMLINK, linkname="x"),
+        "null character",
+    ),
     "a target that is too long": (pax(b"linkpath=" + b"t" * 5000) + member("s", type=SYMLINK), "too long"),
     "a file in place of the root": (member("a/.."), "root"),
     "a symlink in place of the root": (symlink("./", "OUTSIDE"), "root"),
