@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from baustelle import removal
+from baustelle.bounds import Budget
 from baustelle.copyfile import copy_file
 from baustelle.descent import Descent, kept_times
 from baustelle.entrypaths import shown
@@ -19,6 +20,8 @@ from baustelle.layertree import Borrowed, LayerTree, Node
 from baustelle.layerview import LayerView, Seen
 
 _ASIDE = b".wh..wh.cri-jails-%d"  # what begins so is in no layer
+
+_BLOCK = 512  # bytes that st_blocks counts by
 
 _Inode = tuple[int, int]
 
@@ -32,7 +35,7 @@ def lend(root_fd: int, roots: Sequence[int], tree: LayerTree, check: Callable[[]
     held = {one for _, _, one in _held(root_fd, tree, check)}
     steps = sum(len(one.target) for one in tree.borrows)
     with kept_times(root_fd), LayerView(root_fd, roots, tree, check, steps) as view:
-        lending = _Lending(root_fd, roots, view, check)
+        lending = _Lending(root_fd, roots, view, check, tree.budget)
         for one in tree.borrows:
             lending.fetch(one, needed=one in held)
         for fd, name, one in _held(root_fd, tree, check):
@@ -51,12 +54,18 @@ class _Copy:
 
 class _Lending:
     def __init__(
-        self, root_fd: int, roots: Sequence[int], view: LayerView, check: Callable[[], None]
+        self,
+        root_fd: int,
+        roots: Sequence[int],
+        view: LayerView,
+        check: Callable[[], None],
+        budget: Budget,
     ) -> None:
         self._root_fd = root_fd
         self._roots = roots
         self._view = view
         self._check = check
+        self._budget = budget
         self._copies: dict[_Inode, _Copy] = {}
         self._of: dict[Borrowed, _Copy] = {}
 
@@ -86,6 +95,7 @@ class _Lending:
                     seen.name, copy.aside, src_dir_fd=seen.fd, dst_dir_fd=self._root_fd, follow_symlinks=False
                 )
             else:
+                self._budget.take_bytes(seen.found.st_blocks * _BLOCK)
                 copy_file(seen.name, seen.found, seen.fd, self._root_fd, copy.aside, self._check)
         self._of[wanted] = copy
 

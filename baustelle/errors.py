@@ -13,6 +13,14 @@ class CorruptLayerError(UnpackError):
     """The layer's bytes are not what a layer is made of: truncated, damaged, or not a tar archive."""
 
 
+class BoundExceededError(UnpackError):
+    """An image would become more than is allowed; `bound` is the field of `baustelle.bounds.Bounds`."""
+
+    def __init__(self, bound: str, message: str) -> None:
+        super().__init__(message)
+        self.bound = bound
+
+
 class ImageConfigError(BaustelleError, ValueError):
     """An image config, or a command made from it, is not usable."""
 

@@ -16,13 +16,15 @@ import stat
 from collections.abc import Callable, Collection, Iterator
 from typing import Self
 
-from baustelle import overlay, removal, tarstream, xattrs
+from baustelle import acls, overlay, removal, tarstream, xattrs
+from baustelle.acltext import NamesOnlyError
+from baustelle.bounds import Budget
 from baustelle.descent import DIRECTORY, Descent
 from baustelle.entrypaths import clean, cleaned, shown
 from baustelle.errors import CorruptLayerError, UnpackError
 from baustelle.finish import Finisher
 from baustelle.layerflags import LayerFlags
-from baustelle.layertree import Borrowed, LayerTree, Node
+from baustelle.layertree import Attributes, Borrowed, LayerTree, Node
 from baustelle.parents import Parent, Parents
 from baustelle.paths import IMPLIED_DIRECTORY_MODE
 from baustelle.tarstream import Entry, TarStream
@@ -54,14 +56,14 @@ class Extractor:
     to raise what shall end the work.
     """
 
-    def __init__(self, root_fd: int, whiteouts: Whiteouts, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, root_fd: int, whiteouts: Whiteouts, check: Callable[[], None], budget: Budget) -> None:
         self._root_fd = root_fd
         self._stacked = whiteouts is not Whiteouts.APPLY
         self._borrows = whiteouts is Whiteouts.STACKED
         self._check = check
         self._flags = LayerFlags()
         self._may_chown = os.geteuid() == 0
-        self.tree = LayerTree()
+        self.tree = LayerTree(budget)
         """What this layer has, and what of the layers below it hides."""
         self._parents = Parents(
             root_fd, self.tree, self._flags, stacked=self._stacked, may_chown=self._may_chown
@@ -70,7 +72,7 @@ class Extractor:
         """Bytes of data written to regular files."""
         self.entries = 0
         self.skipped_xattrs: set[str] = set()
-        """Attributes that the file system cannot keep; SCHILY.fflags for file flags."""
+        """Attributes that the file system cannot keep; SCHILY.fflags for file flags, SCHILY.acl.access and such for lists."""
 
     def __enter__(self) -> Self:
         return self
@@ -107,7 +109,7 @@ class Extractor:
         if not name:
             if entry.type != tarstream.DIRECTORY:
                 raise UnpackError("layer entry '/': the root of an image can only be a directory")
-            self.tree.entry, self.tree.named = entry, self._number
+            self.tree.entry, self.tree.named = _attributes(entry), self._number
             self._flags.lift(self._root_fd, self.tree)
             self._note_flags(self.tree, entry)
             return
@@ -118,7 +120,7 @@ class Extractor:
         if entry.type == tarstream.DIRECTORY:
             self._make_directory(parent, name)
             node = parent.node.below(name)
-            node.entry, node.named = entry, self._number
+            node.entry, node.named = _attributes(entry), self._number
         elif entry.type == tarstream.HARD_LINK:
             self._make_hard_link(parent, name, entry)
         elif entry.type == tarstream.REGULAR:
@@ -151,7 +153,7 @@ class Extractor:
                     archive.copy_data(length, write)
                     self.size += length
                 os.ftruncate(fd, entry.size)
-            self._apply(fd, entry)
+            self._apply(fd, entry, _owner(entry))
         finally:
             os.close(fd)
 
@@ -224,6 +226,10 @@ class Extractor:
             with self._storable(attribute) as wanted:
                 if wanted:
                     xattrs.set_on_name(parent.fd, name, attribute, value)
+        if entry.type != tarstream.SYMLINK:  # a link has no list
+            for record, text in entry.acls.items():
+                with self._storable(record):
+                    acls.set_on_name(parent.fd, name, record, text)
         times = (entry.mtime_ns, entry.mtime_ns)
         os.utime(name, ns=times, dir_fd=parent.fd, follow_symlinks=False)
 
@@ -343,10 +349,10 @@ class Extractor:
         if not node.made:
             self._strip(fd, node.entry.xattrs.keys())
         try:
-            self._apply(fd, node.entry)
+            self._apply(fd, node.entry, (node.entry.uid, node.entry.gid))
         except OSError as error:
             raise UnpackError(
-                f"layer entry {shown(node.entry.name)}: {_reason(node.entry, error)}"
+                f"layer entry {shown(node.path())}: {_refused(node.entry.xattrs, error)}"
             ) from error
 
     def _strip(self, fd: int, kept: Collection[bytes] = ()) -> None:
@@ -355,14 +361,17 @@ class Extractor:
             if name not in kept and not name.startswith(overlay.NOT_OF_LAYERS):
                 xattrs.remove_from_fd(fd, name)
 
-    def _apply(self, fd: int, entry: Entry) -> None:
+    def _apply(self, fd: int, entry: Entry | Attributes, owner: tuple[int, int]) -> None:
         if self._may_chown:
-            os.chown(fd, *_owner(entry))
+            os.chown(fd, *owner)
         os.chmod(fd, entry.mode)
         for attribute, value in entry.xattrs.items():
             with self._storable(attribute) as wanted:
                 if wanted:
                     xattrs.set_on_fd(fd, attribute, value)
+        for record, text in entry.acls.items():
+            with self._storable(record):
+                acls.set_on_fd(fd, record, text)
         os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
 
     @contextlib.contextmanager
@@ -370,6 +379,8 @@ class Extractor:
         """Note what the file system cannot keep; yields False for what must not be set."""
         try:
             yield not attribute.startswith(overlay.PRIVATE)
+        except NamesOnlyError:
+            self.skipped_xattrs.add(os.fsdecode(attribute))
         except OSError as error:
             if error.errno not in xattrs.NOT_STORABLE:
                 raise
@@ -378,6 +389,10 @@ class Extractor:
 
 def _children(fd: int) -> list[bytes]:
     return [os.fsencode(name) for name in os.listdir(fd)]
+
+
+def _attributes(entry: Entry) -> Attributes:
+    return Attributes(entry.mode, *_owner(entry), entry.mtime_ns, entry.xattrs, entry.acls)
 
 
 def _owner(entry: Entry) -> tuple[int, int]:
@@ -389,13 +404,17 @@ def _owner(entry: Entry) -> tuple[int, int]:
 
 
 def _reason(entry: Entry, error: Exception) -> str:
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     number = error.errno if isinstance(error, OSError) else None
     if entry.type == tarstream.HARD_LINK and number == errno.ENOENT:
         return f"its hard link target {shown(entry.link)} is not in the layer"
     if entry.type in {tarstream.CHAR_DEVICE, tarstream.BLOCK_DEVICE} and number == errno.EPERM:
         return "a device node can only be made by root outside of user namespaces and jails"
-    if number == errno.EPERM and entry.xattrs:
-        names = ", ".join(map(os.fsdecode, entry.xattrs))
+    return _refused(entry.xattrs, error)
+
+
+def _refused(attributes: Collection[bytes], error: Exception) -> str:
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    if isinstance(error, OSError) and error.errno == errno.EPERM and attributes:
+        names = ", ".join(map(os.fsdecode, attributes))
         return f"{reason}; setting its extended attributes ({names}) may need root"
     return reason

@@ -22,6 +22,7 @@ _DECLARATIONS = """
 
     typedef void *acl_t;
     typedef void *acl_entry_t;
+    acl_t acl_from_text(const char *text);
     acl_t acl_get_fd_np(int fd, int type);
     int acl_set_fd_np(int fd, acl_t acl, int type);
     int acl_get_entry(acl_t acl, int entry_id, acl_entry_t *entry);

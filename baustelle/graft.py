@@ -38,7 +38,7 @@ def graft(
         source = end.enter_context(Descent(path.place.fd))
         os.rename(name, _ASIDE, src_dir_fd=source.fd, dst_dir_fd=source.fd)
         source.down(_ASIDE)
-        moved = path.node.children.pop(name)
+        moved = path.node.take(name)
         if path.follow(name, brought=bool(moved.brought)):
             _merge(source, moved, path.place, path.node, check)
         os.close(source.up())
@@ -247,7 +247,7 @@ def _replace(
 
 def _rename(name: bytes, source: int, target: int, child: Node, there: Node) -> None:
     os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
-    there.children[name] = child
+    there.put(name, child)
     child.above = there
 
 

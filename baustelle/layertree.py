@@ -1,9 +1,13 @@
 """What one layer has, by path: the part of it that must be remembered until the whole layer is read."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Self
 
-from baustelle.tarstream import Entry
+from baustelle.bounds import Budget
+
+_NONE: Mapping[bytes, "Node"] = MappingProxyType({})  # nearly all nodes are files
 
 
 @dataclass(slots=True, eq=False)
@@ -18,6 +22,18 @@ class Borrowed:
     """That of the entry: the path is as the tree was before it."""
     link: bool
     """The layer has made a directory there, which is right only if there is a link below."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What a directory gets at the end: of its entry no more is kept, as there may be a hundred thousand."""
+
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    xattrs: Mapping[bytes, bytes]
+    acls: Mapping[bytes, bytes]
 
 
 class Node:
@@ -41,12 +57,13 @@ class Node:
 
     def __init__(self, above: "Node | None" = None) -> None:
         self.above = above
-        self.children: dict[bytes, Node] = {}
+        self.children: Mapping[bytes, Node] = _NONE
+        """What is in here, by name; see `put`."""
         self.brought = 0
         """The layer itself has something here: whiteouts of the layer spare it."""
         self.made = False
         """A directory was made here, for the layer's own entry or for what it has below."""
-        self.entry: Entry | None = None
+        self.entry: Attributes | None = None
         """The directory's attributes, which it gets when nothing is made in it any more."""
         self.named = 0
         """The last entry that named this directory."""
@@ -70,9 +87,20 @@ class Node:
 
     def below(self, name: bytes) -> "Node":
         """The node of a name in here, made if there is none."""
-        found = self.children.get(name)
-        if found is None:
-            found = self.children[name] = Node(self)
+        return self.children.get(name) or self.put(name, Node(self))
+
+    def put(self, name: bytes, node: "Node") -> "Node":
+        """Have a node under a name, in place of what is there."""
+        if not isinstance(self.children, dict):
+            self.children = {}
+        self.children[name] = node
+        return node
+
+    def take(self, name: bytes) -> "Node":
+        """Remove the node of a name that is there."""
+        found = self.children[name]
+        assert isinstance(self.children, dict)
+        del self.children[name]
         return found
 
     def at(self, names: list[bytes]) -> "Node":
@@ -97,9 +125,18 @@ class Node:
     def replace(self, name: bytes, number: int) -> "Node":
         """Forget what the layer had at a name: with entry `number` something else comes there, or nothing."""
         known = self.children.get(name)
-        found = self.children[name] = Node(self)
+        found = self.put(name, Node(self))
         found.hidden = (known.hidden if known is not None else 0) or number
         return found
+
+    def path(self) -> bytes:
+        """The names that lead here. For messages: it looks for them."""
+        names: list[bytes] = []
+        node = self
+        while (above := node.above) is not None:
+            names.append(next((name for name, child in above.children.items() if child is node), b"?"))
+            node = above
+        return b"/".join(names[::-1]) or b"/"
 
     def bring(self, number: int) -> Self:
         """With entry `number` the layer has something here, and so directories above."""
@@ -113,9 +150,11 @@ class Node:
 class LayerTree(Node):
     """The root."""
 
-    __slots__ = ("borrows",)
+    __slots__ = ("borrows", "budget")
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget) -> None:
         super().__init__()
+        self.budget = budget
+        """What the image has left."""
         self.borrows: list[Borrowed] = []
         """All in the tree, and those whose names went to something else since: none may lead nowhere."""

@@ -1,22 +1,33 @@
 """The extended headers of tar archives (pax(1), "pax Interchange Format"), as far as an unpacked file depends on them."""
 
+import base64
+import binascii
+import urllib.parse
 from collections.abc import Mapping
 
+from baustelle import acltext
 from baustelle.errors import CorruptLayerError
 
-MAX_META = 4 * 1024 * 1024
-"""The most bytes that all extended headers of one entry may have, or a sparse map; they are held in memory."""
+MAX_META = 1024 * 1024
+"""The most bytes that all extended headers of one entry may have, or a sparse map; they are held in memory.
+
+As in Go's archive/tar (maxSpecialFileSize), which has written most layers, and refuses more."""
 
 MAX_GLOBAL = 64 * 1024
 """The most bytes of global records that are kept: each of them is looked at for every entry that follows."""
 
 SPARSE_MAP = b"GNU.sparse.map"
 XATTR_PREFIX = b"SCHILY.xattr."
+LIBARCHIVE_PREFIX = b"LIBARCHIVE.xattr."
 FLAGS = b"SCHILY.fflags"
+MAJOR, MINOR = b"SCHILY.devmajor", b"SCHILY.devminor"
 
 _SPARSE_PARTS = frozenset({b"GNU.sparse.offset", b"GNU.sparse.numbytes"})
-_KEPT = frozenset({b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime", FLAGS})
-_KEPT_PREFIXES = (b"GNU.sparse.", XATTR_PREFIX)
+_KEPT = (
+    frozenset({b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime", FLAGS, MAJOR, MINOR})
+    | acltext.RECORDS
+)
+_KEPT_PREFIXES = (b"GNU.sparse.", XATTR_PREFIX, LIBARCHIVE_PREFIX)
 
 
 class PaxRecords:
@@ -57,13 +68,36 @@ class PaxRecords:
         return -value if text.startswith(b"-") else value
 
     def xattrs(self) -> dict[bytes, bytes]:
-        """SCHILY.xattr (star, GNU, Go, libarchive) holds raw bytes; libarchive's own copy in base64 is redundant."""
-        return {
-            key[len(XATTR_PREFIX) :]: value
-            for records in (self._everywhere, self._own)
-            for key, value in records.items()
-            if key.startswith(XATTR_PREFIX)
-        }
+        """SCHILY.xattr (star, GNU, Go, libarchive) holds raw bytes; LIBARCHIVE.xattr the same in base64, under a quoted name.
+
+        Raises CorruptLayerError.
+        """
+        found: dict[bytes, bytes] = {}
+        for prefix, read in ((LIBARCHIVE_PREFIX, _libarchive), (XATTR_PREFIX, _plain)):
+            for records in (self._everywhere, self._own):
+                for key, value in records.items():
+                    if key.startswith(prefix):
+                        name, data = read(key[len(prefix) :], value)
+                        found[name] = data
+        return found
+
+    def acls(self) -> dict[bytes, bytes]:
+        """The texts of access control lists, by record (`baustelle.acltext`)."""
+        return {key: text for key in acltext.RECORDS if (text := self.text(key))}
+
+
+def _plain(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    return name, value
+
+
+def _libarchive(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    try:  # libarchive leaves the padding out
+        data = base64.b64decode(value.rstrip(b"=") + b"=" * (-len(value.rstrip(b"=")) % 4), validate=True)
+    except binascii.Error as error:
+        raise CorruptLayerError(
+            f"layer: the pax record {LIBARCHIVE_PREFIX + name[:80]!r} is no base64"
+        ) from error
+    return urllib.parse.unquote_to_bytes(name), data
 
 
 def parse_pax(data: bytes) -> dict[bytes, bytes]:

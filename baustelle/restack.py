@@ -103,7 +103,7 @@ class _Fitting:
                 continue
             if not child.brought and not found.directories:  # a file has nothing below it to be deleted
                 removal.remove_tree(name, dir_fd=place.fd, check=self._check)
-                level.node.children[name] = Node(level.node)
+                level.node.put(name, Node(level.node))
                 return
             place.down(name)
             for one in found.directories:

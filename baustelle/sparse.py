@@ -1,5 +1,6 @@
 """The maps of sparse files in tar archives (GNU tar manual, "Storing Sparse Files"): which bytes of a file are stored."""
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 
 from baustelle.errors import CorruptLayerError
@@ -7,8 +8,25 @@ from baustelle.pax import MAX_META, decimal
 
 BLOCK = 512
 
-Extents = list[tuple[int, int]]
-"""(offset, length) of the data of a file, in order; what lies between are holes."""
+
+class Extents:
+    """(offset, length) of the data of a file, in order; what lies between are holes. A map may have a hundred thousand."""
+
+    def __init__(self) -> None:
+        self._numbers = array("q")
+
+    def add(self, offset: int, length: int) -> None:
+        """Append one. Raises OverflowError for numbers of more than 63 bits."""
+        self._numbers.append(offset)
+        self._numbers.append(length)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        numbers = iter(self._numbers)
+        return zip(numbers, numbers, strict=True)
+
+    def stored(self) -> int:
+        """Bytes of data."""
+        return sum(length for _, length in self)
 
 
 def pairs_in_header(table: bytes, number: Callable[[bytes, str], int]) -> Iterator[int]:
@@ -22,7 +40,13 @@ def pairs_in_header(table: bytes, number: Callable[[bytes, str], int]) -> Iterat
 
 def numbers_in_text(text: bytes) -> Iterator[int]:
     """Offsets and lengths of a map in a pax record, in turn. Raises CorruptLayerError."""
-    return (decimal(part, "sparse map") for part in text.split(b",")) if text else iter(())
+    if text:
+        start = 0
+        while start <= len(text):  # a list of all of them would take forty times the bytes of the text
+            end = text.find(b",", start)
+            end = len(text) if end < 0 else end
+            yield decimal(text[start:end], "sparse map")
+            start = end + 1
 
 
 class MapReader:
@@ -60,7 +84,7 @@ def extents(numbers: Iterable[int], size: int) -> Extents:
 
     Raises CorruptLayerError, for the caller to say of which file.
     """
-    found: Extents = []
+    found = Extents()
     position = 0
     rest = iter(numbers)
     for offset in rest:
@@ -70,8 +94,8 @@ def extents(numbers: Iterable[int], size: int) -> Extents:
         if offset < position or length < 0:
             raise CorruptLayerError("the sparse map is not in order")
         position = offset + length
-        if position > size:
+        if position > size or position >= 1 << 63:
             raise CorruptLayerError("the sparse map is longer than the file")
         if length:
-            found.append((offset, length))
+            found.add(offset, length)
     return found

@@ -7,12 +7,14 @@ Formats: pax(1) "pax Interchange Format", and "Basic Tar Format" with "Storing S
 GNU tar manual.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from baustelle import sparse
+from baustelle.bytereader import ByteReader
 from baustelle.errors import CorruptLayerError
-from baustelle.pax import FLAGS, MAX_GLOBAL, MAX_META, SPARSE_MAP, PaxRecords, parse_pax
+from baustelle.pax import FLAGS, MAJOR, MAX_GLOBAL, MAX_META, MINOR, SPARSE_MAP, PaxRecords, parse_pax
 from baustelle.sparse import BLOCK
 
 REGULAR, HARD_LINK, SYMLINK, CHAR_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO = (
@@ -30,6 +32,10 @@ _WITHOUT_DATA = frozenset({HARD_LINK, SYMLINK, CHAR_DEVICE, BLOCK_DEVICE, DIRECT
 _PAX_LOCAL = frozenset({b"x", b"X"})  # "X" is Solaris' spelling
 _SHOWN = 300  # bytes of a name in a message
 _PAX_GLOBAL, _GNU_LONG_NAME, _GNU_LONG_LINK, _GNU_SPARSE = b"g", b"L", b"K", b"S"
+
+_NONE: Mapping[bytes, bytes] = MappingProxyType(
+    {}
+)  # of a hundred thousand directories nobody needs as many dicts
 
 
 @dataclass(slots=True)
@@ -49,65 +55,13 @@ class Entry:
     """Length of the file in bytes, holes included."""
     stored: int
     """Bytes of data that follow in the archive."""
-    extents: list[tuple[int, int]] | None = None
-    """(offset, length) of the data in a sparse file; None for all others."""
-    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    extents: sparse.Extents | None = None
+    """Where the data is in a sparse file; None for all others."""
+    xattrs: Mapping[bytes, bytes] = field(default_factory=lambda: _NONE)
     flags: bytes = b""
     """File flags in the words of chflags(1), `schg,uarch`."""
-
-
-class ByteReader:
-    """Exact reads from an iterator of chunks, with nothing copied that is only passed on."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._view = memoryview(b"")
-        self._received = 0
-
-    def at_end(self) -> bool:
-        """Whether no byte is left."""
-        while not self._view:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return True
-            self._view = memoryview(chunk)
-            self._received += len(chunk)
-        return False
-
-    def read(self, size: int) -> bytes:
-        """Exactly `size` bytes. Raises CorruptLayerError if the stream ends before."""
-        if size <= len(self._view):
-            data = self._view[:size].tobytes()
-            self._view = self._view[size:]
-            return data
-        parts: list[bytes] = []
-        self.copy(size, lambda view: parts.append(view.tobytes()))
-        return b"".join(parts)
-
-    def copy(self, size: int, write: Callable[[memoryview], object]) -> None:
-        """Pass the next `size` bytes to `write` in pieces."""
-        while size:
-            if self.at_end():
-                raise CorruptLayerError(f"layer: truncated tar archive: {size} bytes are missing at its end")
-            piece = self._view[:size]
-            write(piece)
-            self._view = self._view[len(piece) :]
-            size -= len(piece)
-
-    def skip(self, size: int) -> None:
-        """Drop the next `size` bytes."""
-        self.copy(size, len)
-
-    @property
-    def position(self) -> int:
-        """How many bytes were passed on or dropped until now."""
-        return self._received - len(self._view)
-
-    def drain(self) -> None:
-        """Read to the end."""
-        self._view = memoryview(b"")
-        for _ in self._chunks:
-            pass
+    acls: Mapping[bytes, bytes] = field(default_factory=lambda: _NONE)
+    """Access control lists, see `baustelle.acltext`."""
 
 
 class TarStream:
@@ -117,7 +71,7 @@ class TarStream:
     """
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._bytes = ByteReader(chunks)
+        self._bytes = ByteReader(chunks, "tar archive")
         self._unread = 0
         self._padding = 0
         self._meta = 0
@@ -218,8 +172,11 @@ class TarStream:
         if kind in {CHAR_DEVICE, BLOCK_DEVICE}:
             entry.device = (_number(block[329:337], "major"), _number(block[337:345], "minor"))
         if pax:
-            entry.xattrs = pax.xattrs()
+            entry.xattrs = pax.xattrs() or _NONE
+            entry.acls = pax.acls() or _NONE
             entry.flags = pax.text(FLAGS)
+            if pax.text(MAJOR) and pax.text(MINOR):  # numbers that eight octal digits do not hold
+                entry.device = (pax.integer(MAJOR), pax.integer(MINOR))
         self._unread = entry.stored
         self._padding = -entry.stored % BLOCK
         try:
@@ -266,7 +223,7 @@ class TarStream:
 
 def _set_extents(entry: Entry, extents: sparse.Extents) -> None:
     entry.extents = extents
-    if sum(length for _, length in extents) > entry.stored:
+    if extents.stored() > entry.stored:
         raise CorruptLayerError("the sparse map is longer than the file")
 
 

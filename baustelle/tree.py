@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from baustelle import tarstream
+from baustelle.bounds import Budget, Window
 from baustelle.decompress import plain_chunks
 from baustelle.errors import BuildError
 from baustelle.tarstream import TarStream
@@ -45,7 +46,7 @@ class ImageTree:
         whiteouts: list[str] = []
         opaque: list[str] = []
         added: dict[str, Directory | Link | File] = {}
-        for entry in TarStream(plain_chunks(stream)):
+        for entry in TarStream(plain_chunks(stream, Window(Budget()))):
             path = posixpath.normpath("/" + entry.name.decode(errors="surrogateescape")).lstrip("/")
             above, name = posixpath.split(path)
             if name == ".wh..wh..opq":

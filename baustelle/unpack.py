@@ -10,13 +10,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from baustelle.bounds import Bounds, Budget, Window
 from baustelle.decompress import Source, plain_chunks
-from baustelle.errors import CorruptLayerError, UnpackError
+from baustelle.errors import BoundExceededError, CorruptLayerError, UnpackError
 from baustelle.extract import Extractor, Whiteouts
 from baustelle.layertree import LayerTree
 from baustelle.tarstream import TarStream
 
-__all__ = ["CorruptLayerError", "UnpackError", "Unpacked", "Whiteouts", "unpack", "unpack_stream"]
+__all__ = [
+    "BoundExceededError",
+    "Bounds",
+    "Budget",
+    "CorruptLayerError",
+    "UnpackError",
+    "Unpacked",
+    "Whiteouts",
+    "unpack",
+    "unpack_stream",
+]
 
 _QUEUED_CHUNKS = 16
 
@@ -31,7 +42,8 @@ class Unpacked:
     """Bytes of data in regular files, holes not counted."""
     entries: int
     skipped_xattrs: tuple[str, ...] = ()
-    """Extended attributes that the file system cannot keep, by name; SCHILY.fflags stands for file flags."""
+    """Extended attributes that the file system cannot keep, by name; SCHILY.fflags stands for file flags, SCHILY.acl.* for
+    access control lists."""
     tree: LayerTree | None = field(default=None, repr=False, compare=False)
     """What `baustelle.restack` must know of a layer that was unpacked for overlayfs."""
 
@@ -43,24 +55,33 @@ def unpack(
     whiteouts: Whiteouts,
     algorithm: str = "sha256",
     check: Callable[[], None] = lambda: None,
+    budget: Budget | None = None,
 ) -> Unpacked:
     """Unpack the layer in `stream` (gzip, zstd or plain tar, read to its end) into the directory `root`.
 
     `root` must exist. It holds the layers below for `Whiteouts.APPLY`, nothing for the others.
     Blocks; for an event loop there is `unpack_stream`. No entry ends outside of `root`, whatever it is called
     and whatever links are there. File flags (SCHILY.fflags) are set on FreeBSD, by root: remove the tree with
-    `baustelle.removal`, which clears them. ACLs (SCHILY.acl) are not set.
+    `baustelle.removal`, which clears them. ACLs (SCHILY.acl) are set where the file system keeps such lists.
     The time it takes is in proportion to the plain bytes, and to what layers below have that is deleted; `check` is
-    called many times a second, to raise what shall end it. `algorithm` is that of the digest, a name of hashlib.
+    called many times a second, to raise what shall end it. `algorithm` is that of the digest, a name of hashlib. `budget`
+    is what the image has left, by default one of its own for each layer.
 
-    Raises CorruptLayerError for bytes that make no layer and UnpackError for an entry that cannot be
-    made, both naming entry and reason; what was unpacked until then stays, for the caller to remove.
+    Raises CorruptLayerError for bytes that make no layer, BoundExceededError for too many, and UnpackError for an
+    entry that cannot be made, naming entry and reason; what was unpacked until then stays, for the caller to remove.
     """
     digest = hashlib.new(algorithm)
+    budget = budget or Budget()
+    packed = _Counted(stream)
+    window = Window(budget, check)
 
     def hashed(chunks: Iterator[bytes]) -> Iterator[bytes]:
+        plain = 0
         for chunk in chunks:
             check()
+            plain += len(chunk)
+            budget.take_bytes(len(chunk))
+            budget.check_ratio(packed.bytes, plain)
             digest.update(chunk)
             yield chunk
 
@@ -69,12 +90,14 @@ def unpack(
     except OSError as error:
         raise UnpackError(f"cannot unpack into {root}: {error.strerror}") from error
     try:
-        with Extractor(root_fd, whiteouts, check) as extractor:
-            archive = TarStream(hashed(plain_chunks(stream)))
+        with Extractor(root_fd, whiteouts, check, budget) as extractor:
+            archive = TarStream(hashed(plain_chunks(packed, window)))
             for entry in archive:
+                budget.take_entry()
                 extractor.add(entry, archive)
             extractor.finish()
     finally:
+        window.release()
         os.close(root_fd)
     return Unpacked(
         diff_id=f"{algorithm}:{digest.hexdigest()}",
@@ -83,6 +106,20 @@ def unpack(
         skipped_xattrs=tuple(sorted(extractor.skipped_xattrs)),
         tree=extractor.tree if whiteouts is not Whiteouts.APPLY else None,
     )
+
+
+class _Counted:
+    """A source whose bytes are counted as they are read."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.bytes = 0
+
+    def read(self, size: int, /) -> bytes:
+        """As the source."""
+        data = self._source.read(size)
+        self.bytes += len(data)
+        return data
 
 
 class _AbandonedError(Exception):
@@ -137,7 +174,12 @@ class _Pipe:
 
 
 async def unpack_stream(
-    chunks: AsyncIterator[bytes], root: Path, *, whiteouts: Whiteouts, algorithm: str = "sha256"
+    chunks: AsyncIterator[bytes],
+    root: Path,
+    *,
+    whiteouts: Whiteouts,
+    algorithm: str = "sha256",
+    budget: Budget | None = None,
 ) -> Unpacked:
     """`unpack` for bytes that arrive on the event loop, in a thread of its own.
 
@@ -153,7 +195,9 @@ async def unpack_stream(
 
     def work() -> None:
         try:
-            result = unpack(pipe, root, whiteouts=whiteouts, algorithm=algorithm, check=pipe.check)
+            result = unpack(
+                pipe, root, whiteouts=whiteouts, algorithm=algorithm, check=pipe.check, budget=budget
+            )
         except BaseException as error:  # noqa: BLE001 - handed to the loop, which raises it
             loop.call_soon_threadsafe(unpacked.set_exception, error)
         else:

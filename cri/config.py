@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from baustelle.bounds import Bounds
 from cri import config_values as kind
 from cri.settings import ENV_PREFIX, REGISTRIES, REGISTRY_SETTINGS, SECRET, SETTINGS
 from cri.sockets import SocketError, check_path
@@ -75,6 +76,23 @@ class ImageConfig:
     """Directory of HOST/hosts.toml, containerd's way to configure registries."""
     credentials_file: Path | None
     """Docker's config.json, with credentials for pulls that bring none, and for mirrors."""
+    max_entries: int
+    """Files, directories and links of one image; as the others a field of `baustelle.bounds.Bounds`."""
+    max_unpacked_bytes: int
+    """Plain bytes of one image."""
+    max_expansion_ratio: int
+    """How many plain bytes a byte of a long layer may stand for."""
+    max_zstd_window: int
+    """Bytes that a zstd layer may have held in memory."""
+
+    def bounds(self) -> Bounds:
+        """What one image may bring."""
+        return Bounds(
+            max_entries=self.max_entries,
+            max_unpacked_bytes=self.max_unpacked_bytes,
+            max_expansion_ratio=self.max_expansion_ratio,
+            max_zstd_window=self.max_zstd_window,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,6 +163,7 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
             client,
             platforms=platforms(host),
             max_parallel=config.image.max_parallel_downloads,
+            bounds=config.image.bounds(),
             metrics=metrics,
         )
         network = CniNetwork(host, config.network, config.state_dir, make_room=reserve.give_up)

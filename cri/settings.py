@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from baustelle.bounds import Bounds
 from cri import config_values as kind
 
 ENV_PREFIX = "CRI_JAILS_"
@@ -105,6 +106,30 @@ SETTINGS: Sequence[Setting] = (
         kind.file,
         None,
         "Docker's config.json, with credentials for pulls that bring none, and for mirrors; empty: none",
+    ),
+    Setting(
+        "image.max_entries",
+        kind.whole(1, 10**9),
+        Bounds().max_entries,
+        "files, directories and links of one image, all layers together; more are refused",
+    ),
+    Setting(
+        "image.max_unpacked_bytes",
+        kind.whole(1, 2**62),
+        Bounds().max_unpacked_bytes,
+        "bytes of one image, unpacked; more are refused",
+    ),
+    Setting(
+        "image.max_expansion_ratio",
+        kind.whole(1, 10**9),
+        Bounds().max_expansion_ratio,
+        "how many times its compressed bytes a layer may become, once it is larger than 256 MiB",
+    ),
+    Setting(
+        "image.max_zstd_window",
+        kind.whole(1, 2**31),
+        Bounds().max_zstd_window,
+        "bytes of memory that a layer in zstd may ask for",
     ),
     Setting(
         "stats.interval",

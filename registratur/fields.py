@@ -28,6 +28,8 @@ class Fields:
         """
         try:
             document = long_json.loads(data.decode(), is_read)
+        except long_json.TooManyValuesError as error:
+            raise MalformedContentError(f"{what} cannot be read: {error}") from error
         except (ValueError, RecursionError) as error:
             raise MalformedContentError(f"{what} is no JSON: {error}") from error
         if not isinstance(document, dict):

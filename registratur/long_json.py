@@ -27,6 +27,17 @@ _RUN = re.compile(rf"(?:(?:[^,\"\[\]{{}}]++|{_STRING}|{_FLAT})++,)++", re.DOTALL
 """Elements or members of something, each with its comma, that hold at most flat arrays and objects."""
 _SPACE = re.compile(r"[ \t\n\r]*+")
 
+MAX_VALUES = 100_000
+"""Members and elements of a long document that are kept. As objects they take twenty times the bytes that they are written in."""
+
+
+class TooManyValuesError(ValueError):
+    """A document has more than `MAX_VALUES` that are kept."""
+
+    def __init__(self) -> None:
+        super().__init__(f"it has more than {MAX_VALUES} values")
+
+
 Path = tuple[str, ...]
 """The keys that lead to a member, from the top, in lower case (`str.casefold`); elements of arrays count for nothing."""
 
@@ -39,7 +50,9 @@ def everything(_: Path) -> bool:
 
 
 def loads(text: str, is_read: Callable[[Path], bool] = everything) -> Any:
-    """The value of a JSON document. Blocks: long ones are for threads. Raises ValueError, RecursionError.
+    """The value of a JSON document. Blocks: long ones are for threads.
+
+    Raises ValueError, of which TooManyValuesError is one, and RecursionError.
 
     An array or object that is a member for which `is_read` says no comes out empty if it is long: looked at like the rest, and
     thrown away.
@@ -60,6 +73,8 @@ class _Parser:
         self._is_read = is_read
         self._paused = 0
         """Where the last pause was."""
+        self._values = 0
+        """How many were kept."""
 
     def value(self, at: int, path: Path | None) -> tuple[Any, int]:
         """The value that begins here. What is in it is kept if it has a path."""
@@ -100,6 +115,8 @@ class _Parser:
             raise json.JSONDecodeError("Expecting value", self._text, run.start())
         if path is None:
             return
+        self._keep(len(some))
+        self._keep(sum(len(one) for one in _values(some) if isinstance(one, dict | list)))  # these are flat
         if closing == "}":
             found.update(some)
         else:
@@ -111,6 +128,7 @@ class _Parser:
         if isinstance(found, list):
             value, at = self.value(at, path)
             if path is not None:
+                self._keep(1)
                 found.append(value)
             return _after_space(text, at)
         if text[at : at + 1] != '"':
@@ -124,8 +142,18 @@ class _Parser:
             below = None
         value, at = self.value(_after_space(text, at + 1), below)
         if path is not None:
+            self._keep(1)
             found[key] = value
         return _after_space(text, at)
+
+    def _keep(self, count: int) -> None:
+        self._values += count
+        if self._values > MAX_VALUES:
+            raise TooManyValuesError
+
+
+def _values(some: Any) -> Any:
+    return some.values() if isinstance(some, dict) else some
 
 
 def _after_space(text: str, at: int) -> int:

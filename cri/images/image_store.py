@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 
 import structlog
 
+from baustelle.bounds import Bounds
 from cri import tracing
 from cri.errors import InternalError, InvalidArgumentError, NotFoundError, UnavailableError
 from cri.images import outcomes
@@ -41,6 +42,9 @@ log = structlog.get_logger(__name__)
 _IMAGE_ID = re.compile(r"(sha(?:256|512):)?([0-9a-f]{64}|[0-9a-f]{128})|sha(?:256|512):[0-9a-f]*")
 _BEGINNING = re.compile(r"(?P<algorithm>sha256:|sha512:)?(?P<digits>[0-9a-f]*)")
 
+LEFTOVERS_KEPT = 600.0
+"""Seconds that layers without an image stay after a start: a pull that was cut off is tried again, and needs them."""
+
 _SHORTEST_ID = 12
 """Hexadecimal digits from which on a word may be the beginning of an image id."""
 
@@ -61,6 +65,7 @@ class ImageStore:
         *,
         platforms: Sequence[Platform],
         max_parallel: int,
+        bounds: Bounds | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         self._metrics = metrics = metrics or Metrics()
@@ -70,6 +75,7 @@ class ImageStore:
         self._client = client
         self._platforms = tuple(platforms)
         self._max_parallel = max_parallel
+        self._bounds = bounds or Bounds()
         self._pulls: SharedWork[str] = SharedWork("pull")
         self._removals: SharedWork[None] = SharedWork("remove image")
         self._pulling = 0
@@ -79,6 +85,7 @@ class ImageStore:
         self._notes = ImageNotes(content.root / "images")
         self._runnable = RunnableImages()
         self._of_containers = ContainerLayers()
+        self._leftovers: asyncio.Task[None] | None = None
         self._naming = asyncio.Lock()
         """Held over a read, change and write of records, never over a pull."""
         self._sweeping = asyncio.Lock()
@@ -110,6 +117,8 @@ class ImageStore:
         await self._note(
             [image for image in self._store.images.values() if not says(notes.get(image.id), image)]
         )
+        if self.layers.spare(self._of_images()):
+            self._leftovers = asyncio.create_task(self._collect_leftovers())
         await self._clear_away()
 
     def images(self) -> Iterable[ImageRecord]:
@@ -142,7 +151,7 @@ class ImageStore:
     async def pull(self, reference: str, credentials: Credentials | None) -> str:
         """Bring an image here; its id. Callers who want the same with the same credentials share one pull.
 
-        Raises RegistryError, UnpackError, InvalidArgumentError; UnavailableError when the daemon ends.
+        Raises RegistryError, UnpackError (BoundExceededError for too large an image), InvalidArgumentError; UnavailableError when the daemon ends.
         """
         try:
             parsed = Reference.parse(reference)
@@ -196,6 +205,8 @@ class ImageStore:
     async def abandon(self) -> None:
         """End all pulls, throw their layers away, and begin no more."""
         self._ending = True
+        if self._leftovers is not None:
+            self._leftovers.cancel()
         await self._pulls.abandon()
 
     async def settle(self) -> None:
@@ -259,7 +270,7 @@ class ImageStore:
         async with self._sweeping:
             self._pulling += 1
         try:
-            with PullSink(self.layers) as sink:
+            with PullSink(self.layers, str(reference), self._bounds) as sink:
                 image = await pull(
                     self._client,
                     reference,
@@ -343,6 +354,11 @@ class ImageStore:
             await self._collect_content()
         except OSError as error:
             log.warning("manifests that no image needs stay", error=str(error))
+
+    async def _collect_leftovers(self) -> None:
+        await asyncio.sleep(LEFTOVERS_KEPT)
+        self.layers.spare_no_more()
+        await self.collect()
 
     async def _collect_content(self) -> None:
         """Give back manifests and configs that no image needs; a pull under way may be about to need any of them."""

@@ -12,7 +12,7 @@ from typing import Self
 
 import structlog
 
-from baustelle.unpack import Whiteouts, unpack_stream
+from baustelle.unpack import BoundExceededError, Bounds, Budget, Whiteouts, unpack_stream
 from cri import tracing
 from cri.metrics import Metrics
 from cri.sandbox.host import HostError, Snapshotter
@@ -47,7 +47,7 @@ class Layers:
     """The committed layers of a snapshotter, and those on their way in or out.
 
     A layer is held by pulls under way and by containers being made (`hold`); images and containers hold theirs by
-    their records. `collect` removes what nobody holds.
+    their records. `collect` removes what nobody holds, but for what a daemon that was killed may have been pulling (`spare`).
     """
 
     def __init__(self, snapshots: Snapshotter, metrics: Metrics) -> None:
@@ -57,6 +57,7 @@ class Layers:
         self._held: Counter[str] = Counter()
         self._coming: dict[str, asyncio.Future[bool]] = {}
         self._going: dict[str, asyncio.Task[None]] = {}
+        self._spared: set[str] = set()
         self._measuring: asyncio.Task[None] | None = None
 
     async def load(self, running: Mapping[str, str]) -> None:
@@ -109,15 +110,27 @@ class Layers:
             self._held.subtract(held)
             self._held += Counter()  # drops the zeros
 
+    def spare(self, needed: AbstractSet[str]) -> int:
+        """Keep the layers that are here and that nobody needs, until a pull wants them or `spare_no_more`: how many."""
+        self._spared = self._committed.keys() - needed
+        return len(self._spared)
+
+    def spare_no_more(self) -> None:
+        """Let the next `collect` have what no pull has wanted."""
+        self._spared.clear()
+
     async def arrived(self, chain_id: str) -> bool:
         """Whether the layer is here, after waiting for another pull that is bringing it."""
+        self._spared.discard(chain_id)
         while (coming := self._coming.get(chain_id)) is not None:
             if await asyncio.shield(coming):
                 return True
         return self.has(chain_id)
 
-    async def unpack(self, index: int, diff_ids: Sequence[str], chunks: AsyncIterator[bytes]) -> None:
-        """Unpack layer `index` of an image. Raises DigestMismatchError, UnpackError, and what `chunks` raises."""
+    async def unpack(
+        self, index: int, diff_ids: Sequence[str], chunks: AsyncIterator[bytes], budget: Budget
+    ) -> None:
+        """Unpack layer `index` of an image, which has `budget` left. Raises DigestMismatchError, UnpackError, and what `chunks` raises."""
         chain = chain_ids(diff_ids)[: index + 1]
         chain_id = chain[-1]
         if await self.arrived(chain_id):
@@ -129,18 +142,22 @@ class Layers:
                 await asyncio.wait([going])
             if not self._snapshots.parallel:
                 await self._await_parent(chain)
-            await self._unpack(chain, diff_ids[index], chunks)
+            await self._unpack(chain, diff_ids[index], chunks, budget)
         finally:
             del self._coming[chain_id]
             coming.set_result(self.has(chain_id))
 
-    async def _unpack(self, chain: Sequence[str], diff_id: str, chunks: AsyncIterator[bytes]) -> None:
+    async def _unpack(
+        self, chain: Sequence[str], diff_id: str, chunks: AsyncIterator[bytes], budget: Budget
+    ) -> None:
         whiteouts = Whiteouts.STACKED if self._snapshots.overlay_whiteouts else Whiteouts.APPLY
         chain_id, below = chain[-1], chain[-2::-1]
         algorithm = diff_id.partition(":")[0]
         try:
             root = await self._snapshots.begin(chain_id, below[0] if below else None)
-            unpacked = await unpack_stream(chunks, root, whiteouts=whiteouts, algorithm=algorithm)
+            unpacked = await unpack_stream(
+                chunks, root, whiteouts=whiteouts, algorithm=algorithm, budget=budget
+            )
             _check(chain_id, unpacked.diff_id, diff_id)
             await self._await_parent(chain)
             await self._snapshots.fit(chain_id, below, unpacked.tree)
@@ -167,7 +184,7 @@ class Layers:
 
         A layer that cannot be removed is told in the log, and tried again with the next call.
         """
-        keep = {*needed, *self._held, *self._coming}
+        keep = {*needed, *self._held, *self._coming, *self._spared}
         doomed = [chain_id for chain_id in self._committed if chain_id not in keep]
         self.metrics.collections.labels("layers").inc()
         for chain_id in doomed:
@@ -244,8 +261,11 @@ class PullSink:
     Holds the image's layers from the moment they are known until the `with` block ends, when its record is written.
     """
 
-    def __init__(self, layers: Layers) -> None:
+    def __init__(self, layers: Layers, image: str, bounds: Bounds) -> None:
+        """`image` is what it is called in errors, `bounds` what it may bring."""
         self._layers = layers
+        self._image = image
+        self._budget = Budget(bounds)
         self._holds = ExitStack()
         self._holding = False
 
@@ -265,8 +285,18 @@ class PullSink:
     async def receive(
         self, index: int, diff_ids: Sequence[str], media_type: str, chunks: AsyncIterator[bytes]
     ) -> None:
-        """Unpack the layer; the compression is told by the bytes, not by `media_type`."""
+        """Unpack the layer; the compression is told by the bytes, not by `media_type`.
+
+        Raises BoundExceededError with the name of the setting, and what `Layers.unpack` raises.
+        """
         with tracing.span("layer", number=index, diff_id=diff_ids[index], media_type=media_type) as span:
             counted = _Counted(chunks, self._layers.metrics)
-            await self._layers.unpack(index, diff_ids, counted)
+            try:
+                await self._layers.unpack(index, diff_ids, counted, self._budget)
+            except BoundExceededError as error:
+                raise BoundExceededError(
+                    error.bound,
+                    f"image {self._image}, layer {index + 1} of {len(diff_ids)} ({diff_ids[index]}): {error}; "
+                    f"if you trust it, raise image.{error.bound} in the configuration",
+                ) from error
             span.set("bytes", counted.bytes)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import grpc
 
-from baustelle.errors import CorruptLayerError, ImageConfigError, UnpackError
+from baustelle.errors import BoundExceededError, CorruptLayerError, ImageConfigError, UnpackError
 from cni_plugins import AddressesExhaustedError, ClaimedError, ClosedError, ConfigurationError, NetworkError
 from cri.errors import CRIError
 from cri.sandbox.host import HostError, StartError, UnfitRequestError, WardenGoneError
@@ -29,6 +29,7 @@ CODES: Mapping[type[Exception], grpc.StatusCode] = {
     # Layers, and what an image says of itself
     UnpackError: Code.INTERNAL,
     CorruptLayerError: Code.FAILED_PRECONDITION,
+    BoundExceededError: Code.FAILED_PRECONDITION,
     ImageConfigError: Code.FAILED_PRECONDITION,
     # Registries and their content
     registry.InvalidReferenceError: Code.INVALID_ARGUMENT,

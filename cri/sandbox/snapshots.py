@@ -123,6 +123,8 @@ class DirectorySnapshotter(RootSnapshotter):
                 )
         self._sync_filesystem = sync_filesystem
         self._under_way: set[str] = set()
+        self._named: set[str] = set()
+        """Layers under way that have their names."""
         self._opened: int | None = None
         """A descriptor on the filesystem, open while any layer is under way: of a write that failed before a descriptor was
         opened, its syncfs(2) may not tell."""
@@ -161,7 +163,7 @@ class DirectorySnapshotter(RootSnapshotter):
             await self._shared_sync()
         else:
             await threaded(lambda check: sync_tree(begun, check))
-        await asyncio.to_thread(self._name, chain_id)
+        await threaded(lambda _: self._name(chain_id))
         await self._shared_rename()
         self._end(chain_id)
         return usage
@@ -169,7 +171,7 @@ class DirectorySnapshotter(RootSnapshotter):
     async def abort(self, chain_id: str) -> None:
         """Throw a begun layer away; what takes longer than a moment to delete goes behind the caller."""
         try:
-            await asyncio.to_thread(self._abort, self._begun(chain_id))
+            await asyncio.to_thread(self._abort, chain_id)
             await asyncio.to_thread(self._rubbish.wait, PATIENCE)
         finally:
             self._end(chain_id)
@@ -209,9 +211,12 @@ class DirectorySnapshotter(RootSnapshotter):
     def _begun(self, chain_id: str) -> Path:
         return self._directory / f"{BEGUN}{name_of_chain(chain_id)}"
 
-    def _abort(self, begun: Path) -> None:
+    def _abort(self, chain_id: str) -> None:
+        begun = self._begun(chain_id)
         if os.path.lexists(begun):
             self._throw_away(begun)
+        if chain_id in self._named:  # by a commit that was cancelled before anybody heard of it
+            self._remove(chain_id)
 
     def _begin(self, chain_id: str, parent: str | None, check: Callable[[], None]) -> Path:
         begun = self._begun(chain_id)
@@ -239,6 +244,7 @@ class DirectorySnapshotter(RootSnapshotter):
                 return
             self._throw_away(committed)
         begun.rename(committed)
+        self._named.add(chain_id)
 
     def _measure(self, chain_id: str) -> DiskUsage:
         usage = disk_usage(str(self.layer(chain_id)))
@@ -269,6 +275,7 @@ class DirectorySnapshotter(RootSnapshotter):
     def _end(self, chain_id: str) -> None:
         """A layer is not under way any more."""
         self._under_way.discard(chain_id)
+        self._named.discard(chain_id)
         with self._opening:
             if not self._under_way and self._opened is not None:
                 os.close(self._opened)

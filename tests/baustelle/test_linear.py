@@ -129,7 +129,7 @@ HOSTILE = {
     "sparse map in a record": (old_sparse_blocks, 60_000),
     "sparse map without an end of line": (long_line, 4_000),
     "records for all": (global_headers, 1_000),
-    "records for one": (own_headers, 40_000),
+    "records for one": (own_headers, 20_000),
     "directory and file in turn": (swaps, 200),
     "links in turn": (links_in_turn, 500),
     "chain of hard links": (chain_of_links, 1_000),

@@ -120,9 +120,9 @@ async def test_the_iterator_waits_for_the_disk(root, big, monkeypatch):
             taken += 1
             yield chunk
 
-    def blocked(source):
+    def blocked(*details):
         reading.wait(10)
-        return plain_chunks(source)
+        return plain_chunks(*details)
 
     monkeypatch.setattr("baustelle.unpack.plain_chunks", blocked)
     task = asyncio.create_task(unpack_stream(counting(), root, whiteouts=Whiteouts.APPLY))

@@ -117,8 +117,9 @@ def test_depth_is_bounded(short) -> None:
     ],
     ids=["labels", "history", "env"],
 )
-def test_other_threads_go_on_meanwhile(document) -> None:
+def test_other_threads_go_on_meanwhile(document, monkeypatch) -> None:
     """The longest that another thread waits is a part of the time that the whole takes, in one call of the parser."""
+    monkeypatch.setattr(long_json, "MAX_VALUES", 1_000_000)
     text = json.dumps(document)
     began = time.perf_counter()
     json.loads(text)
@@ -145,3 +146,16 @@ def test_other_threads_go_on_meanwhile(document) -> None:
         ratios.append(longest[0] / whole)
     print(f"longest wait, as a part of the whole: {[round(ratio, 2) for ratio in ratios]}")
     assert min(ratios) < 0.9
+
+
+@pytest.mark.parametrize(
+    "one", ['"ab"', "{}", "[]", '{"a": [1, 2]}', "[[1], [2]]", '{"a": 1, "b": 2}', "[[[]]]"]
+)
+def test_what_is_kept_of_a_long_document_is_bounded(one):
+    text = f'{{"kept": [{",".join([one] * 110_000)}]}}'
+    with pytest.raises(long_json.TooManyValuesError, match="more than 100000 values"):
+        long_json.loads(text)
+    assert long_json.loads(text, lambda path: path != ("kept",)) == {"kept": []}
+    members = ",".join(f'"{number}": {one}' for number in range(110_000))
+    with pytest.raises(long_json.TooManyValuesError):
+        long_json.loads(f"{{{members}}}")

@@ -127,7 +127,11 @@ class ZfsSnapshotter(RootSnapshotter):
 
     async def commit(self, chain_id: str) -> DiskUsage:
         """Make a snapshot of the unpacked layer, and give it its name."""
-        return await threaded(lambda _: self._commit(chain_id))
+        try:
+            return await threaded(lambda _: self._commit(chain_id))
+        except asyncio.CancelledError:  # with the commit done, of which nobody will hear
+            await asyncio.shield(asyncio.to_thread(self._remove, chain_id))
+            raise
 
     async def abort(self, chain_id: str) -> None:
         """Throw a begun layer away."""
