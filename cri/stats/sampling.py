@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -35,8 +34,8 @@ PATIENCE = 2.0
 STALE = 1.25
 """Intervals after which a reading is too old to be told: the next one has been late."""
 
-FRESH = 0.8
-"""Seconds. Who is told of an older reading gets a new one by asking again: crictl looks twice, a second apart."""
+SOON = 0.5
+"""Seconds after a question until everything is read again: crictl asks twice, a second apart, to see two readings."""
 
 YOUNG = 3.0
 """Intervals for which a container's first reading tells how fast it has been since its start."""
@@ -69,7 +68,7 @@ class Sampler:
         self._samples: dict[str, Sample] = {}
         self._under_way: dict[str, asyncio.Task[None]] = {}
         self._asked = asyncio.Event()
-        """Somebody was told of what is not fresh."""
+        """Somebody has asked since the last pass began."""
         self._failed: set[str] = set()
         """Those that could not be read the last time, which the log has heard of."""
         self._slots = asyncio.Semaphore(AT_ONCE)
@@ -79,7 +78,7 @@ class Sampler:
         return self._samples.get(object_id)
 
     async def watch(self) -> None:
-        """Read everything, again and again; soon, if somebody has asked for what is not FRESH."""
+        """Read everything, again and again; SOON, if somebody has asked."""
         while True:
             began = time.monotonic()
             self._asked.clear()
@@ -89,7 +88,7 @@ class Sampler:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(self._interval - took, self._interval / 10)):
                     await self._asked.wait()
-            await asyncio.sleep(max(0.0, began + FRESH - time.monotonic()))
+                    await asyncio.sleep(SOON)
 
     async def read_all(self) -> None:
         """Read everything that runs, and forget what does not; at most half of the time is taken by it."""
@@ -107,12 +106,8 @@ class Sampler:
 
     async def refresh(self, pods: Sequence[PodSandbox], containers: Sequence[Container]) -> None:
         """See that there are recent readings of these; what somebody else waits for is shared."""
-        now = time.monotonic()
-        oldest = now - STALE * self._interval
-        known = [
-            self._samples.get(one.id) for one in itertools.chain[PodSandbox | Container](pods, containers)
-        ]
-        if any(sample is not None and sample.taken < now - FRESH for sample in known):
+        oldest = time.monotonic() - STALE * self._interval
+        if pods or containers:
             self._asked.set()
         wanted: dict[str, list[Container]] = {}
         waiting: set[asyncio.Task[None]] = set()

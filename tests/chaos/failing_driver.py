@@ -9,6 +9,8 @@ import random
 import sys
 from typing import Any
 
+from cri.sandbox.spec import SandboxSpec
+
 ONE_IN = 40
 METHODS = ("start", "exec", "signal", "kill", "kill_exec", "end", "end_exec", "make_socket")
 
@@ -28,5 +30,15 @@ class FailingDriver:
 
 def make_driver() -> FailingDriver:
     """The driver, for a warden."""
+    return FailingDriver(_driver_module().make_driver())
+
+
+def fits_spare(sandbox: SandboxSpec) -> bool:
+    """Whether a spare warden may become this pod's, as the system's own driver has it."""
+    fits: bool = _driver_module().fits_spare(sandbox)
+    return fits
+
+
+def _driver_module() -> Any:
     system = sys.platform.rstrip("0123456789")
-    return FailingDriver(importlib.import_module(f"cri.sandbox.{system}.driver").make_driver())
+    return importlib.import_module(f"cri.sandbox.{system}.driver")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.kubelet.node import Node
 
-pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.node, pytest.mark.bench, pytest.mark.timeout(300)]
 
 PODS = 10
 SECONDS, IDLE_SECONDS = 12.0, 4.0

@@ -1,8 +1,9 @@
 import asyncio
 import contextlib
+import itertools
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -155,9 +156,10 @@ class Node:
     pods: list[Pod] = field(default_factory=list)
     changed: Callable[[LinuxHost, ContainerSpec], None] = lambda *_: None
     """What is done to each container that was created."""
+    numbers: Iterator[int] = field(default_factory=itertools.count)
 
     async def pod(self, **changes) -> Pod:
-        number = len(self.pods)
+        number = next(self.numbers)
         values = {
             "id": f"test-{os.getpid()}-{number}",
             "name": "pod",
