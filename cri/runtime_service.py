@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -14,6 +12,7 @@ from cri.api.runtime import v1
 from cri.errors import InvalidArgumentError, NotFoundError
 from cri.events import Events
 from cri.network import CniNetwork
+from cri.node_status import NodeStatus
 from cri.pod_metrics import PodMetrics, metric_descriptors
 from cri.rpc import messages
 from cri.rpc.answers import MAX_MESSAGE_BYTES
@@ -61,9 +60,7 @@ class RuntimeService:
         self._stats = stats
         self._pod_metrics = PodMetrics(stats)
         self._streaming = streaming
-        self._handlers = tuple(runtime_handlers)
-        self._config = config
-        self._condition = condition or host.condition
+        self._status = NodeStatus(host, network, tuple(runtime_handlers), config, condition or host.condition)
         self._pace = lists.Pace()
         self._encoding: SharedWork[bytes] = SharedWork("encode")
 
@@ -79,32 +76,9 @@ class RuntimeService:
             runtime_api_version=API_VERSION,
         )
 
-    async def status(self, request: v1.StatusRequest) -> v1.StatusResponse:
+    async def status(self, request: v1.StatusRequest) -> bytes:
         """Whether pods can run here, and what they may ask for."""
-        runtime, network = await asyncio.gather(self._condition(), self._network.condition())
-        features = self._host.features
-        handler_features = v1.RuntimeHandlerFeatures(
-            recursive_read_only_mounts=features.recursive_readonly_mounts,
-            user_namespaces=features.user_namespaces,
-        )
-        return v1.StatusResponse(
-            status=v1.RuntimeStatus(
-                conditions=[
-                    v1.RuntimeCondition(
-                        type=kind, status=found.ok, reason=found.reason, message=found.message
-                    )
-                    for kind, found in (("RuntimeReady", runtime), ("NetworkReady", network))
-                ]
-            ),
-            info={"config": json.dumps(self._config)} if request.verbose else {},
-            runtime_handlers=[
-                v1.RuntimeHandler(name=name, features=handler_features) for name in ("", *self._handlers)
-            ],
-            features=v1.RuntimeFeatures(
-                supplemental_groups_policy=features.supplemental_groups_policy,
-                mount_options=features.mount_options,
-            ),
-        )
+        return await self._status.encoded(request.verbose)
 
     async def runtime_config(self, request: v1.RuntimeConfigRequest) -> v1.RuntimeConfigResponse:
         """How the kubelet should name its cgroups, where there are any."""
