@@ -23,13 +23,15 @@ class NodeStatus:
         runtime_handlers: Sequence[str],
         config: dict[str, Any],
         condition: Callable[[], Awaitable[Condition]],
+        pulls: Callable[[], list[dict[str, object]]],
     ) -> None:
-        """`config` is what a verbose answer shows; `condition` says whether pods can run here."""
+        """A verbose answer shows `config`, and the `pulls` under way; `condition` says whether pods can run here."""
         self._host = host
         self._network = network
         self._handlers = runtime_handlers
         self._config = config
         self._condition = condition
+        self._pulls = pulls
         self._of: tuple[Condition, Condition, Features] | None = None
         self._encoded = b""
 
@@ -38,7 +40,8 @@ class NodeStatus:
         runtime, network = await asyncio.gather(self._condition(), self._network.condition())
         of = (runtime, network, self._host.features)
         if verbose:
-            return messages.encoded(self._response(*of, {"config": json.dumps(self._config)}))
+            info = {"config": json.dumps(self._config), "pulls": json.dumps(self._pulls())}
+            return messages.encoded(self._response(*of, info))
         if of != self._of:
             self._encoded = messages.encoded(self._response(*of, {}))
             self._of = of

@@ -49,9 +49,10 @@ class RuntimeService:
         streaming: StreamingRequests,
         runtime_handlers: Iterable[str],
         config: dict[str, Any],
+        pulls: Callable[[], list[dict[str, object]]],
         condition: Callable[[], Awaitable[Condition]] | None = None,
     ) -> None:
-        """`condition` says whether pods can run here, by more than the host alone knows."""
+        """`pulls` tells those under way; `condition` whether pods can run here, by more than the host alone knows."""
         self._host = host
         self._pods = pods
         self._events = events
@@ -60,7 +61,9 @@ class RuntimeService:
         self._stats = stats
         self._pod_metrics = PodMetrics(stats)
         self._streaming = streaming
-        self._status = NodeStatus(host, network, tuple(runtime_handlers), config, condition or host.condition)
+        self._status = NodeStatus(
+            host, network, tuple(runtime_handlers), config, condition or host.condition, pulls
+        )
         self._pace = lists.Pace()
         self._encoding: SharedWork[bytes] = SharedWork("encode")
 

@@ -275,6 +275,7 @@ async def _serve_rpc(
         streaming=StreamingRequests(pods, streaming, metrics, config.streaming.idle_timeout),
         runtime_handlers=config.runtime_handlers,
         config=shown,
+        pulls=images.under_way.shown,
         condition=health.condition,
     )
     rpc = RpcServer(runtime_service, ImageService(images, stats), metrics)

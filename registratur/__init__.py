@@ -32,6 +32,7 @@ from registratur.hosts_files import read_hosts
 from registratur.image_config import ImageConfig
 from registratur.manifest import Descriptor, Index, Manifest, parse_manifest
 from registratur.platform import Platform
+from registratur.progress import LayerEvent, Progress, Step
 from registratur.pull import LayerSink, PulledImage, load, pull
 from registratur.push import PushedImage, push
 from registratur.reference import Reference
@@ -55,6 +56,7 @@ __all__ = [
     "InvalidDigestError",
     "InvalidEndpointError",
     "InvalidReferenceError",
+    "LayerEvent",
     "LayerSink",
     "LayoutSource",
     "MalformedContentError",
@@ -62,6 +64,7 @@ __all__ = [
     "NoMatchingPlatformError",
     "NotFoundError",
     "Platform",
+    "Progress",
     "PulledImage",
     "PushedImage",
     "RedirectError",
@@ -69,6 +72,7 @@ __all__ = [
     "RegistryError",
     "RegistryHost",
     "RetryPolicy",
+    "Step",
     "TransportError",
     "UnauthorizedError",
     "UnavailableError",

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 from registratur.client import MANIFEST_LIMIT, Client
@@ -13,6 +14,7 @@ from registratur.errors import DigestMismatchError, MalformedContentError, NotFo
 from registratur.image_config import ImageConfig
 from registratur.manifest import Descriptor, parse_manifest
 from registratur.platform import Platform
+from registratur.progress import Listener, Step, Told, Teller
 from registratur.reference import Reference
 from registratur.selection import Selection, Wanted, select
 
@@ -83,12 +85,13 @@ async def pull(
     credentials: Credentials | None = None,
     *,
     max_parallel: int = 3,
+    progress: Listener | None = None,
 ) -> PulledImage:
     """Bring `ref` for the first of `platforms` it offers: metadata to `store`, layers to `layers`.
 
     At most `max_parallel` layers are under way at once; the first failure, of a layer or its sink,
     cancels the others and is raised; but after wrong bytes of one endpoint the next one is tried. What `store` has already is not fetched again, but a tag is always
-    resolved anew.
+    resolved anew, and each pull asks the registry with its own `credentials`, whatever is here. `progress` is told of each layer.
     Raises RegistryError and what the sink raises.
     """
     source = _Source(client, ref, store, credentials)
@@ -98,10 +101,11 @@ async def pull(
     while not isinstance(found := await _step(walk, data), Selection):
         data = await source.read(found)
     image = _image(ref, root.digest, found)
+    tell = Teller(image.layers, progress or _nobody)
     while True:
         known = len(source.distrusted)
         try:
-            await _transfer(source, image, layers, max_parallel)
+            await _transfer(source, image, layers, max_parallel, tell)
         except DigestMismatchError:
             # The sink has thrown away what was wrong. Layers that are whole are not fetched again.
             if len(source.distrusted) == known or not client.has_others(ref, source.distrusted):
@@ -234,19 +238,33 @@ class _Source:
             return None
 
 
-async def _transfer(source: _Source, image: PulledImage, layers: LayerSink, max_parallel: int) -> None:
+def _nobody(event: object) -> None:
+    """Listens to nothing."""
+
+
+async def _transfer(
+    source: _Source,
+    image: PulledImage,
+    layers: LayerSink,
+    max_parallel: int,
+    tell: Teller,
+) -> None:
     """Stream the layers the sink lacks; they start in order, so none waits for a slot of a higher one."""
     slots = asyncio.Semaphore(max_parallel)
 
     async def fetch(index: int, layer: Descriptor) -> None:
         async with slots:
             if await layers.has(index, image.diff_ids):
+                tell(index, Step.PRESENT)
                 return
-            async with aclosing(source.blob(layer)) as chunks:
+            tell(index, Step.FETCHING)
+            async with aclosing(source.blob(layer)) as blob:
+                chunks = Told(blob, partial(tell, index))
                 await layers.receive(index, image.diff_ids, layer.media_type, chunks)
                 # A sink may stop at the end of the archive; the digest covers what is behind it, too.
                 async for _ in chunks:
                     pass
+            tell(index, Step.DONE, chunks.received)
 
     try:
         async with asyncio.TaskGroup() as group:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -13,12 +12,13 @@ import structlog
 from baustelle.bounds import Bounds
 from cri import tracing
 from cri.errors import InternalError, InvalidArgumentError, NotFoundError, UnavailableError
-from cri.images import outcomes
+from cri.images import finding, outcomes
 from cri.images.disk import refusal
 from cri.images.layers import Layers, PullSink, chain_ids
 from cri.images.mending import mend, without_tags_of
 from cri.images.notes import ImageNotes, says
 from cri.images.readings import ContainerLayers, RunnableImages
+from cri.images.under_way import PullsUnderWay
 from cri.metrics import Metrics
 from cri.sandbox.host import Snapshotter
 from cri.sandbox.machine import ContainerState
@@ -32,21 +32,17 @@ from registratur import (
     Credentials,
     InvalidReferenceError,
     Platform,
+    Progress,
     PulledImage,
     Reference,
+    Step,
     pull,
 )
 
 log = structlog.get_logger(__name__)
 
-_IMAGE_ID = re.compile(r"(sha(?:256|512):)?([0-9a-f]{64}|[0-9a-f]{128})|sha(?:256|512):[0-9a-f]*")
-_BEGINNING = re.compile(r"(?P<algorithm>sha256:|sha512:)?(?P<digits>[0-9a-f]*)")
-
 LEFTOVERS_KEPT = 600.0
 """Seconds that layers without an image stay after a start: a pull that was cut off is tried again, and needs them."""
-
-_SHORTEST_ID = 12
-"""Hexadecimal digits from which on a word may be the beginning of an image id."""
 
 
 class ImageStore:
@@ -78,6 +74,8 @@ class ImageStore:
         self._bounds = bounds or Bounds()
         self._pulls: SharedWork[str] = SharedWork("pull")
         self._removals: SharedWork[None] = SharedWork("remove image")
+        self.under_way = PullsUnderWay()
+        """What is being pulled now."""
         self._pulling = 0
         self._ending = False
         self._failed = False
@@ -130,23 +128,7 @@ class ImageStore:
 
         Raises InvalidArgumentError when the word can be none of these.
         """
-        if not reference:
-            raise InvalidArgumentError("the image's name is empty: give an id, a tag or a digest")
-        if (by_id := self._by_id(reference)) is not None:
-            return by_id
-        try:
-            parsed = Reference.parse(reference)
-        except InvalidReferenceError as error:
-            if _IMAGE_ID.fullmatch(reference):
-                return None
-            raise InvalidArgumentError(str(error)) from error
-        for image in self._store.images.values():
-            if parsed.digest is not None:
-                if f"{parsed.name}@{parsed.digest}" in image.digests:
-                    return image
-            elif parsed.tagged in image.tags:
-                return image
-        return None
+        return finding.find(self._store.images, reference)
 
     async def pull(self, reference: str, credentials: Credentials | None) -> str:
         """Bring an image here; its id. Callers who want the same with the same credentials share one pull.
@@ -215,30 +197,13 @@ class ImageStore:
         await self._removals.settle()
         await self.layers.settle()
 
-    def _by_id(self, word: str) -> ImageRecord | None:
-        match = _BEGINNING.fullmatch(word)
-        if match is None:
-            return None
-        digits, algorithms = (
-            match["digits"],
-            (match["algorithm"] or "sha256:", match["algorithm"] or "sha512:"),
-        )
-        for algorithm in algorithms:
-            if (exact := self._store.images.get(f"{algorithm}{digits}")) is not None:
-                return exact
-        if len(digits) < _SHORTEST_ID:
-            return None
-        beginnings = tuple(f"{algorithm}{digits}" for algorithm in algorithms)
-        matches = [image for image_id, image in self._store.images.items() if image_id.startswith(beginnings)]
-        return matches[0] if len(matches) == 1 else None
-
     async def _pull(self, reference: Reference, credentials: Credentials | None) -> str:
         began = time.monotonic()
         self._metrics.pulls_in_flight.inc()
         failure: BaseException | None = None
         try:
-            with tracing.span("pull", image=reference):
-                return await self._pulled(reference, credentials, began)
+            with tracing.span("pull", image=reference), self.under_way.of(str(reference)) as progress:
+                return await self._pulled(reference, credentials, progress, began)
         except BaseException as error:
             failure = error
             raise
@@ -247,9 +212,11 @@ class ImageStore:
             self._metrics.pulls.labels(outcomes.word(failure)).inc()
             self._metrics.pull_seconds.observe(time.monotonic() - began)
 
-    async def _pulled(self, reference: Reference, credentials: Credentials | None, began: float) -> str:
+    async def _pulled(
+        self, reference: Reference, credentials: Credentials | None, progress: Progress, began: float
+    ) -> str:
         try:
-            image = await self._bring(reference, credentials)
+            image = await self._bring(reference, credentials, progress)
         except Exception as error:
             self._failed = True
             await self._sweep_after_failure()
@@ -262,11 +229,19 @@ class ImageStore:
             raise told from error
         await self._sweep_after_failure()  # of another pull, that left it to the last one
         log.info(
-            "image pulled", image=str(reference), id=image.id, seconds=round(time.monotonic() - began, 3)
+            "image pulled",
+            image=str(reference),
+            id=image.id,
+            seconds=round(time.monotonic() - began, 3),
+            received=progress.received,
+            layers=len(progress.layers),
+            fetched=len(progress.at(Step.DONE)),
         )
         return image.id
 
-    async def _bring(self, reference: Reference, credentials: Credentials | None) -> PulledImage:
+    async def _bring(
+        self, reference: Reference, credentials: Credentials | None, progress: Progress
+    ) -> PulledImage:
         async with self._sweeping:
             self._pulling += 1
         try:
@@ -279,6 +254,7 @@ class ImageStore:
                     self._content,
                     credentials,
                     max_parallel=self._max_parallel,
+                    progress=progress,
                 )
                 await self._record(reference, image)
         finally:

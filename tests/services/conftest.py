@@ -113,6 +113,7 @@ def grpc_servicer(grpc_run, node):
             streaming=StreamingRequests(node.pods, server, Metrics(), 60),
             runtime_handlers=("linux",),
             config={},
+            pulls=list,
         )
         return (runtime, ImageService(images, stats)), server
 

@@ -89,6 +89,7 @@ def grpc_servicer(grpc_run, images):
             streaming=StreamingRequests(pods, server, Metrics(), 60),
             runtime_handlers=("linux",),
             config={"key": "value"},
+            pulls=lambda: [{"image": "app"}],
         )
         return (runtime, ImageService(images, stats)), pods, store, server
 
@@ -134,6 +135,7 @@ def test_version_and_status(grpc_stub):
     assert [handler.name for handler in status.runtime_handlers] == ["", "linux"]
     assert status.features.mount_options
     assert json.loads(status.info["config"]) == {"key": "value"}
+    assert json.loads(status.info["pulls"]) == [{"image": "app"}]
     assert grpc_stub.Status(v1.StatusRequest()).info == {}
     assert grpc_stub.RuntimeConfig(v1.RuntimeConfigRequest()).linux.cgroup_driver == v1.CgroupDriver.CGROUPFS
 
