@@ -33,6 +33,11 @@ def is_foreign(media_type: str) -> bool:
     return media_type.startswith(_FOREIGN)
 
 
+def is_encrypted(media_type: str) -> bool:
+    """Tell whether a layer of that type is encrypted, in the way of ocicrypt."""
+    return media_type.endswith("+encrypted")
+
+
 def bare(content_type: str | None) -> str:
     """Return a Content-Type header without its parameters, in lower case; "" for None."""
     return (content_type or "").partition(";")[0].strip().lower()

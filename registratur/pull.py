@@ -14,7 +14,7 @@ from registratur.errors import DigestMismatchError, MalformedContentError, NotFo
 from registratur.image_config import ImageConfig
 from registratur.manifest import Descriptor, parse_manifest
 from registratur.platform import Platform
-from registratur.progress import Listener, Step, Told, Teller
+from registratur.progress import Listener, Step, Teller, Told
 from registratur.reference import Reference
 from registratur.selection import Selection, Wanted, select
 

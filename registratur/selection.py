@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from registratur import media
-from registratur.errors import MalformedContentError, NoMatchingPlatformError
+from registratur.errors import MalformedContentError, NoMatchingPlatformError, UnsupportedContentError
 from registratur.image_config import ImageConfig
 from registratur.manifest import Descriptor, Index, Manifest, parse_manifest
 from registratur.platform import Platform
@@ -72,6 +72,7 @@ def select(root: Descriptor, platforms: Sequence[Platform], name: str) -> Genera
                 f"{name}: the manifest lists {len(document.layers)} layers, the config {len(config.diff_ids)}"
             )
         if any(platform.rank(config.platform) is not None for platform in platforms):
+            _check_layers(document, name)
             return Selection(descriptor, document, config)
         offers.append(config.platform)
     wanted, offered = _listed(platforms), _listed([*dict.fromkeys(offers)][:_TOLD])
@@ -90,6 +91,20 @@ def choose(entries: Sequence[Descriptor], platforms: Sequence[Platform]) -> list
             return [min(ranked, key=lambda pair: pair[0])[1]]
     readable = media.INDEXES | media.MANIFESTS
     return [entry for entry in entries if entry.platform is None and entry.media_type in readable]
+
+
+def _check_layers(manifest: Manifest, name: str) -> None:
+    """See that every layer is one that a registry has, in a form that can be read. Raises UnsupportedContentError."""
+    for number, layer in enumerate(manifest.layers, 1):
+        if media.is_foreign(layer.media_type):
+            trouble = "is foreign: it is not for registries to keep; build the image on a base that may be distributed"
+        elif media.is_encrypted(layer.media_type):
+            trouble = "is encrypted, and there are no keys here; push the image without encryption"
+        else:
+            continue
+        raise UnsupportedContentError(
+            f"{name}: layer {number} of {len(manifest.layers)} ({layer.digest}, {layer.media_type}) {trouble}"
+        )
 
 
 def _listed(platforms: Iterable[Platform]) -> str:

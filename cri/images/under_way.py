@@ -16,6 +16,7 @@ log = structlog.get_logger(__name__)
 PACE = 10.0
 """Seconds between two lines about a pull; one that takes less has none but that of its end."""
 
+
 class PullsUnderWay:
     """Every pull of the node from its beginning to its end."""
 

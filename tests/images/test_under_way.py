@@ -49,7 +49,12 @@ async def test_a_pull_is_shown_and_told_until_its_end(shelf, registry, held) -> 
     told = next(line for line in logs if line["event"] == "image is being pulled")
     assert told["image"] == name
     end = logs[-1]
-    assert (end["event"], end["layers"], end["fetched"], end["received"]) == ("image pulled", 2, 2, shown["size"])
+    assert (end["event"], end["layers"], end["fetched"], end["received"]) == (
+        "image pulled",
+        2,
+        2,
+        shown["size"],
+    )
 
 
 async def test_what_is_here_is_not_counted(shelf, registry, held) -> None:

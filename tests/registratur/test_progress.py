@@ -71,5 +71,7 @@ async def test_wrong_bytes_are_counted_no_more(registries, sink, store, kit, tol
     async with Client(hosts, retry=kit.quick) as client:
         await pull(client, registry.ref(), LINUX, Keeping(), store, progress=both, max_parallel=1)
     assert steps(told, 0)[-1] is Step.DONE
-    assert [event.received for event in told if event.index == 1 and event.step is Step.FETCHING].count(0) == 2
+    assert [event.received for event in told if event.index == 1 and event.step is Step.FETCHING].count(
+        0
+    ) == 2
     assert progress.received == sum(map(len, image.layers))

@@ -133,6 +133,26 @@ async def test_an_artifact_is_refused(registry, fetch, kit):
         await fetch(registry.ref())
 
 
+@pytest.mark.parametrize(
+    ("media_type", "words"),
+    [
+        ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "foreign"),
+        ("application/vnd.oci.image.layer.nondistributable.v1.tar+zstd", "foreign"),
+        (f"{media.OCI_LAYER_GZIP}+encrypted", "encrypted"),
+    ],
+)
+async def test_layers_that_no_registry_can_give_are_refused(registry, fetch, sink, kit, media_type, words):
+    image = kit.image()
+    manifest = json.loads(image.manifest)
+    manifest["layers"][1] |= {"mediaType": media_type, "urls": [f"{registry.url}/elsewhere"]}
+    image.manifest = json.dumps(manifest).encode()
+    registry.add(image, "1")
+    with pytest.raises(UnsupportedContentError, match=rf"/app:1: layer 2 of 2 \(sha256:.* is {words}"):
+        await fetch(registry.ref())
+    assert not sink.received
+    assert len(registry.seen("blobs")) == 1  # the config
+
+
 async def test_layers_and_diff_ids_must_pair(registry, fetch, kit):
     image = kit.image()
     manifest = json.loads(image.manifest)
