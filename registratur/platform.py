@@ -1,6 +1,7 @@
 """Platforms, and which image runs on which (image-spec image-index.md; variants as in containerd)."""
 
 import platform as machine
+import re
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -27,10 +28,15 @@ _ARCHITECTURES = {
 _DEFAULT_VARIANT = {"amd64": 1, "arm64": 8, "arm": 7}
 _LOWEST_VARIANT = {"amd64": 1, "arm64": 8, "arm": 5}
 
+_VERSION = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,3}")
+
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """An operating system and a processor, in the words of Go's GOOS and GOARCH."""
+    """An operating system and a processor, in the words of Go's GOOS and GOARCH.
+
+    `os_version` is the system's release: what an image is made for, or what a machine runs; or "".
+    """
 
     os: str
     architecture: str
@@ -47,8 +53,10 @@ class Platform:
 
     @classmethod
     def current(cls, os: str | None = None) -> Self:
-        """Return this machine's platform, with another operating system if `os` names one (emulation)."""
-        return cls(os or machine.system(), machine.machine()).normalized()
+        """Return this machine's platform; with another operating system if `os` names one (emulation), of no version."""
+        own = machine.system()
+        version = machine.release() if (os or own).lower() == own.lower() else ""
+        return cls(os or own, machine.machine(), os_version=version).normalized()
 
     def normalized(self) -> Self:
         """Return the canonical spelling: x86_64 is amd64, arm64/v8 is arm64, arm is arm/v7."""
@@ -87,6 +95,18 @@ class Platform:
             ):
                 return rank
         return None
+
+    @property
+    def release(self) -> tuple[int, ...]:
+        """The numbers that `os_version` begins with: (15, 1) for 15.1-RELEASE-p2; empty where it tells none."""
+        found = _VERSION.match(self.os_version)
+        return tuple(map(int, found[0].split("."))) if found else ()
+
+    def is_newer_than(self, other: Self) -> bool:
+        """Say whether this is a later release of `other`'s system, as far as both tell: 15.1.2 is no later than 15.1."""
+        ours, theirs = self.release, other.release
+        told = min(len(ours), len(theirs))
+        return self.os.lower() == other.os.lower() and ours[:told] > theirs[:told]
 
     def __str__(self) -> str:
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)

@@ -66,6 +66,14 @@ class PulledImage:
         return self.config.digest
 
     @property
+    def platform(self) -> Platform:
+        """What the image is for; its release is said by the index where the config does not."""
+        said, listed = self.config_json.platform, self.manifest.platform
+        if listed is None or said.os_version or listed.os != said.os:
+            return said
+        return replace(said, os_version=listed.os_version)
+
+    @property
     def diff_ids(self) -> tuple[str, ...]:
         """The digests of the uncompressed layers, lowest first."""
         return self.config_json.diff_ids

@@ -80,17 +80,29 @@ def select(root: Descriptor, platforms: Sequence[Platform], name: str) -> Genera
 
 
 def choose(entries: Sequence[Descriptor], platforms: Sequence[Platform]) -> list[Descriptor]:
-    """Return the entries to open, in order: the best match alone, else all without a platform."""
+    """Return the entries to open, in order: the best match alone, else all without a platform.
+
+    Of several releases of a system the latest that is no newer than the platform's own is best, or else the oldest; one that
+    says none is for all of them.
+    """
     for platform in platforms:
         ranked = [
-            (rank, entry)
+            (rank, _by_release(entry.platform, platform), entry)
             for entry in entries
             if entry.platform is not None and (rank := platform.rank(entry.platform)) is not None
         ]
         if ranked:
-            return [min(ranked, key=lambda pair: pair[0])[1]]
+            return [min(ranked, key=lambda one: one[:2])[2]]
     readable = media.INDEXES | media.MANIFESTS
     return [entry for entry in entries if entry.platform is None and entry.media_type in readable]
+
+
+def _by_release(offer: Platform, own: Platform) -> tuple[bool, tuple[int, ...]]:
+    """For sorting, the best first."""
+    if not own.release:
+        return False, ()
+    is_newer = offer.is_newer_than(own)
+    return is_newer, offer.release if is_newer else tuple(-number for number in offer.release)
 
 
 def _check_layers(manifest: Manifest, name: str) -> None:

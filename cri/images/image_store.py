@@ -237,6 +237,14 @@ class ImageStore:
             layers=len(progress.layers),
             fetched=len(progress.at(Step.DONE)),
         )
+        for own in self._platforms:
+            if image.platform.is_newer_than(own):
+                log.warning(
+                    "an image is made for a newer release than this node's; its programs may fail for what the kernel lacks",
+                    image=str(reference),
+                    release=image.platform.os_version,
+                    node=own.os_version,
+                )
         return image.id
 
     async def _bring(

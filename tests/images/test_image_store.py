@@ -8,6 +8,7 @@ import json
 import threading
 
 import pytest
+from structlog.testing import capture_logs
 
 from baustelle.unpack import CorruptLayerError
 from cri.errors import InvalidArgumentError, NotFoundError, UnavailableError
@@ -183,6 +184,24 @@ async def test_an_image_that_lost_a_layer_is_dropped_at_start(shelf, registry):
     await reopened.load()
     assert list(reopened.images()) == []
     await reopened.pull(f"{registry.address}/app:1", None)
+
+
+@pytest.mark.parametrize(("release", "count"), [("999.1", 1), ("0.1", 0), ("", 0)])
+async def test_an_image_for_a_newer_release_is_told(shelf, registry, release, count):
+    registry.add("app", "1", "hello")
+    (path,) = (path for path in registry.tree.rglob("manifests/1"))
+    manifest = json.loads(path.read_text())
+    config = json.loads((path.parents[1] / "blobs" / manifest["config"]["digest"]).read_text())
+    data = json.dumps(config | {"os.version": release}).encode()
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    (path.parents[1] / "blobs" / digest).write_bytes(data)
+    manifest["config"] |= {"digest": digest, "size": len(data)}
+    path.write_text(json.dumps(manifest))
+    with capture_logs() as logs:
+        assert await shelf.images.pull(f"{registry.address}/app:1", None) == digest
+    told = [line for line in logs if "newer release" in line["event"]]
+    assert len(told) == count
+    assert all((line["release"], line["log_level"]) == (release, "warning") for line in told)
 
 
 async def test_what_is_not_there(shelf, registry):

@@ -1,3 +1,5 @@
+import platform as machine
+
 import pytest
 
 from registratur import Descriptor, Platform
@@ -77,6 +79,71 @@ def test_choice_from_an_index(offered, wanted, chosen):
     assert [entry.size for entry in found] == chosen
 
 
+@pytest.mark.parametrize(
+    ("version", "release"),
+    [
+        ("15.1-RELEASE-p2", (15, 1)),
+        ("6.18.0-rc1+", (6, 18, 0)),
+        ("10.0.17763.1217", (10, 0, 17763, 1217)),
+        ("14", (14,)),
+        ("1.2.3.4.5", (1, 2, 3, 4)),
+        ("9" * 400, (999999999,)),
+        ("RELEASE", ()),
+        ("", ()),
+        ("\N{ARABIC-INDIC DIGIT ONE}5", ()),
+    ],
+)
+def test_release(version, release):
+    assert Platform("freebsd", "amd64", os_version=version).release == release
+
+
+@pytest.mark.parametrize(
+    ("image", "node", "newer"),
+    [
+        ("15.1", "15.0-RELEASE-p4", True),
+        ("16.0-CURRENT", "15.1-RELEASE", True),
+        ("15.1", "15.1-RELEASE-p1", False),
+        ("15.1.3", "15.1-RELEASE", False),
+        ("15", "15.1-RELEASE", False),
+        ("9.3", "15.1-RELEASE", False),
+        ("", "15.1-RELEASE", False),
+        ("15.1", "", False),
+    ],
+)
+def test_a_newer_release(image, node, newer):
+    ours = Platform("freebsd", "amd64", os_version=node)
+    assert Platform("FreeBSD", "amd64", os_version=image).is_newer_than(ours) is newer
+    assert not Platform("linux", "amd64", os_version=image).is_newer_than(ours)
+
+
+@pytest.mark.parametrize(
+    ("offered", "node", "chosen"),
+    [
+        (["14.3", "15.0", "15.1", "16.0"], "15.1-RELEASE-p2", "15.1"),
+        (["16.0", "14.2", "14.3"], "15.1-RELEASE", "14.3"),
+        (["17.0", "16.0"], "15.1-RELEASE", "16.0"),
+        (["16.0", ""], "15.1-RELEASE", ""),
+        (["16.0", "14.3"], "", "16.0"),
+    ],
+)
+def test_the_best_of_several_releases(offered, node, chosen):
+    own = Platform("freebsd", "amd64", os_version=node)
+    offers = [
+        Descriptor(
+            "application/vnd.oci.image.manifest.v1+json",
+            DIGEST,
+            1,
+            Platform("freebsd", "amd64", os_version=one),
+        )
+        for one in offered
+    ]
+    (found,) = choose(offers, [own])
+    assert found.platform.os_version == chosen
+
+
 def test_current():
+    assert Platform.current().os_version == machine.release()
+    other = "linux" if Platform.current().os != "linux" else "freebsd"
+    assert Platform.current(other).os_version == ""
     assert Platform.current("freebsd").os == "freebsd"
     assert Platform.current() == Platform.current().normalized()

@@ -1,5 +1,6 @@
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 from aiohttp import web
@@ -64,6 +65,16 @@ async def test_multi_platform(registry, fetch, kit, docker):
     assert pulled.content == {digest, images[1].digest, compute_digest(images[1].config)}
     other = await fetch(registry.ref(), [LINUX])
     assert other.manifest.digest == images[0].digest
+
+
+async def test_an_index_may_tell_the_release(registry, fetch, kit):
+    image = registry.add(kit.image("freebsd"))
+    entry = image.entry
+    entry["platform"]["os.version"] = "15.1"
+    registry.add_index(kit.index(entry), "1")
+    pulled = await fetch(registry.ref())
+    assert pulled.platform == replace(FREEBSD, os_version="15.1")
+    assert (await fetch(registry.ref(f"team/app@{image.digest}"))).platform == FREEBSD
 
 
 async def test_by_digest(registry, fetch, kit):
