@@ -76,6 +76,8 @@ class ImageConfig:
     """Directory of HOST/hosts.toml, containerd's way to configure registries."""
     credentials_file: Path | None
     """Docker's config.json, with credentials for pulls that bring none, and for mirrors."""
+    pinned: tuple[str, ...]
+    """Names of images that are shown as pinned; see `cri.pinned`."""
     max_entries: int
     """Files, directories and links of one image; as the others a field of `baustelle.bounds.Bounds`."""
     max_unpacked_bytes: int

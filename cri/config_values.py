@@ -134,6 +134,22 @@ def directories(value: Any) -> tuple[str, ...]:
     return found
 
 
+def image_names(value: Any) -> tuple[str, ...]:
+    """Names of images, which may have asterisks."""
+    found = texts(value)
+    if not found:
+        return found
+    from cri.pinned import Pinned  # noqa: PLC0415 - it brings an HTTP client along
+
+    try:
+        Pinned(found)
+    except ValueError as error:
+        raise ValueError(
+            f"a list of images' names, in which an asterisk stands for anything ({error})"
+        ) from error
+    return found
+
+
 def proxy(value: Any) -> str:
     """A proxy's URL; false, or nothing, for none."""
     if value in (False, "", "false"):

@@ -30,6 +30,7 @@ from cri.monitoring.dump import Dumper
 from cri.monitoring.figures import Figures
 from cri.monitoring.lag import LagSampler
 from cri.network import CniNetwork
+from cri.pinned import Pinned
 from cri.reload import OnHangup, Reloader
 from cri.reserves import DescriptorReserve, DiskReserve, raise_limit
 from cri.rpc import RpcServer, RpcTableError
@@ -164,6 +165,7 @@ async def serve(config: Config, read: Callable[[], Config]) -> None:
             platforms=platforms(host),
             max_parallel=config.image.max_parallel_downloads,
             bounds=config.image.bounds(),
+            pinned=Pinned(config.image.pinned),
             metrics=metrics,
         )
         network = CniNetwork(host, config.network, config.state_dir, make_room=reserve.give_up)

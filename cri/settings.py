@@ -108,6 +108,12 @@ SETTINGS: Sequence[Setting] = (
         "Docker's config.json, with credentials for pulls that bring none, and for mirrors; empty: none",
     ),
     Setting(
+        "image.pinned",
+        kind.image_names,
+        (),
+        "images that nobody removes to make room: repositories, names with tag or digest, or names with asterisks",
+    ),
+    Setting(
         "image.max_entries",
         kind.whole(1, 10**9),
         Bounds().max_entries,

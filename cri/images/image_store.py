@@ -20,6 +20,7 @@ from cri.images.notes import ImageNotes, says
 from cri.images.readings import ContainerLayers, RunnableImages
 from cri.images.under_way import PullsUnderWay
 from cri.metrics import Metrics
+from cri.pinned import Pinned
 from cri.sandbox.host import Snapshotter
 from cri.sandbox.machine import ContainerState
 from cri.sandbox.node import RunnableImage
@@ -62,6 +63,7 @@ class ImageStore:
         platforms: Sequence[Platform],
         max_parallel: int,
         bounds: Bounds | None = None,
+        pinned: Pinned | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         self._metrics = metrics = metrics or Metrics()
@@ -72,6 +74,7 @@ class ImageStore:
         self._platforms = tuple(platforms)
         self._max_parallel = max_parallel
         self._bounds = bounds or Bounds()
+        self._pinned = pinned or Pinned()
         self._pulls: SharedWork[str] = SharedWork("pull")
         self._removals: SharedWork[None] = SharedWork("remove image")
         self.under_way = PullsUnderWay()
@@ -111,6 +114,10 @@ class ImageStore:
                     "image lost its layers; pull it again", image=image.id, tags=image.tags, missing=missing
                 )
                 await self._drop(image)
+        if judged := [
+            one for image in self._store.images.values() if (one := self._judged(image)) is not image
+        ]:
+            await self._store.follow(save=judged)
         # Of images that were pulled by a release that wrote none, or whose notes are lost or old.
         await self._note(
             [image for image in self._store.images.values() if not says(notes.get(image.id), image)]
@@ -296,10 +303,11 @@ class ImageStore:
             chains=list(chain_ids(pulled.diff_ids)),
             config=config,
             user=pulled.config_json.user,
-            pinned=known.pinned if known else False,
+            pinned=False,
             pulled_at=time.time_ns(),
         )
-        others = without_tags_of(image, self._store.images.values())
+        image = self._judged(image)
+        others = [self._judged(other) for other in without_tags_of(image, self._store.images.values())]
         await asyncio.to_thread(self._runnable.keep, image, pulled.config_json)
         try:
             await asyncio.to_thread(self._notes.write, [image, *others])
@@ -307,6 +315,11 @@ class ImageStore:
         except Exception:
             await self._take_back(image)
             raise
+
+    def _judged(self, image: ImageRecord) -> ImageRecord:
+        """The record as it is to be: pinned or not, by what the image is called now."""
+        pinned = self._pinned.has((*image.tags, *image.digests))
+        return image if pinned == image.pinned else image.replace(pinned=pinned)
 
     async def _take_back(self, image: ImageRecord) -> None:
         """Make the notes say what the records do, after an image could not be entered."""

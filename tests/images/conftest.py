@@ -13,6 +13,7 @@ import pytest
 from baustelle.build import build
 from baustelle.layout import ImageLayout, export_registry_tree
 from cri.images import ImageStore
+from cri.pinned import Pinned
 from cri.sandbox.fake.host import FakeSnapshotter
 from cri.state import Store
 from registratur import Client, ContentStore, Platform
@@ -73,12 +74,19 @@ class Shelf:
         self.store = store
         self.content = ContentStore(base / "content")
         self.snapshots = FakeSnapshotter(base / "snapshots")
+        self.pinned = Pinned()
         self.images = self.reopened(client)
         self.directory = base / "snapshots"
 
     def reopened(self, client: Client) -> ImageStore:
         return ImageStore(
-            self.store, self.content, self.snapshots, client, platforms=[Platform.current()], max_parallel=3
+            self.store,
+            self.content,
+            self.snapshots,
+            client,
+            platforms=[Platform.current()],
+            max_parallel=3,
+            pinned=self.pinned,
         )
 
     def layers(self) -> int:
