@@ -140,6 +140,9 @@ class ImageStore:
     async def pull(self, reference: str, credentials: Credentials | None) -> str:
         """Bring an image here; its id. Callers who want the same with the same credentials share one pull.
 
+        The registry is asked with these credentials also for what is here, so nobody is given what he may not pull: the
+        kubelet pulls again whenever a pod brings others (KubeletEnsureSecretPulledImages).
+
         Raises RegistryError, UnpackError (BoundExceededError for too large an image), InvalidArgumentError; UnavailableError when the daemon ends.
         """
         try:
@@ -149,9 +152,8 @@ class ImageStore:
         if self._ending:
             raise _ending(parsed)
         try:
-            return await self._pulls.run(
-                str(parsed), lambda: self._pull(parsed, credentials), fingerprint=credentials
-            )
+            # With other credentials it is another pull, which neither waits for this one nor is let in by it.
+            return await self._pulls.run((str(parsed), credentials), lambda: self._pull(parsed, credentials))
         except asyncio.CancelledError:
             if not self._ending:
                 raise

@@ -32,10 +32,7 @@ DIGEST = "sha256:" + "a" * 64
     ],
 )
 def test_a_name(pinned, name, expected):
-    assert (
-        Pinned([f"other.example/{pinned.strip('*').rpartition('/')[2] or 'x'}", pinned]).has([name])
-        is expected
-    )
+    assert Pinned(["other.example/x", pinned]).has([name]) is expected
 
 
 @pytest.mark.parametrize("name", ["", "A B", "busybox:", "busy*", "reg.example/UPPER", "a" * 64])
