@@ -53,7 +53,7 @@ class Client:
     When asking, endpoints (mirrors, then the registry) are tried in order; what is brought goes to one. Nothing has a total time limit: a download
     may take hours, but after `idle_timeout` seconds without one byte it fails. `connect_timeout`
     (seconds) bounds name resolution, connect and TLS handshake together. With one host there are `per_host` transfers
-    of blobs at a time; one that has waited for `idle_timeout` begins all the same. Proxies are those of `hosts`, and else of
+    of blobs at a time, with all of them `in_all`; one that has waited for `idle_timeout` begins all the same. Proxies are those of `hosts`, and else of
     `environment` (HTTPS_PROXY, NO_PROXY and so on), by default this process's.
     """
 
@@ -65,6 +65,7 @@ class Client:
         connect_timeout: float = 15.0,
         retry: RetryPolicy | None = None,
         per_host: int = 16,
+        in_all: int = 32,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._hosts = hosts or HostsConfig()
@@ -73,7 +74,7 @@ class Client:
             self._hosts, idle_timeout=idle_timeout, connect_timeout=connect_timeout, environment=environment
         )
         self._exchange = Exchange(self._transport)
-        self._limits = HostLimits(per_host, idle_timeout)
+        self._limits = HostLimits(per_host, idle_timeout, in_all)
 
     def configure(self, hosts: HostsConfig) -> None:
         """Go by other rules from the next request on. Files with certificates are read anew."""

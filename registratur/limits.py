@@ -1,4 +1,4 @@
-"""How many transfers there are with one host at a time."""
+"""How many transfers there are at a time, with one host and in all."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,13 +6,15 @@ from contextlib import asynccontextmanager
 
 
 class HostLimits:
-    """At most `most` transfers with each host; whoever has waited for `patience` seconds begins all the same.
+    """At most `most` transfers with each host, and `in_all`; whoever has waited for `patience` seconds begins all the same.
 
-    For a transfer may be held up by another one that waits here: the layer above, by the layer below.
+    For a transfer may be held up by another one that waits here: the layer above, by the layer below. A host that is slow has
+    no more than its own part of all, so it is in nobody's way.
     """
 
-    def __init__(self, most: int, patience: float) -> None:
+    def __init__(self, most: int, patience: float, in_all: int) -> None:
         self._most = most
+        self._all = asyncio.Semaphore(in_all)
         self._patience = patience
         self._hosts: dict[str, tuple[asyncio.Semaphore, int]] = {}
 
@@ -21,17 +23,19 @@ class HostLimits:
         """Be one of a host's transfers."""
         slots, users = self._hosts.get(host, (asyncio.Semaphore(self._most), 0))
         self._hosts[host] = slots, users + 1
-        is_counted = False
+        held: list[asyncio.Semaphore] = []
         try:
             try:
                 async with asyncio.timeout(self._patience):
-                    is_counted = await slots.acquire()
+                    for semaphore in (slots, self._all):
+                        await semaphore.acquire()
+                        held.append(semaphore)
             except TimeoutError:
                 pass
             yield
         finally:
-            if is_counted:
-                slots.release()
+            for semaphore in held:
+                semaphore.release()
             users = self._hosts[host][1] - 1
             if users:
                 self._hosts[host] = slots, users

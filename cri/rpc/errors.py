@@ -34,7 +34,7 @@ CODES: Mapping[type[Exception], grpc.StatusCode] = {
     # Registries and their content
     registry.InvalidReferenceError: Code.INVALID_ARGUMENT,
     registry.InvalidDigestError: Code.INVALID_ARGUMENT,
-    registry.InvalidEndpointError: Code.INVALID_ARGUMENT,
+    registry.InvalidEndpointError: Code.FAILED_PRECONDITION,  # of the operator's configuration: a caller can mend nothing
     registry.NotFoundError: Code.NOT_FOUND,
     registry.NoMatchingPlatformError: Code.NOT_FOUND,
     registry.UnauthorizedError: Code.UNAUTHENTICATED,

@@ -20,6 +20,7 @@ from registratur import (
     compute_digest,
     pull,
 )
+from registratur.limits import HostLimits
 
 AMD64 = [Platform("linux", "amd64")]
 MIB = 1024 * 1024
@@ -228,3 +229,42 @@ class TestTransfersOfOneHost:
     async def test_who_has_waited_long_begins_all_the_same(self, registry, blobs, kit):
         async with Client(per_host=1, idle_timeout=0.5) as client:
             assert await self.most_at_once(registry, blobs[:3], client, kit, 0.45) > 1
+
+
+class TestTransfersInAll:
+    @pytest.fixture
+    def limits(self):
+        return HostLimits(3, 30, 5)
+
+    async def hold(self, limits, host, go, held):
+        async with limits.slot(host):
+            held.append(host)
+            await go.wait()
+
+    async def test_are_bounded_and_no_host_has_them_all(self, limits):
+        """A host that gives nothing has three of five; what is left is the others'."""
+        held, stuck, go = [], asyncio.Event(), asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(10):
+                group.create_task(self.hold(limits, "slow", stuck, held))
+            await asyncio.sleep(0.01)
+            assert held == ["slow"] * 3
+            for host in ("a", "b", "c"):
+                group.create_task(self.hold(limits, host, go, held))
+            await asyncio.sleep(0.01)
+            assert held[3:] == ["a", "b"]
+            go.set()
+            await asyncio.sleep(0.01)
+            assert held[3:] == ["a", "b", "c"]
+            stuck.set()
+        assert limits._hosts == {}
+        assert limits._all._value == 5
+
+    async def test_who_gives_up_leaves_nothing_taken(self, limits):
+        never = asyncio.Event()
+        tasks = [asyncio.create_task(self.hold(limits, str(n), never, [])) for n in range(9)]
+        await asyncio.sleep(0.01)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert (limits._hosts, limits._all._value) == ({}, 5)

@@ -85,6 +85,7 @@ def test_what_is_not_there_yet_says_so(grpc_stub, name) -> None:
         (registry.NotFoundError("why"), Code.NOT_FOUND),
         (registry.UnauthorizedError("why"), Code.UNAUTHENTICATED),
         (registry.InvalidReferenceError("why"), Code.INVALID_ARGUMENT),
+        (registry.InvalidEndpointError("why"), Code.FAILED_PRECONDITION),
         (registry.IdleTimeoutError("why"), Code.UNAVAILABLE),
         (registry.RegistryError("why"), Code.UNKNOWN),
     ],
