@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 
-from cri import encode, lists
+from cri import encode, lists, runtime_handlers
 from cri.api.runtime import v1
 from cri.images import ImageStore
 from cri.state import ImageRecord
@@ -16,8 +16,10 @@ from registratur import Credentials
 class ImageService:
     """Images, as the kubelet asks for them."""
 
-    def __init__(self, images: ImageStore, stats: Stats) -> None:
+    def __init__(self, images: ImageStore, stats: Stats, handlers: Iterable[str]) -> None:
+        """`handlers` are those of RuntimeClasses that are configured."""
         self._images = images
+        self._handlers = tuple(handlers)
         self._stats = stats
         self._encoded: dict[str, tuple[ImageRecord, bytes]] = {}
         self._pace = lists.Pace()
@@ -44,7 +46,8 @@ class ImageService:
             yield encode.info_field(b'{"chainID": ', chain, b', "imageSpec": ', image.config.encode(), b"}")
 
     async def pull_image(self, request: v1.PullImageRequest) -> v1.PullImageResponse:
-        """Bring an image here."""
+        """Bring an image here, for any handler."""
+        runtime_handlers.check("" if request.image is None else request.image.runtime_handler, self._handlers)
         return v1.PullImageResponse(
             image_ref=await self._images.pull(_name(request.image), _credentials(request.auth))
         )

@@ -280,7 +280,7 @@ async def _serve_rpc(
         pulls=images.under_way.shown,
         condition=health.condition,
     )
-    rpc = RpcServer(runtime_service, ImageService(images, stats), metrics)
+    rpc = RpcServer(runtime_service, ImageService(images, stats, config.runtime_handlers), metrics)
     await rpc.start(config.socket, config.socket_group)
     end.push_async_callback(rpc.stop, SHUTDOWN_GRACE)
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import structlog
 
-from cri import garbage
+from cri import garbage, runtime_handlers
 from cri.api.runtime import v1
 from cri.errors import (
     AlreadyExistsError,
@@ -72,11 +72,7 @@ class Pods:
 
     async def run_sandbox(self, config: v1.PodSandboxConfig, runtime_handler: str) -> str:
         """Make a sandbox READY; its id. A retry of a call under way joins it."""
-        if runtime_handler and runtime_handler not in self._node.runtime_handlers:
-            known = ", ".join(self._node.runtime_handlers) or "none but the default"
-            raise InvalidArgumentError(
-                f"runtime handler {runtime_handler!r} is not configured; there is: {known}"
-            )
+        runtime_handlers.check(runtime_handler, self._node.runtime_handlers)
         metadata = config.metadata or v1.PodSandboxMetadata()
         name = (metadata.name, metadata.namespace, metadata.uid, metadata.attempt)
         encoded = (

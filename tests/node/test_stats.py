@@ -204,7 +204,12 @@ def test_the_writable_layer(node) -> None:
     filesystem = node.client("ImageFsInfo", v1.ImageFsInfoRequest())
     (layers,) = filesystem.container_filesystems
     assert near(layers.used_bytes.value, told.used_bytes.value, 16384)
-    assert filesystem.image_filesystems[0].used_bytes.value > 500_000
+    (images,) = filesystem.image_filesystems
+    assert images.used_bytes.value > 500_000
+    snapshots = node.base / "state/snapshots"
+    counted = subprocess.run(["du", "-s", "-B1", snapshots], check=True, capture_output=True, text=True)
+    assert near(images.used_bytes.value, int(counted.stdout.split()[0]), 65536)
+    assert near(images.inodes_used.value, len({path.lstat().st_ino for path in snapshots.rglob("*")}), 8)
 
 
 def test_the_network_of_a_pod(node) -> None:

@@ -115,7 +115,7 @@ def grpc_servicer(grpc_run, node):
             config={},
             pulls=list,
         )
-        return (runtime, ImageService(images, stats)), server
+        return (runtime, ImageService(images, stats, ["linux"])), server
 
     services, server = grpc_run(make())
     yield services

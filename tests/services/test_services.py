@@ -91,7 +91,7 @@ def grpc_servicer(grpc_run, images):
             config={"key": "value"},
             pulls=lambda: [{"image": "app"}],
         )
-        return (runtime, ImageService(images, stats)), pods, store, server
+        return (runtime, ImageService(images, stats, ["linux"])), pods, store, server
 
     services, pods, store, server = grpc_run(make())
     yield services
@@ -395,6 +395,12 @@ def test_images(grpc_stub, images):
     ((reference, credentials),) = images.pulled
     assert (reference, credentials.username, credentials.password) == ("app", "me", "secret")
     assert "secret" not in repr(credentials)
+    spec = v1.ImageSpec(image="app", runtime_handler="linux")
+    assert grpc_stub.PullImage(v1.PullImageRequest(image=spec)).image_ref == IMAGE_ID
+    spec.runtime_handler = "wine"
+    with pytest.raises(grpc.RpcError, match="'wine' is not configured; there is: linux") as refused:
+        grpc_stub.PullImage(v1.PullImageRequest(image=spec))
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     info = grpc_stub.ImageFsInfo(v1.ImageFsInfoRequest())
     assert info.image_filesystems[0].used_bytes.value == 1000
     assert info.container_filesystems
