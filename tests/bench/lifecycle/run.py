@@ -77,14 +77,19 @@ def compare(options: argparse.Namespace) -> int:
     return 0
 
 
-def start_endpoints(chosen: list[str], cleanup: contextlib.ExitStack) -> list[tuple[str, Path | None]]:
-    """Start the endpoints that are named, with a registry for them; return the addresses of all, and cri-jails's directory."""
+def start_endpoints(
+    chosen: list[str], cleanup: contextlib.ExitStack, storage: Path | None = None
+) -> list[tuple[str, Path | None]]:
+    """Start the endpoints that are named, with a registry for them; return the addresses of all, and cri-jails's directory.
+
+    The registry serves `storage`, by default critest's images.
+    """
     ours = [which for which in chosen if which in RUNTIMES]
     if not ours:
         return [(address, None) for address in chosen]
     packages.need(*packages.IMAGES, *packages.CRITEST, *(packages.CONTAINERD if "containerd" in ours else ()))
     crictl = critools.build("crictl") / "crictl"
-    storage = images.registry_storage()
+    storage = storage or images.registry_storage()
     isolation.isolate()
     base = Path(tempfile.mkdtemp(prefix="bench-"))
     cleanup.callback(shutil.rmtree, base)
