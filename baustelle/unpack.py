@@ -15,6 +15,7 @@ from baustelle.decompress import Source, plain_chunks
 from baustelle.errors import BoundExceededError, CorruptLayerError, UnpackError
 from baustelle.extract import Extractor, Whiteouts
 from baustelle.layertree import LayerTree
+from baustelle.starting import STARTER
 from baustelle.tarstream import TarStream
 
 __all__ = [
@@ -223,7 +224,8 @@ async def unpack_stream(
     pumped.add_done_callback(when_pumped)
     unpacked.add_done_callback(when_unpacked)
     # Not the loop's executor: a few stalled downloads would take all its threads.
-    threading.Thread(target=work, name="unpack", daemon=True).start()
+    thread = threading.Thread(target=work, name="unpack", daemon=True)
+    STARTER.start(thread, lambda error: loop.call_soon_threadsafe(unpacked.set_exception, error))
 
     cancelled: asyncio.CancelledError | None = None
     both: list[asyncio.Future[Any]] = [pumped, unpacked]
