@@ -10,7 +10,7 @@ import queue
 import threading
 from collections.abc import Callable
 
-_Wanted = tuple[threading.Thread, Callable[[BaseException], None]]
+_Wanted = tuple[threading.Thread, Callable[[BaseException], object]]
 
 
 class Starter:
@@ -20,7 +20,7 @@ class Starter:
         self._wanted: queue.SimpleQueue[_Wanted] = queue.SimpleQueue()
         self._runs = False
 
-    def start(self, thread: threading.Thread, failed: Callable[[BaseException], None]) -> None:
+    def start(self, thread: threading.Thread, failed: Callable[[BaseException], object]) -> None:
         """Have a thread started. To be called by one thread only: that of the event loop.
 
         If there can be no more of them, `failed` is called with the error, in whatever thread.
@@ -39,7 +39,7 @@ class Starter:
             _start(*self._wanted.get())
 
 
-def _start(thread: threading.Thread, failed: Callable[[BaseException], None]) -> None:
+def _start(thread: threading.Thread, failed: Callable[[BaseException], object]) -> None:
     try:
         thread.start()
     except Exception as error:  # noqa: BLE001 - whatever it is belongs to who waits for the thread

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from baustelle.starting import STARTER
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -71,16 +73,20 @@ def _begun(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> async
         with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
             loop.call_soon_threadsafe(settle, outcome)
 
-    _own(f"own {function.__name__}", work)
+    def failed(error: BaseException) -> None:
+        loop.call_soon_threadsafe(settle, _raising(done, error))
+
+    _own(f"own {function.__name__}", work, failed)
     return done
 
 
 class _Worker:
     """A thread that does one thing after the other, for one caller at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, failed: Callable[[BaseException], object]) -> None:
+        """`failed` is told if there can be no more threads: then what it is given to do is never done."""
         self._work: queue.SimpleQueue[tuple[str, Callable[[], None]] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name="own", daemon=True).start()
+        STARTER.start(threading.Thread(target=self._run, name="own", daemon=True), failed)
 
     def do(self, name: str, work: Callable[[], None]) -> None:
         """Begin some work, which raises nothing."""
@@ -103,12 +109,12 @@ _IDLE = 4
 _idle: list[_Worker] = []
 
 
-def _own(name: str, work: Callable[[], None]) -> None:
+def _own(name: str, work: Callable[[], None], failed: Callable[[BaseException], object]) -> None:
     """Have something done by a thread that nobody else waits for meanwhile."""
     try:
         worker = _idle.pop()
     except IndexError:
-        worker = _Worker()
+        worker = _Worker(failed)
     worker.do(name, work)
 
 

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from cri.threads import threaded
+from cri import threads
+from cri.threads import in_own_thread, threaded
 
 
 async def test_results_and_errors():
@@ -39,3 +40,19 @@ async def test_the_thread_has_ended_before_the_task():
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended.is_set()
+
+
+async def test_where_there_can_be_no_more_threads_the_call_fails(monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    assert await in_own_thread(int, "7") == 7  # there is a starter now
+    monkeypatch.setattr(threads, "_idle", [])
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        async with asyncio.timeout(10):
+            with pytest.raises(RuntimeError, match="can't start"):
+                await in_own_thread(int, "7")
+            with pytest.raises(RuntimeError, match="can't start"):
+                await threaded(lambda _: 7)
+    assert await threaded(lambda _: 7) == 7
