@@ -121,10 +121,13 @@ def _read(file: Path) -> bytes:
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return b"{}"
-    with os.fdopen(descriptor, "rb") as opened:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "is no regular file", str(file))
-        data = opened.read(_SIZE_LIMIT + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as opened:
+            data = opened.read(_SIZE_LIMIT + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > _SIZE_LIMIT:
         raise MalformedContentError(f"{file} has more than {_SIZE_LIMIT} bytes, which no such file has")
     return data if data.strip() else b"{}"
