@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import getpass
 import sys
+import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 from cri import registries
 from cri.commands.image.credentials import file_of
 from cri.commands.image.errors import CommandError
-from cri.commands.image.text import emit
+from cri.commands.image.text import complain, emit
 from cri.config import Config
 from registratur import Client, Credentials, HostsConfig, RegistryError
 from registratur.docker_config_file import log_in, log_out
@@ -25,7 +27,10 @@ def login(
 ) -> None:
     """Have a registry look at credentials, and write them down. Raises CommandError; no message has the password."""
     name, file = _name(registry), file_of(creds_file)
-    hosts, _ = registries.hosts(config)
+    # What the daemon keeps for itself is not asked for.
+    hosts, problems = registries.hosts(replace(config, image=replace(config.image, credentials_file=None)))
+    for problem in problems:
+        complain(f"a part of the configuration of registries cannot be used: {problem}")
     user = _user(user, is_asked=not password_stdin)
     password = _password(user, name, is_asked=not password_stdin)
     try:
@@ -75,9 +80,9 @@ def _user(given: str | None, *, is_asked: bool) -> str:
         sys.stderr.write("Username: ")
         sys.stderr.flush()
         user = sys.stdin.readline().rstrip("\n")
-    if not user or ":" in user or not user.isprintable():
+    if not user or ":" in user or _has_controls(user):
         raise CommandError(
-            f"{user!r} is no user name: it must have a character, and no colon, as HTTP has it (RFC 7617)"
+            f"{user!r} is no user name: it must have a character, and no colon or control character (RFC 7617)"
         )
     return user
 
@@ -95,11 +100,17 @@ def _password(user: str, name: str, *, is_asked: bool) -> str:
         raise CommandError(
             "there is no terminal to ask for the password at: give it on standard input, with --password-stdin"
         )
-    if not password or len(password) > _LONGEST or not password.isprintable():
+    if not password or len(password) > _LONGEST or _has_controls(password):
         raise CommandError(
-            f"the password is empty, longer than {_LONGEST} characters, or not of one line: it cannot be used"
+            f"the password is empty, longer than {_LONGEST} characters, or has control characters (more than one line?): "
+            "it cannot be used"
         )
     return password
+
+
+def _has_controls(text: str) -> bool:
+    """Whether there is what neither user nor password may have (RFC 7617, section 2)."""
+    return any(unicodedata.category(mark) == "Cc" for mark in text)
 
 
 def _unwritten(file: Path, error: OSError) -> CommandError:

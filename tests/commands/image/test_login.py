@@ -9,7 +9,6 @@ import os
 import pty
 import select
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -19,47 +18,16 @@ from pathlib import Path
 
 import pytest
 
-REGISTRY = shutil.which("docker-registry")
-HASHED = "$2b$04$45Hs62nYK7lHhS.dvwdpYOf5ytSStY3IfsWXbvGM4LYa7cT0Z4kXC"  # bcrypt of hunter2
+from tests.dockerregistry import needs_registry, serving
 
-needs_registry = pytest.mark.skipif(
-    REGISTRY is None, reason="needs docker-registry (Debian package of this name)"
-)
+SKOPEO = shutil.which("skopeo")
 
 
 @pytest.fixture(scope="module", params=["htpasswd", None])
 def registry(request, tmp_path_factory) -> Iterator[str]:
     """The address of a registry that knows `user`, or that lets anybody in."""
-    folder = tmp_path_factory.mktemp("registry")
-    (folder / "htpasswd").write_text(f"user:{HASHED}\n")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    config = {
-        "version": 0.1,
-        "log": {"level": "error"},
-        "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
-        "http": {"addr": address},
-    }
-    if request.param:
-        config["auth"] = {"htpasswd": {"realm": "x", "path": str(folder / "htpasswd")}}
-    (folder / "config.yml").write_text(json.dumps(config))  # JSON is YAML
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([REGISTRY, "serve", folder / "config.yml"], stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 15
-        while True:
-            try:
-                socket.create_connection(address.split(":")).close()
-            except OSError:
-                assert process.poll() is None, (folder / "log").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            else:
-                break
+    with serving(tmp_path_factory.mktemp("registry"), htpasswd=request.param is not None) as address:
         yield address
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 @pytest.fixture
@@ -100,6 +68,25 @@ async def test_what_the_registry_takes_is_written_down(registry, command, typed,
     ended = await command("logout", registry)
     assert (ended.status, ended.out) == (1, "")
     assert f"there are no credentials for {registry} in {file}: nobody is logged in there" in ended.err
+
+
+@needs_registry
+@pytest.mark.skipif(SKOPEO is None, reason="needs skopeo (Debian package of this name)")
+@pytest.mark.parametrize("registry", ["htpasswd"], indirect=True)
+async def test_others_read_what_is_written_and_the_other_way_round(registry, command, typed, file) -> None:
+    def skopeo(*arguments: object) -> str:
+        done = subprocess.run(
+            [SKOPEO, *arguments], capture_output=True, text=True, check=True, input="hunter2"
+        )
+        return done.stdout.strip()
+
+    typed(b"hunter2")
+    await command("login", registry, "-u", "user", "--password-stdin")
+    assert skopeo("login", "--get-login", "--authfile", file, registry) == "user"
+    skopeo("logout", "--authfile", file, registry)
+    assert (await command("logout", registry)).status == 1
+    skopeo("login", "--tls-verify=false", "--authfile", file, "-u", "user", "--password-stdin", registry)
+    assert (await command("logout", registry)).status == 0
 
 
 @needs_registry
@@ -180,9 +167,9 @@ def test_on_a_terminal_both_are_asked_for_and_the_password_is_not_shown(registry
         (["--password-stdin"], b"hunter2", "Give --username"),
         ([], b"", "Give --username"),
         (["-u", "", "--password-stdin"], b"hunter2", "'' is no user name"),
-        (["-u", "a:b", "--password-stdin"], b"hunter2", "no colon"),
+        (["-u", "a:b", "--password-stdin"], b"hunter2", "no colon or control"),
         (["-u", "user", "--password-stdin"], b"", "the password is empty"),
-        (["-u", "user", "--password-stdin"], b"hunter2\nhunter2", "not of one line"),
+        (["-u", "user", "--password-stdin"], b"hunter2\nhunter2", "more than one line?"),
         (["-u", "user", "--password-stdin"], b"hunter2" * 10_000, "longer than 65536"),
         (["-u", "user", "--password-stdin"], b"hunter2\xff", "is not UTF-8"),
     ],
@@ -207,6 +194,27 @@ async def test_what_cannot_be_used(command, typed, file, arguments, data, told) 
 async def test_what_is_no_registry(command, registry, told, action) -> None:
     ended = await command(action, registry)
     assert (ended.status, told in ended.err) == (1, True)
+
+
+@needs_registry
+@pytest.mark.parametrize("registry", ["htpasswd"], indirect=True)
+async def test_the_registry_is_reached_as_the_daemon_reaches_it(
+    registry, command, typed, file, directory
+) -> None:
+    config, hosts = directory / "config.toml", directory / "hosts" / registry / "hosts.toml"
+    hosts.parent.mkdir(parents=True)
+    config.write_text(f'[image]\nhosts_dir = "{directory}/hosts"\ncredentials_file = "{directory}/none"\n')
+    for text, status, told in (
+        ("server = [", 1, str(hosts)),
+        ('server = "http://127.0.0.1:1"', 1, "give them for 127.0.0.1:1"),
+        (f'server = "http://{registry}"', 0, ""),
+    ):
+        hosts.write_text(text)
+        typed(b"hunter2")
+        ended = await command("login", "--config", config, registry, "-u", "user", "--password-stdin")
+        assert (ended.status, file.exists()) == (status, not status)
+        assert told in ended.err
+    assert ended.err == ""
 
 
 async def test_nobody_there(command, typed, file) -> None:

@@ -84,6 +84,20 @@ async def test_credentials_of_helpers(image, remote, keys, directory, monkeypatc
     assert (asked.auth.identity_token, asked.auth.server_address) == ("hunter2", "r.example")
 
 
+async def test_a_helper_between_calls_makes_grpc_say_nothing(remote, keys, directory) -> None:
+    helper = directory / "docker-credential-test"
+    helper.write_text("#!/bin/sh\necho credentials not found in native keychain; exit 1\n")
+    helper.chmod(0o755)
+    keys({"credsStore": "test"})
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "cri", "image", "pull", "--address", str(remote.socket), "busybox", "a", "b", "c",
+        env=os.environ | {"DOCKER_CONFIG": str(directory / "docker"), "PATH": f"{directory}:{os.environ['PATH']}"},
+        stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await asyncio.wait_for(process.communicate(), 30)
+    assert (process.returncode, len(out.splitlines()), err) == (0, 4, b"")
+
+
 async def test_a_helper_that_is_missing_is_told_and_nothing_pulled(image, remote, keys) -> None:
     keys({"credHelpers": {"r.example": "missing"}})
     ended = await image("pull", "r.example/x")
