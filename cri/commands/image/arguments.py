@@ -35,7 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         more="The daemon pulls; it is given the credentials that Docker's config.json, or a credential helper "
         "which that names, has for the registry, and else takes its own.",
     )
-    _images(pull, "+")
+    pull.add_argument("images", nargs="+", metavar="IMAGE", help="name with tag or digest")
     pull.add_argument("-q", "--quiet", action="store_true", help="print ids only")
 
     ls = make(
@@ -66,7 +66,7 @@ def add(parser: argparse.ArgumentParser) -> None:
             daemon,
             more="What a container uses of an image stays until the container is gone.",
         ),
-        "+",
+        several=True,
     )
 
     prune = make(
@@ -121,12 +121,12 @@ def _credentials() -> argparse.ArgumentParser:
     return parent
 
 
-def _images(parser: argparse.ArgumentParser, number: str | None = None) -> None:
+def _images(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     text = "name with tag or digest, or id"
-    if number is None:
-        parser.add_argument("image", metavar="IMAGE", help=text)
+    if several:
+        parser.add_argument("images", nargs="+", metavar="IMAGE", help=text)
     else:
-        parser.add_argument("images", nargs=number, metavar="IMAGE", help=text)
+        parser.add_argument("image", metavar="IMAGE", help=text)
 
 
 def _registry(parser: argparse.ArgumentParser) -> None:
