@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cri import config as configuration
 from cri._version import __version__
+from cri.commands.image import arguments as image_arguments
 from cri.config import Config, ConfigError
 from cri.settings import REGISTRIES, SETTINGS
 
@@ -22,6 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "version":
         sys.stdout.write(f"cri-jails {__version__}\n")
         return 0
+    if options.command == "image":
+        from cri.commands.image.run import run  # noqa: PLC0415 - only needed here
+
+        return run(options)
     try:
         config = configuration.load(options.config, flags=_flags(options))
     except ConfigError as error:
@@ -107,6 +112,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--json", action="store_true", help="for programs instead of people")
     doctor.add_argument("--strict", action="store_true", help="let warnings count as failures")
+    image_arguments.add(
+        commands.add_parser(
+            "image",
+            help="pull, look at and remove images",
+            description="Pull, look at and remove images, by a running daemon.",
+            allow_abbrev=False,
+        )
+    )
     commands.add_parser("version", help="print the version")
     return parser
 

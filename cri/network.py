@@ -111,13 +111,13 @@ class CniNetwork:
         self._cni = CNI(self._ledger, binaries=[Path(one) for one in self._config.external_plugins])
 
     async def condition(self) -> Condition:
-        """Whether pods can have a network, and if not, why. That all is well is as of a second ago at most."""
-        if time.monotonic() < self._well_until:
-            return Condition(ok=True)
+        """Whether pods can have a network, and if not, why. What plugins say and the node has is as of a second ago at most."""
         try:
             network = await asyncio.to_thread(self._network)
         except NetworkError as error:
             return Condition(ok=False, reason="NetworkConfigInvalid", message=str(error))
+        if time.monotonic() < self._well_until:
+            return Condition(ok=True)
         began = time.monotonic()
         found = await self._ready(network)
         if found.ok:

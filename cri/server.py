@@ -16,7 +16,7 @@ import structlog
 
 from cni_plugins import NetworkError
 from cri import config as configuration
-from cri import tracing
+from cri import registries, tracing
 from cri.config import Config, StreamingConfig, TracingConfig
 from cri.errors import CRIError
 from cri.events import Events
@@ -48,16 +48,7 @@ from cri.statuses import Statuses
 from cri.streaming import StreamingRequests
 from cri.streaming.server import StreamingServer
 from cri.streaming.tls import CertificateError, CertificateFiles
-from registratur import (
-    Client,
-    ContentStore,
-    DockerConfig,
-    HostOptions,
-    HostsConfig,
-    Platform,
-    RegistryError,
-    read_hosts,
-)
+from registratur import Client, ContentStore, HostsConfig, Platform, RegistryError
 
 log = structlog.get_logger(__name__)
 
@@ -339,25 +330,7 @@ def platforms(host: Host) -> list[Platform]:
 
 def registry_hosts(config: Config) -> HostsConfig:
     """The operator's registries, in the words of the client; what is wrong with files about them is logged. Blocks."""
-    hosts = HostsConfig(
-        mirrors={name: registry.mirrors for name, registry in config.registries.items()},
-        options={
-            name: HostOptions(registry.ca_file, registry.skip_verify, proxy=registry.proxy)
-            for name, registry in config.registries.items()
-            if registry.ca_file is not None or registry.skip_verify or registry.proxy is not None
-        },
-    )
-    problems: list[str] = []
-    if config.image.hosts_dir is not None:
-        hosts, problems = read_hosts(config.image.hosts_dir, hosts)
-    if (file := config.image.credentials_file) is not None:
-        try:
-            keychain = DockerConfig.read(file)
-        except (OSError, RegistryError) as error:
-            problems.append(str(error))
-        else:
-            hosts = replace(hosts, keychain=keychain)
-            problems += keychain.remarks()
+    hosts, problems = registries.hosts(config)
     for problem in problems:
         log.warning(
             "a part of the configuration of registries cannot be used",

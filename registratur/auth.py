@@ -27,7 +27,7 @@ _KNOWN_LIMIT = 512  # tokens kept
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What is to be opened: a repository at an endpoint, with these credentials.
+    """What is to be opened: a repository at an endpoint, with these credentials; without one (""), the endpoint itself.
 
     `actions` is ``pull`` or ``pull,push``; `beside` is another repository that is only read, or "".
     """
@@ -41,6 +41,8 @@ class Access:
     @property
     def scopes(self) -> tuple[str, ...]:
         """What is asked for, whatever the challenge names."""
+        if not self.repository:
+            return ()
         own = f"repository:{self.repository}:{self.actions}"
         return (own, f"repository:{self.beside}:pull") if self.beside else (own,)
 
@@ -92,8 +94,7 @@ class Authorizer:
         else:
             offered = ", ".join(sorted(by_scheme)) or "no scheme at all"
             raise UnauthorizedError(
-                f"{shown(access.endpoint)}: {access.repository} needs authentication by {offered}; "
-                "only Bearer and Basic are known"
+                f"{_what(access)} needs authentication by {offered}; only Bearer and Basic are known"
             )
         if len(self._known) >= _KNOWN_LIMIT:
             self._known.clear()
@@ -187,10 +188,12 @@ def _fits_header(token: str) -> bool:
     return token.isascii() and token.isprintable() and " " not in token
 
 
+def _what(access: Access) -> str:
+    return ": ".join(filter(None, (shown(access.endpoint), access.repository)))
+
+
 def _basic(access: Access) -> str:
     header = None if access.credentials is None else access.credentials.basic_header()
     if header is None:
-        raise UnauthorizedError(
-            f"{shown(access.endpoint)}: {access.repository} needs a user name and a password"
-        )
+        raise UnauthorizedError(f"{_what(access)} needs a user name and a password")
     return header

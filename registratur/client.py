@@ -18,6 +18,7 @@ from registratur.download import download
 from registratur.errors import (
     DigestMismatchError,
     InvalidDigestError,
+    InvalidEndpointError,
     MalformedContentError,
     NotFoundError,
     RegistryError,
@@ -87,6 +88,20 @@ class Client:
 
     async def __aexit__(self, *details: object) -> None:
         await self._transport.__aexit__(*details)
+
+    async def check(self, registry: str, credentials: Credentials) -> bool:
+        """Say whether a registry, and no mirror of it, has looked at credentials and taken them; False if it asks nobody.
+
+        Raises UnauthorizedError where they are refused, InvalidEndpointError where the configuration puts another host in the
+        registry's place, and other RegistryErrors.
+        """
+        endpoint = self._hosts.endpoints(registry)[-1]
+        if endpoint.is_mirror:
+            raise InvalidEndpointError(
+                f"{registry}: the configuration has {endpoint.url.authority} in its place; credentials are for the host itself: "
+                f"give them for {endpoint.url.authority}"
+            )
+        return await self._exchange.check(endpoint, credentials)
 
     async def resolve(self, ref: Reference, credentials: Credentials | None = None) -> Descriptor:
         """Return what `ref` points to now, by HEAD, or by GET where HEAD does not tell.

@@ -7,6 +7,7 @@ Source: https://github.com/docker/docker-credential-helpers, README, section Dev
 """
 
 import asyncio
+import json
 import re
 import shutil
 
@@ -28,6 +29,31 @@ async def ask(name: str, server: str, timeout: float = TIMEOUT) -> Credentials |
 
     Raises UnauthorizedError, which never shows what was answered in place of an error.
     """
+    found = await _run(name, "get", server, server.encode(), timeout)
+    return None if found is None else _read(*found, server)
+
+
+async def store(name: str, server: str, user: str, secret: str, timeout: float = TIMEOUT) -> None:  # noqa: ASYNC109
+    """Have the helper keep a password for `server`, in place of what it had. Raises UnauthorizedError, without the password."""
+    entry = json.dumps({"ServerURL": server, "Username": user, "Secret": secret})
+    if await _run(name, "store", server, entry.encode(), timeout, secret) is None:
+        raise UnauthorizedError(f"{server}: docker-credential-{name} has not kept the credentials")
+
+
+async def erase(name: str, server: str, timeout: float = TIMEOUT) -> None:  # noqa: ASYNC109
+    """Have the helper forget `server`; succeeds if it knows nothing of it. Raises UnauthorizedError."""
+    await _run(name, "erase", server, server.encode(), timeout)
+
+
+async def _run(
+    name: str,
+    verb: str,
+    server: str,
+    data: bytes,
+    seconds: float,
+    secret: str = "",
+) -> tuple[bytes, str] | None:
+    """Run a helper and return what it says, and its path; None where it knows no such server. Raises UnauthorizedError."""
     program = f"docker-credential-{name}"
     path = shutil.which(program) if _NAME.fullmatch(name) else None
     if path is None:
@@ -37,7 +63,7 @@ async def ask(name: str, server: str, timeout: float = TIMEOUT) -> Credentials |
     try:
         process = await asyncio.create_subprocess_exec(
             path,
-            "get",
+            verb,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -45,10 +71,10 @@ async def ask(name: str, server: str, timeout: float = TIMEOUT) -> Credentials |
     except OSError as error:
         raise UnauthorizedError(f"{server}: {path} cannot be started: {error.strerror}") from error
     try:
-        async with asyncio.timeout(timeout):
-            said, complaint = await process.communicate(server.encode())
+        async with asyncio.timeout(seconds):
+            said, complaint = await process.communicate(data)
     except TimeoutError:
-        raise UnauthorizedError(f"{server}: {path} has not answered within {timeout:g} s") from None
+        raise UnauthorizedError(f"{server}: {path} has not answered within {seconds:g} s") from None
     finally:
         if process.returncode is None:
             process.kill()
@@ -57,8 +83,9 @@ async def ask(name: str, server: str, timeout: float = TIMEOUT) -> Credentials |
         text = " ".join((said + b" " + complaint).decode(errors="replace").split())
         if _NOT_FOUND in text:
             return None
+        text = text.replace(secret, "<secret>") if secret else text
         raise UnauthorizedError(f"{server}: {path} failed with {process.returncode}: {text[:_SHOWN]}")
-    return _read(said, path, server)
+    return said, path
 
 
 def _read(said: bytes, path: str, server: str) -> Credentials | None:

@@ -90,7 +90,7 @@ class DockerConfig:
         """Return the credentials for a repository, also from helpers. Raises UnauthorizedError where a helper fails."""
         helper = self.helper(registry)
         if helper is not None:
-            found = await ask(helper, HUB_ADDRESS if _normal(registry) == DEFAULT_REGISTRY else registry)
+            found = await ask(helper, server_name(registry))
             if found is not None:
                 return found
         return self._written(registry, repository)
@@ -108,6 +108,16 @@ class DockerConfig:
                 if key in self.auths:
                     return self.auths[key]
         return None
+
+
+def server_name(registry: str) -> str:
+    """Return what Docker's tools call a registry in such files, and before helpers."""
+    return HUB_ADDRESS if _normal(registry) == DEFAULT_REGISTRY else registry
+
+
+def is_for(key: str, registry: str) -> bool:
+    """Tell whether a key of such a file names a registry, all of it, in whatever spelling."""
+    return _normal(key) in _names(registry)
 
 
 def _names(registry: str) -> list[str]:

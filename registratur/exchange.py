@@ -21,6 +21,7 @@ from registratur.errors import (
     UnavailableError,
 )
 from registratur.hosts import Endpoint, origin
+from registratur.login import check
 from registratur.reference import Reference
 from registratur.retry import RetryPolicy
 from registratur.transport import Answer, Transport
@@ -68,6 +69,10 @@ class Exchange:
     def idle_timeout(self) -> float:
         """The seconds without a byte after which reading fails."""
         return self._transport.idle_timeout
+
+    async def check(self, endpoint: Endpoint, credentials: Credentials) -> bool:
+        """Say whether an endpoint has looked at credentials, and taken them; see `registratur.login`. Raises RegistryError."""
+        return await check(self._transport, self._authorizer, endpoint, credentials)
 
     @asynccontextmanager
     async def open(

@@ -93,9 +93,14 @@ class Endpoint:
 
         A mirror keeps the repository's path and learns from ``ns`` whose it is, as with containerd.
         """
-        version = "" if self.override_path else "/v2"
-        url = self.url.with_path(f"{self.url.path.rstrip('/')}{version}/{repository}/{kind}/{target}")
+        url = self.base.with_path(f"{self.base.path}{repository}/{kind}/{target}")
         return url.with_query(ns=self.registry) if self.is_mirror else url
+
+    @property
+    def base(self) -> URL:
+        """The URL that everything of the API is below, with a slash at its end."""
+        version = "" if self.override_path else "/v2"
+        return self.url.with_path(f"{self.url.path.rstrip('/')}{version}/")
 
     def __str__(self) -> str:
         return str(self.url)

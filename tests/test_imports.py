@@ -88,3 +88,11 @@ def test_what_only_a_pull_needs_is_not_imported_before() -> None:
     )
     assert "sqlmodel" in loaded  # else this says nothing
     assert "aiohttp" not in loaded
+
+
+def test_who_lists_images_needs_no_registry_s_client_and_nothing_of_the_daemon() -> None:
+    loaded = loaded_by(
+        "cri.commands.image.daemon", "cri.commands.image.listing", "cri.commands.image.removal"
+    )
+    assert "grpc" in loaded  # else this says nothing
+    assert not loaded & {"registratur", "aiohttp", "sqlmodel", "structlog", "websockets"}

@@ -52,14 +52,17 @@ def test_help_names_every_setting(capsys) -> None:
     assert all(setting.flag in shown for setting in SETTINGS)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["version"], ["config", "dump"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["version"], ["config", "dump"], ["image", "--help"], ["image", "pull", "--help"]],
+)
 def test_the_fast_path_imports_nothing_heavy(arguments) -> None:
     program = (
         "import sys; sys.argv = ['cri-jails', *sys.argv[1:]]\n"
         "from cri.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'grpc', 'sqlmodel', 'sqlalchemy', 'pydantic', 'aiohttp', 'structlog', 'betterproto2', 'asyncio'}\n"
+        "heavy = {'grpc', 'sqlmodel', 'sqlalchemy', 'pydantic', 'aiohttp', 'structlog', 'betterproto2', 'asyncio', 'registratur'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
     )
     done = subprocess.run(

@@ -19,10 +19,10 @@ from baustelle.errors import BaustelleError
 from cri.errors import CRIError
 from cri.images import ImageStore
 from cri.log import configure
-from cri.sandbox.linux.snapshots import make_snapshotter
 from cri.sandbox.snapshots import DirectorySnapshotter
 from cri.state import Store
 from registratur import Client, ContentStore, Platform, RegistryError
+from tests.images import snapshotters
 
 
 def kib(key: str) -> int:
@@ -58,7 +58,7 @@ async def one(images: ImageStore, name: str) -> dict[str, object]:
 async def main(directory: Path, kind: str, address: str, bounds: Bounds, names: list[str]) -> None:
     """Pull one after the other."""
     store = await Store.open(directory / "state.db")
-    snapshots = make_snapshotter(directory, kind)
+    snapshots = snapshotters.make(directory, kind)
     async with Client() as client:
         images = ImageStore(
             store,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,12 +12,10 @@ import pytest
 from baustelle.bounds import Bounds
 from cri.errors import UnavailableError
 from cri.images import ImageStore
-from cri.sandbox.linux.snapshots import make_snapshotter
 from cri.state import Store
 from registratur import Client, ContentStore, Platform
+from tests.images import snapshotters
 from tests.images.hostile import MIB, Hostile, diff_id, gzipped, member, repeated, served
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="snapshotters of Linux")
 
 MOST = 1.0
 """Seconds, of the many that each of these takes."""
@@ -49,11 +46,11 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["copy", pytest.param("overlay", marks=pytest.mark.node)])
+@pytest.mark.parametrize("kind", snapshotters.KINDS)
 @pytest.mark.parametrize("name", LAYERS)
 async def test_it_ends_at_once(tmp_path: Path, kind: str, name: str) -> None:
     store = await Store.open(tmp_path / "state.db")
-    snapshots = make_snapshotter(tmp_path, kind)
+    snapshots = snapshotters.make(tmp_path, kind)
     with served(Hostile(tmp_path)) as registry:
         registry.image("slow", (LAYERS[name](), diff_id([b"none"])))
         async with Client() as client:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import struct
 import tarfile
 from collections.abc import Iterator
@@ -15,9 +14,9 @@ import zstandard
 from baustelle.bounds import Bounds
 from baustelle.errors import UnpackError
 from cri.images import ImageStore
-from cri.sandbox.linux.snapshots import make_snapshotter
 from cri.state import Store
 from registratur import Client, ContentStore, DigestMismatchError, Platform
+from tests.images import snapshotters
 from tests.images.hostile import Hostile, diff_id, member, repeated, served
 
 LINK, SYMLINK, DIRECTORY = tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE
@@ -183,16 +182,12 @@ def outside(tmp_path: Path) -> Iterator[Path]:
         )
 
 
-def kinds() -> list[object]:
-    return ["copy", pytest.param("overlay", marks=pytest.mark.node)]
-
-
 async def pull(base: Path, kind: str, layer: bytes) -> str:
     """What a pull says of an image with a good layer, this one, and another good one; nothing of it is left."""
     state = base / "state"
     state.mkdir()
     store = await Store.open(state / "state.db")
-    snapshots = make_snapshotter(state, kind)
+    snapshots = snapshotters.make(state, kind)
     with served(Hostile(base)) as registry:
         good = member("below/f", b"x") + END
         registry.image(
@@ -223,8 +218,7 @@ async def pull(base: Path, kind: str, layer: bytes) -> str:
     return str(caught.value)
 
 
-@pytest.mark.skipif(os.name != "posix" or not Path("/proc/self/fd").exists(), reason="snapshotters of Linux")
-@pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize("kind", snapshotters.KINDS)
 @pytest.mark.parametrize("name", REFUSED)
 async def test_it_is_refused(tmp_path: Path, outside: Path, kind: str, name: str) -> None:
     layer, reason = REFUSED[name]

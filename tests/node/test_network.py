@@ -21,7 +21,7 @@ from tests.node.conftest import free_subnets
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(120)]
 
-KILLS = 20
+KILLS = 12
 
 SERVE = ("sh", "-c", "mkdir -p /www; echo hello >/www/index.html; exec httpd -f -p 8080 -h /www")
 

@@ -591,6 +591,9 @@ class Cache:
             self.pods[pod.id] = event.created_at, states(event)
 
 
+NUMBERS = st.integers(0, 999)
+
+
 class Life(RuleBasedStateMachine):
     """Calls and mishaps in any order, some of them at the same time."""
 
@@ -623,22 +626,28 @@ class Life(RuleBasedStateMachine):
 
         self.run(start())
 
-    def any_of(self, data, things):
-        return data.draw(st.sampled_from(sorted(things))) if things else None
+    def any_of(self, number, things):
+        """One of them; what there is depends on threads, so what is drawn must not."""
+        return sorted(things)[number % len(things)] if things else None
 
-    @rule(run=st.booleans(), program=st.sampled_from(["sleep", "true", "exit 4", "nothere"]), data=st.data())
-    def make(self, run, program, data) -> None:
+    @rule(
+        run=st.booleans(),
+        program=st.sampled_from(["sleep", "true", "exit 4", "nothere"]),
+        new=st.booleans(),
+        number=NUMBERS,
+    )
+    def make(self, run, program, new, number) -> None:
         self.names += 1
         name = f"n{self.names}"
-        pod = self.any_of(data, self.machine.pods.sandboxes)
-        if pod is None or data.draw(st.booleans()):
+        pod = self.any_of(number, self.machine.pods.sandboxes)
+        if pod is None or new:
             self.begun(self.machine.pod(name))
         else:
             self.begun(self.machine.container(pod, *program.split(), name=name, start=run))
 
-    @rule(call=st.sampled_from(["start", "stop", "remove"]), data=st.data())
-    def container(self, call, data) -> None:
-        pods, of = self.machine.pods, self.any_of(data, self.machine.pods.containers)
+    @rule(call=st.sampled_from(["start", "stop", "remove"]), number=NUMBERS)
+    def container(self, call, number) -> None:
+        pods, of = self.machine.pods, self.any_of(number, self.machine.pods.containers)
         if of is not None:
             calls = {
                 "start": pods.start_container,
@@ -647,22 +656,22 @@ class Life(RuleBasedStateMachine):
             }
             self.begun(calls[call](of))
 
-    @rule(remove=st.booleans(), data=st.data())
-    def sandbox(self, remove, data) -> None:
-        if (of := self.any_of(data, self.machine.pods.sandboxes)) is not None:
+    @rule(remove=st.booleans(), number=NUMBERS)
+    def sandbox(self, remove, number) -> None:
+        if (of := self.any_of(number, self.machine.pods.sandboxes)) is not None:
             self.begun((self.machine.pods.remove_sandbox if remove else self.machine.pods.stop_sandbox)(of))
 
-    @rule(data=st.data())
-    def ends(self, data) -> None:
-        if (pid := self.any_of(data, self.machine.kernel.processes)) is not None:
+    @rule(number=NUMBERS)
+    def ends(self, number) -> None:
+        if (pid := self.any_of(number, self.machine.kernel.processes)) is not None:
             self.machine.kernel.exit(pid, 1)
 
-    @rule(data=st.data())
-    def warden_dies(self, data) -> None:
+    @rule(number=NUMBERS)
+    def warden_dies(self, number) -> None:
         async def kill() -> None:
             self.machine.host.kill_warden(of)
 
-        if (of := self.any_of(data, self.machine.host.wardens)) is not None:
+        if (of := self.any_of(number, self.machine.host.wardens)) is not None:
             self.run(kill())
 
     @rule(at=st.integers(0, 5))

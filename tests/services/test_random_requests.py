@@ -193,7 +193,7 @@ def no_trace(client: Client, node) -> None:
         time.sleep(0.01)
 
 
-SETTINGS = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @SETTINGS

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import socket
 import statistics
 import struct
@@ -33,8 +34,9 @@ AIMS: dict[str, tuple[str, float]] = {
     "ListPodSandbox": ("ListPodSandbox", 1.0),
     "Status": ("Status", 3.0),
     "ContainerStatus": ("ContainerStatus", 1.5),
+    "Version": ("Version", math.inf),
 }
-"""What is read of ours, the call of the peer's that it is compared with, and what p50 may be at most as a part of that."""
+"""What is read of ours, the call of the peer's that it is compared with, and what p50 may be at most as a part of that. Version is there for what the libraries take."""
 PEERS = tuple(dict.fromkeys(peer for peer, _ in AIMS.values()))
 PER_POD = 4
 
@@ -170,9 +172,9 @@ def report(ours: Durations, peer: Durations) -> None:
             for at in (4, 8)
         )
         ratio = p50[0] / p50[1]
+        verdict = "" if aim == math.inf else f"  aim {aim:g} {'met' if ratio <= aim else 'MISSED'}"
         print(
-            f"{name:<22}{p50[0] * 1e3:>9.2f} ms{p50[1] * 1e3:>9.2f} ms  ratio {ratio:>6.3f}  p90 {p90[0] / p90[1]:>6.3f}"
-            f"  aim {aim:g} {'met' if ratio <= aim else 'MISSED'}",
+            f"{name:<22}{p50[0] * 1e3:>9.2f} ms{p50[1] * 1e3:>9.2f} ms  ratio {ratio:>6.3f}  p90 {p90[0] / p90[1]:>6.3f}{verdict}",
             flush=True,
         )
 

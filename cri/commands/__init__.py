@@ -1,0 +1,1 @@
+"""Commands of `cri-jails` that speak with a running daemon."""
