@@ -226,7 +226,7 @@ def test_a_static_server_is_a_registry(made, layout, tmp_path):
     image = made("FROM scratch\nCOPY tool /")
     export_registry_tree(layout, image, "library/demo", "1.0", tmp_path / "tree")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "tree"))
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:
         url = f"http://127.0.0.1:{server.server_port}/v2/library/demo"

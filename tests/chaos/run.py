@@ -100,7 +100,7 @@ def registry(base: Path) -> Iterator[str]:
     )
     handler = functools.partial(Quiet, directory=base / "tree")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"localhost:{server.server_port}/chaos:latest"
         server.shutdown()
 

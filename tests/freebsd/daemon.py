@@ -49,7 +49,7 @@ def registry(directory: Path, fill_image: Callable[[Path], None]) -> Iterator[st
     build(directory, "rescue", 'FROM scratch\nCOPY root/ /\nENV PATH=/bin\nCMD ["sleep", "3600"]\n')
     handler = functools.partial(Quiet, directory=directory / "tree")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield f"localhost:{server.server_port}"
         server.shutdown()

@@ -59,7 +59,7 @@ def registry(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[FileReg
 
     handler = functools.partial(Handler, directory=files.tree)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         files.address = f"localhost:{server.server_port}"
         yield files

@@ -113,7 +113,7 @@ def served(files: Hostile) -> Iterator[Hostile]:
     """Serve the files on a port of their own."""
     handler = functools.partial(_Quiet, directory=files.tree)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         files.address = f"localhost:{server.server_port}"
         try:

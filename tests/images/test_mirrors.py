@@ -24,7 +24,7 @@ def mirror(registry, tmp_path):
     tree.mkdir()
     handler = functools.partial(_Quiet, directory=tree)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}", tree
         server.shutdown()

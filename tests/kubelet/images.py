@@ -56,7 +56,7 @@ def serve(base: Path, fill: Callable[[Path], None]) -> Iterator[Images]:
         )
     handler = functools.partial(_Quiet, directory=base / "tree")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         host = f"localhost:{server.server_port}"
         try:

@@ -82,7 +82,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     handler = functools.partial(_Quiet, directory=base / "tree")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield f"localhost:{server.server_port}"
         server.shutdown()
@@ -99,6 +99,10 @@ class Client:
                 ("grpc.max_receive_message_length", 16 * 1024 * 1024),  # as the kubelet
                 # Or the client of a new daemon may be given the connection to one that was killed.
                 ("grpc.use_local_subchannel_pool", 1),
+                # A daemon takes a moment to start; gRPC would look again after a second, and then after 1.6 more.
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.min_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 200),
             ],
         )
 

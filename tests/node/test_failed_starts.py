@@ -87,7 +87,7 @@ def hostile_registry(registry, tmp_path_factory):
         addresses[name] = f"hostile{number}:latest"
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=base / "tree")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield {name: f"localhost:{server.server_port}/{image}" for name, image in addresses.items()}
         server.shutdown()
 

@@ -49,7 +49,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     files = Shop(tmp_path_factory.mktemp("shop"))
     handler = functools.partial(Counting, directory=files.tree)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         files.address = f"localhost:{server.server_port}"
         yield files
