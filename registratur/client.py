@@ -51,11 +51,11 @@ _T = TypeVar("_T")
 class Client:
     """Asks registries for manifests and blobs, and brings them there; open it with ``async with``.
 
-    When asking, endpoints (mirrors, then the registry) are tried in order; what is brought goes to one. Nothing has a total time limit: a download
-    may take hours, but after `idle_timeout` seconds without one byte it fails. `connect_timeout`
-    (seconds) bounds name resolution, connect and TLS handshake together. With one host there are `per_host` transfers
-    of blobs at a time, with all of them `in_all`; one that has waited for `idle_timeout` begins all the same. Proxies are those of `hosts`, and else of
-    `environment` (HTTPS_PROXY, NO_PROXY and so on), by default this process's.
+    When asking, endpoints (mirrors, then the registry) are tried in order; what is brought goes to one. Nothing has a total
+    time limit: a download may take hours, but after `idle_timeout` seconds without one byte it fails. `connect_timeout`
+    (seconds) bounds name resolution, connect and TLS handshake together. With one host there are `per_host` transfers of
+    blobs at a time, with all of them `in_all`; one that has waited for `idle_timeout` begins all the same. Proxies are those
+    of `hosts`, and else of `environment` (HTTPS_PROXY, NO_PROXY and so on), by default this process's.
     """
 
     def __init__(

@@ -97,9 +97,10 @@ async def pull(
 ) -> PulledImage:
     """Bring `ref` for the first of `platforms` it offers: metadata to `store`, layers to `layers`.
 
-    At most `max_parallel` layers are under way at once; the first failure, of a layer or its sink,
-    cancels the others and is raised; but after wrong bytes of one endpoint the next one is tried. What `store` has already is not fetched again, but a tag is always
-    resolved anew, and each pull asks the registry with its own `credentials`, whatever is here. `progress` is told of each layer.
+    At most `max_parallel` layers are under way at once; the first failure, of a layer or its sink, cancels the others and
+    is raised; but after wrong bytes of one endpoint the next one is tried. What `store` has already is not fetched again,
+    but a tag is always resolved anew, and each pull asks the registry with its own `credentials`, whatever is here.
+    `progress` is told of each layer.
     Raises RegistryError and what the sink raises.
     """
     source = _Source(client, ref, store, credentials)

@@ -143,7 +143,8 @@ class ImageStore:
         The registry is asked with these credentials also for what is here, so nobody is given what he may not pull: the
         kubelet pulls again whenever a pod brings others (KubeletEnsureSecretPulledImages).
 
-        Raises RegistryError, UnpackError (BoundExceededError for too large an image), InvalidArgumentError; UnavailableError when the daemon ends.
+        Raises RegistryError, UnpackError (BoundExceededError for too large an image), InvalidArgumentError; UnavailableError
+        when the daemon ends.
         """
         try:
             parsed = Reference.parse(reference)
