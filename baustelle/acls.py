@@ -19,9 +19,8 @@ if sys.platform.startswith("freebsd"):
         """Give an open file the list of a pax record. Raises OSError, CorruptLayerError, NamesOnlyError."""
         ffi, libc = library()
         nfs4 = record == acltext.NFS4
-        numeric = acltext.numeric(
-            text, nfs4=nfs4
-        )  # first: what is no list is refused whatever the file system keeps
+        # First, as what is no list is refused whatever the file system keeps.
+        numeric = acltext.numeric(text, nfs4=nfs4)
         if not _keeps(fd, _PC_ACL_NFS4 if nfs4 else _PC_ACL_EXTENDED):
             raise _not_kept(record)
         acl = libc.acl_from_text(numeric)

@@ -82,8 +82,8 @@ def select(root: Descriptor, platforms: Sequence[Platform], name: str) -> Genera
 def choose(entries: Sequence[Descriptor], platforms: Sequence[Platform]) -> list[Descriptor]:
     """Return the entries to open, in order: the best match alone, else all without a platform.
 
-    Of several releases of a system the latest that is no newer than the platform's own is best, or else the oldest; one that
-    says none is for all of them.
+    Of several releases of a system the latest that is no newer than the platform's own is best, then one that says
+    none, which is for all of them, or else the oldest.
     """
     for platform in platforms:
         ranked = [
@@ -97,12 +97,13 @@ def choose(entries: Sequence[Descriptor], platforms: Sequence[Platform]) -> list
     return [entry for entry in entries if entry.platform is None and entry.media_type in readable]
 
 
-def _by_release(offer: Platform, own: Platform) -> tuple[bool, tuple[int, ...]]:
+def _by_release(offer: Platform, own: Platform) -> tuple[bool, bool, tuple[int, ...]]:
     """For sorting, the best first."""
     if not own.release:
-        return False, ()
+        return False, False, ()
     is_newer = offer.is_newer_than(own)
-    return is_newer, offer.release if is_newer else tuple(-number for number in offer.release)
+    release = offer.release if is_newer else tuple(-number for number in offer.release)
+    return is_newer, not release, release
 
 
 def _check_layers(manifest: Manifest, name: str) -> None:

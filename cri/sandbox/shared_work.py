@@ -87,7 +87,8 @@ class SharedWork(Generic[T]):
         if task.cancelled():
             return
         if (error := task.exception()) is not None:
-            log.warning("work failed with nobody waiting", work=self._name, key=key, error=str(error))
+            # As text, whoever writes the log: credentials in a key show nothing of themselves.
+            log.warning("work failed with nobody waiting", work=self._name, key=str(key), error=str(error))
         elif self._keep_unheard:
             self._unclaimed[key] = (running.fingerprint, task.result())
 

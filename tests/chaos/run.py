@@ -186,6 +186,7 @@ def differences(load: Load, client: Client) -> list[str]:
     same("interfaces on the bridge", there.interfaces, len(ready))
     # A creation that was cut off between its record and its directory, and could not be undone, is listed and has none.
     bare = set(sandboxes) - ready - there.sandbox_directories
+    bare -= {one.pod_sandbox_id for one in containers.values()}
     same("sandboxes' directories", there.sandbox_directories | bare, set(sandboxes))
     same("containers' directories", there.container_directories, set(containers))
     same("sandboxes' records", there.sandbox_records, set(sandboxes))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from cri.sandbox.shared_work import SharedWork
 from cri.sandbox.undo import UndoStack
+from registratur import Credentials
 
 
 async def give_up(task: asyncio.Task) -> None:
@@ -131,3 +133,23 @@ async def test_undo_survives_cancellation():
     await asyncio.wait([task])
     await asyncio.sleep(0.1)
     assert done == ["undone"]
+
+
+async def test_what_fails_unheard_is_told_without_the_secrets_of_its_key():
+    shared, go_on = SharedWork("test"), asyncio.Event()
+
+    async def fail() -> None:
+        await go_on.wait()
+        raise ValueError("no more")
+
+    key = ("image", Credentials("robot", "Eiszapfen"))
+    with capture_logs() as told:
+        caller = asyncio.create_task(shared.run(key, fail))
+        await asyncio.sleep(0)
+        await give_up(caller)
+        go_on.set()
+        await shared.settle()
+    (line,) = told
+    # No object: a writer of JSON may know how to take one apart.
+    assert line["key"] == str(key)
+    assert "Eiszapfen" not in str(line)
